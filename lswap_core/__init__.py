@@ -1,0 +1,64 @@
+"""Take safetensors checkpoints apart and put them together: layer swapping and tensor surgery, streamed to disk.
+
+    from lswap_core import LayerSwap, execute, lay_out, open_checkpoint
+
+    math = open_checkpoint("models/qwen-math", role="math")
+    lang = open_checkpoint("models/qwen-swahili", role="lang")
+    plan = lay_out(LayerSwap(bottom=4, top=2, transition=2).draft(math=math, lang=lang))
+    print(plan.summary())
+    manifest = execute(plan, into="models/qwen-math-sw")
+
+Names load on first use, so that importing the package costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lswap_core.api import diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
+    from lswap_core.checkpoint import Checkpoint, TensorRef
+    from lswap_core.draft import Blend, Copy, Draft
+    from lswap_core.errors import (
+        FormatError,
+        LswapError,
+        MismatchError,
+        RecipeError,
+        SelectionError,
+        SourceError,
+        StalePlanError,
+        VerificationError,
+    )
+    from lswap_core.layout import lay_out
+    from lswap_core.manifest import Manifest
+    from lswap_core.names import layers, named
+    from lswap_core.plan import Plan
+    from lswap_core.recipe import LayerSwap
+
+_HOME = {
+    **dict.fromkeys(("diff", "execute", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify"), "api"),
+    **dict.fromkeys(("Checkpoint", "TensorRef"), "checkpoint"),
+    **dict.fromkeys(("Blend", "Copy", "Draft"), "draft"),
+    **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
+    **dict.fromkeys(("SelectionError", "SourceError", "StalePlanError", "VerificationError"), "errors"),
+    **dict.fromkeys(("layers", "named"), "names"),
+    "LayerSwap": "recipe",
+    "Manifest": "manifest",
+    "Plan": "plan",
+    "lay_out": "layout",
+}
+
+__all__ = [
+    "Blend", "Checkpoint", "Copy", "Draft", "FormatError", "LayerSwap", "LswapError", "Manifest", "MismatchError", "Plan",
+    "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TensorRef", "VerificationError", "diff", "execute",
+    "lay_out", "layers", "merge", "named", "open_checkpoint", "read_manifest", "read_plan", "verify",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,223 @@
+"""The library's verbs, put together: open checkpoints, lay out, execute, verify, merge, compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+
+from lswap_core import executor, kernels, report
+from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
+from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
+from lswap_core.layout import lay_out
+from lswap_core.manifest import MANIFEST_FILE, FileRecord, Manifest, compile_manifest
+from lswap_core.plan import INDEX_FILE, Plan, PlanSource
+from lswap_core.ports import Progress
+from lswap_core.recipe import LayerSwap
+from lswap_core.sinks.local import LocalSink
+from lswap_core.sources.local import LocalSource, open_local, read_shard
+from lswap_core.verifier import Diff, differing_tensors, tensor_diff
+
+__all__ = ["diff", "execute", "lay_out", "merge", "open_checkpoint", "read_plan", "verify"]
+
+CARD_FILE = "README.md"
+StrPath = str | os.PathLike[str]
+
+
+class Silence:
+    """Progress that nobody watches."""
+
+    def begin(self, total_bytes: int) -> None:
+        """See `lswap_core.ports.Progress`."""
+
+    def advance(self, done_bytes: int) -> None:
+        """See `lswap_core.ports.Progress`."""
+
+    def end(self) -> None:
+        """See `lswap_core.ports.Progress`."""
+
+
+def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
+    """The catalogue of the checkpoint at `path`, a directory or one safetensors file; headers only, no data.
+
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
+    a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
+    """
+    return open_local(os.fspath(path), parse_role(role), name)
+
+
+def default_workers() -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)))
+
+
+def read_plan(path: StrPath) -> Plan:
+    """The plan in a JSON file, as `Plan.to_json` wrote it."""
+    return Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
+
+
+def execute(
+    plan: Plan,
+    *,
+    into: StrPath,
+    locations: Mapping[str, StrPath] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Manifest:
+    """Make the output at `into`, which must not exist; it appears there whole or not at all.
+
+    locations: where a source lies now, by role, if not where it was planned. Raises StalePlanError where a source is
+    not what was planned, RecipeError for an impossible destination, OSError for what the disk refuses.
+    """
+    if workers is not None and workers < 1:
+        raise RecipeError(f"--workers is {workers}; expected 1 or more")
+    moved = {parse_role(role): os.fspath(path) for role, path in (locations or {}).items()}
+    checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    sidecars = _sidecar_bytes(plan, checkpoints.get("math"))
+    sink = LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])
+    with closing(sink):
+        with LocalSource(checkpoints) as source:
+            done = executor.run(plan, source, sink, kernels, progress=progress or Silence(), workers=workers or default_workers())
+            source.check()
+        manifest = compile_manifest(plan, done, tool=f"lswap_core {version('lswap-core')}")
+        for name, data in sidecars.items():
+            sink.put(name, data)
+        if plan.index is not None:
+            sink.put(INDEX_FILE, plan.index.encode())
+        sink.put(CARD_FILE, report.model_card(plan, manifest, name=Path(into).name).encode())
+        sink.put(MANIFEST_FILE, manifest.to_json().encode())
+        sink.publish()
+    return manifest
+
+
+def merge(
+    recipe: LayerSwap,
+    *,
+    math: StrPath,
+    lang: StrPath,
+    into: StrPath,
+    shard_size: int | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Manifest:
+    """Plan and execute in one call."""
+    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
+    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers)
+
+
+def read_manifest(output: StrPath) -> Manifest:
+    """The manifest of the output directory; FormatError where it is none, FileNotFoundError where there is none."""
+    path = Path(output, MANIFEST_FILE)
+    return Manifest.from_json(path.read_bytes(), path=str(path))
+
+
+def verify(
+    output: StrPath,
+    *,
+    locations: Mapping[str, StrPath] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Manifest:
+    """Hold the output against its manifest; with `locations` of its sources, by role, derive every byte of it again.
+
+    Returns the manifest. VerificationError lists every difference, of the sources before anything else.
+    """
+    root = Path(output)
+    manifest = read_manifest(root)
+    sources = _merged_sources(manifest, locations) if locations else {}
+    issues = list(_sidecar_issues(root, manifest))
+    shards: list[Shard] = []
+    for record in manifest.shards:
+        try:
+            shards.append(_intact_shard(root, record))
+        except (FormatError, OSError) as error:
+            issues.append(f"shard {record.name}: {error}")
+    written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
+    with LocalSource({"math": written}) as out, LocalSource(sources) as inputs:
+        issues += differing_tensors(
+            manifest,
+            out,
+            inputs if sources else None,
+            kernels,
+            files=frozenset(shard.name for shard in shards),
+            progress=progress or Silence(),
+            workers=workers or default_workers(),
+        )
+    if issues:
+        raise VerificationError(f"{root} is not what its manifest says", issues)
+    return manifest
+
+
+def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
+    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
+    first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
+    with LocalSource({"math": first, "lang": second}) as source:
+        return tensor_diff(first, second, source, progress=progress or Silence(), workers=workers or default_workers())
+
+
+def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+    """The checkpoint that a plan was made from, if it still is that; elsewhere, only content counts."""
+    checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
+    now = {shard.name: shard for shard in checkpoint.shards}
+    for file in planned.files:
+        shard = now.get(file.name)
+        same_header = shard is not None and (shard.header.file_size, shard.header_sha256) == (file.size, file.header_sha256)
+        if not same_header or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
+            raise StalePlanError(f"{checkpoint.path_of(file.name)}: not the {planned.role} file that was planned; plan again")
+    return checkpoint
+
+
+def _sidecar_bytes(plan: Plan, math: Checkpoint | None) -> dict[str, bytes]:
+    there = {sidecar.name: sidecar for sidecar in math.sidecars} if math else {}
+    contents = {}
+    for planned in plan.sidecars:
+        if planned.name not in there or there[planned.name].sha256 != planned.sha256:
+            where = math.path_of(planned.name) if math else planned.name
+            raise StalePlanError(f"{where}: changed after it was planned; plan again")
+        contents[planned.name] = there[planned.name].read()
+    return contents
+
+
+def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+    given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
+    if absent := [source.role for source in manifest.sources if source.role not in given]:
+        raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
+    opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
+    issues = []
+    for source in manifest.sources:
+        now = {shard.name: (shard.header.file_size, shard.header_sha256) for shard in opened[source.role].shards}
+        where = opened[source.role].location
+        issues += [
+            f"{where}: {file.name} is not the file that was merged"
+            for file in source.files
+            if now.get(file.name) != (file.size, file.sha256)
+        ]
+    if issues:
+        raise VerificationError("these are not the sources of the merge", issues)
+    return opened
+
+
+def _intact_shard(root: Path, record: FileRecord) -> Shard:
+    """The output shard, if its size and header are what the manifest says."""
+    shard = read_shard(root, record.name)
+    if (shard.header.file_size, shard.header_sha256) != (record.size, record.sha256):
+        raise FormatError("size or header is not what the manifest says", path=str(root / record.name))
+    return shard
+
+
+def _sidecar_issues(root: Path, manifest: Manifest) -> Iterator[str]:
+    for record in manifest.sidecars:
+        try:
+            with (root / record.name).open("rb") as file:
+                found = file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            yield f"{record.name}: {error.strerror}"
+        else:
+            if found != record.sha256:
+                yield f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
+    known = {shard.name for shard in manifest.shards}
+    for stray in sorted(file.name for file in root.glob("*.safetensors") if file.name not in known):
+        yield f"{stray}: is not in the manifest; some loaders read every safetensors file"

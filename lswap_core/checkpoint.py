@@ -1,0 +1,146 @@
+"""A checkpoint as a catalogue: which tensors there are and where their bytes lie. Values only, no I/O, no data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from lswap_core.dtypes import DType
+from lswap_core.errors import FormatError, RecipeError
+from lswap_core.header import Header
+from lswap_core.names import Stack, find_stack
+
+Role = Literal["math", "lang", "base"]
+ROLES: tuple[Role, ...] = get_args(Role)
+_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_TEXT_KEYS = ("text_config", "llm_config", "language_config")
+
+
+def parse_role(text: str) -> Role:
+    """`text` as a role, or a RecipeError."""
+    for role in ROLES:
+        if role == text:
+            return role
+    raise RecipeError(f"unknown role {text!r}; a source is one of {', '.join(ROLES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where a tensor's bytes are: `begin` and `end` are absolute and half-open in `file`, a name within the source."""
+
+    role: Role
+    file: str
+    dtype: DType
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file of a checkpoint. mtime_ns tells whether it was touched; it is never published."""
+
+    name: str
+    header: Header
+    mtime_ns: int
+
+    @cached_property
+    def header_sha256(self) -> str:
+        """Digest of the file up to its first tensor; with the size it tells two versions of a shard apart."""
+        return hashlib.sha256(self.header.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A small file beside the weights. `read` gives its bytes; they are looked at only where two checkpoints differ."""
+
+    name: str
+    size: int
+    sha256: str
+    read: Callable[[], bytes] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Catalogue of a model directory.
+
+    location: where it was opened, a directory or a file; root: the directory that its files lie in. name: what it is
+    called in what is published (a hub id or the directory's name).
+    index: the text of its index, None for a single file. config: its config.json, None where there is none.
+    """
+
+    role: Role
+    location: str
+    root: str
+    name: str
+    shards: tuple[Shard, ...]
+    index: str | None = None
+    config: Mapping[str, Any] | None = None
+    sidecars: tuple[Sidecar, ...] = ()
+
+    def __post_init__(self) -> None:
+        home: dict[str, str] = {}
+        for shard in self.shards:
+            for name in shard.header.tensors:
+                if name in home:
+                    raise FormatError(
+                        f"is also in {home[name]}; a tensor has one place", path=self.path_of(shard.name), tensor=name
+                    )
+                home[name] = shard.name
+
+    def path_of(self, file: str) -> str:
+        """`file` as messages show it."""
+        return f"{self.root.rstrip('/')}/{file}"
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorRef]:
+        """Every tensor, in the order of shards and, within a shard, of bytes."""
+        return MappingProxyType(
+            {
+                name: TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
+                for shard in self.shards
+                for start in (shard.header.data_begin,)
+                for name, info in shard.header.tensors.items()
+            }
+        )
+
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """The part of config.json that describes the language model: of a multimodal config, its text part."""
+        config = self.config or {}
+        if not any(key in config for key in _COUNT_KEYS):
+            for key in _TEXT_KEYS:
+                if isinstance(config.get(key), dict):
+                    return MappingProxyType(config[key])
+        return config
+
+    @cached_property
+    def tied(self) -> bool:
+        """config.json says that the head and the embeddings are one tensor."""
+        config = self.config or {}
+        return bool(self.text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+
+    def stack(self, prefix: str | None = None) -> Stack:
+        """The transformer layers, at `prefix` or where names and config.json agree that they are."""
+        counts = {key: self.text_config[key] for key in _COUNT_KEYS if self.text_config.get(key) is not None}
+        for key, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise RecipeError(f"{self.path_of('config.json')}: {key} is {count!r}; expected a positive number of layers")
+        if len(set(counts.values())) > 1:
+            raise RecipeError(f"{self.path_of('config.json')}: contradicts itself about the number of layers: {counts}")
+        extra = self.text_config.get("num_nextn_predict_layers")
+        return find_stack(
+            self.tensors,
+            expected=next(iter(counts.values()), None),
+            extra=extra if type(extra) is int and extra > 0 else 0,
+            prefix=prefix,
+            where=self.location,
+        )

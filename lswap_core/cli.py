@@ -1,0 +1,304 @@
+"""The command line: argv -> `api` call -> text. The only place that prints or exits.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
+found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lswap_core.errors import LswapError, RecipeError
+from lswap_core.recipe import PARTS, RAMPS, LayerSwap, parse_layers
+from lswap_core.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from lswap_core.plan import Plan
+    from lswap_core.ports import Progress
+    from lswap_core.report import Table
+
+_INTERRUPTED = 130
+_TERMINATED = 143
+_WIDE = 160
+_SWAP_OPTIONS = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that a half-made output is cleared away
+    try:
+        return int(arguments.run(arguments))
+    except LswapError as error:
+        return _fail(arguments, error, str(error), error.exit_code)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(arguments, error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(arguments, KeyboardInterrupt(), "interrupted; nothing was left behind", _INTERRUPTED)
+
+
+def _fail(arguments: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
+    print(f"lswap_core: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    if arguments.json:
+        issues = list(getattr(error, "issues", ()))
+        _print_json({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}})
+    return status
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from lswap_core import report
+
+    plan = _make_plan(arguments)
+    into = arguments.out or report.default_name(plan)
+    if arguments.dry_run:
+        return _show_plan(plan, arguments, into)
+    return _execute(plan, arguments, into, {})
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    plan = _make_plan(arguments)
+    if arguments.out:
+        Path(arguments.out).write_text(plan.to_json(), encoding="utf-8")
+    return _show_plan(plan, arguments, None)
+
+
+def _apply(arguments: argparse.Namespace) -> int:
+    from lswap_core import api, report
+
+    plan = api.read_plan(arguments.plan)
+    return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
+
+
+def _make_plan(arguments: argparse.Namespace) -> Plan:
+    from lswap_core import api
+
+    if all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
+        raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
+    given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
+    for name in ("lang_layers", "blend_layers"):
+        if name in given:
+            given[name] = parse_layers(given[name])
+    recipe = LayerSwap(**given)
+    shard_size = parse_size(arguments.shard_size) if arguments.shard_size else None
+    math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
+    lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
+    return api.lay_out(recipe.draft(math=math, lang=lang), shard_size)
+
+
+def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
+    from lswap_core import api
+
+    with_bar = _progress(arguments, f"writing {Path(into).name}")
+    manifest = api.execute(plan, into=into, locations=locations, progress=with_bar, workers=arguments.workers)
+    if arguments.json:
+        print(manifest.to_json(), end="")
+    elif not arguments.quiet:
+        _show_layers(plan)
+        print(f"{into}: {plan.summary()}")
+    return 0
+
+
+def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
+    from lswap_core import report
+
+    if arguments.json:
+        print(plan.to_json(), end="")
+    elif not arguments.quiet:
+        _show_layers(plan)
+        for note in report.plan_notes(plan):
+            print(f"- {note}")
+        print(f"{into}: {plan.summary()}" if into else plan.summary())
+        print(f"{len(plan.files)} shards and {len(plan.sidecars)} small files; needs {format_size(plan.write_bytes)} of disk")
+    return 0
+
+
+def _show_layers(plan: Plan) -> None:
+    from lswap_core import report
+
+    if plan.swap is not None:
+        _print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from lswap_core import api, report
+
+    checkpoint = api.open_checkpoint(arguments.checkpoint, role="math")
+    overview = report.Overview.of(checkpoint, arguments.layer_prefix)
+    if arguments.json:
+        _print_json(overview.to_json())
+        return 0
+    for line in overview.lines():
+        print(line)
+    _print_table(overview.dtype_table())
+    if arguments.tensors:
+        _print_table(report.tensor_table(checkpoint))
+    return 0
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
+    found = api.diff(arguments.a, arguments.b, progress=_progress(arguments, "comparing"), workers=arguments.workers)
+    if arguments.json:
+        _print_json(found.to_json())
+    elif not arguments.quiet:
+        said = {
+            "only_in_a": "only in a",
+            "only_in_b": "only in b",
+            "shapes": "other shape",
+            "dtypes": "other dtype",
+            "bytes": "other bytes",
+        }
+        for field, what in said.items():
+            for name in getattr(found, field):
+                print(f"{what}: {name}")
+        print(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
+    return 1 if found.differing else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
+    locations = _locations(arguments)
+    bar = _progress(arguments, "verifying")
+    manifest = api.verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
+    if arguments.json:
+        _print_json({"verified": len(manifest.tensors), "against": ["manifest", *locations]})
+    elif not arguments.quiet:
+        against = " and ".join(["its manifest", *locations])
+        print(f"{arguments.output}: {len(manifest.tensors)} tensors, all as {against} say")
+    return 0
+
+
+def _locations(arguments: argparse.Namespace) -> dict[str, str]:
+    return {role: getattr(arguments, role) for role in ("math", "lang", "base") if getattr(arguments, role)}
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(table: Table) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, title in enumerate(table.columns):
+        drawn.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else _WIDE).print(drawn)
+
+
+def _progress(arguments: argparse.Namespace, what: str) -> Progress | None:
+    if arguments.quiet or not sys.stderr.isatty():
+        return None
+    from lswap_core.progress import Bar
+
+    return Bar(what)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")
+    _add_sources(merge)
+    _add_recipe(merge)
+    merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    _add_running(merge, _merge)
+
+    plan = commands.add_parser("plan", help="plan a merge from the headers alone")
+    _add_sources(plan)
+    _add_recipe(plan)
+    plan.add_argument("--out", metavar="FILE", help="where to write the plan as JSON")
+    _add_running(plan, _plan, workers=False)
+
+    apply = commands.add_parser("apply", help="execute a plan")
+    apply.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
+    apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    _add_locations(apply, "where {role} lies now, if not where it was planned")
+    _add_running(apply, _apply)
+
+    inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
+    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
+    inspect.add_argument("--tensors", action="store_true", help="list every tensor")
+    inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
+    _add_running(inspect, _inspect, workers=False)
+
+    diff = commands.add_parser("diff", help="compare two checkpoints: names, shapes, dtypes, bytes (exit 1 if they differ)")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    _add_running(diff, _diff)
+
+    verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
+    verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    _add_locations(verify, "derive every byte again from {role}")
+    _add_running(verify, _verify)
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
+        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
+        parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
+
+
+def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
+    for role in ("math", "lang", "base"):
+        parser.add_argument(f"--{role}", metavar="PATH", help=text.format(role=role))
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    layers = parser.add_argument_group("layers")
+    layers.add_argument("--bottom", type=int, metavar="N", help="layers from lang at the bottom")
+    layers.add_argument("--top", type=int, metavar="N", help="layers from lang at the top")
+    layers.add_argument("--transition", type=int, metavar="N", help="blended layers at each seam (default: 0)")
+    layers.add_argument("--transition-bottom", type=int, metavar="N", help="blended layers at the bottom seam alone")
+    layers.add_argument("--transition-top", type=int, metavar="N", help="blended layers at the top seam alone")
+    layers.add_argument("--lang-layers", metavar="SET", help="layers from lang by number, as 0-3,30,31, instead of the above")
+    layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
+    layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
+    layers.add_argument(
+        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
+    )
+    layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
+    outside = parser.add_argument_group("outside the layers")
+    for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):
+        outside.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {what} (default: math)")
+    parser.add_argument(
+        "--cast", action="store_true", default=None, help="round lang's tensors to math's dtypes where they differ"
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="lay the output out anew in shards of this size, as 5GB (default: as math's)"
+    )
+
+
+def _add_running(parser: argparse.ArgumentParser, run: Any, *, workers: bool = True) -> None:
+    if workers:
+        parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per processor, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)

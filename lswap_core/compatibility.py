@@ -1,0 +1,135 @@
+"""What keeps two checkpoints from being combined: their tensors, configs and vocabularies, compared.
+
+Pure comparison; every difference is collected before anything is raised. Structural, and so an issue, are: names,
+shapes and dtypes of tensors; values that both config.json files state and state differently; a rotary encoding or a
+quantisation that only one states; the vocabulary. Values that fine-tuning changes without changing the network, and
+values that only one file states (another version of transformers wrote it), are notes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lswap_core.checkpoint import Checkpoint
+from lswap_core.errors import FormatError
+from lswap_core.header import parse_json_object
+
+_IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
+"""Say nothing of the network; the dtypes are compared tensor by tensor."""
+_TRAINING = frozenset(
+    {
+        "use_cache", "unsloth_version", "unsloth_fixed", "attn_implementation", "_attn_implementation", "attention_dropout",
+        "hidden_dropout", "dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop", "classifier_dropout", "initializer_range",
+        "bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "model_max_length", "pretraining_tp",
+        "output_router_logits", "router_aux_loss_coef", "task_specific_params", "gradient_checkpointing",
+    }
+)  # fmt: skip
+"""Leave the computation of given weights as it is."""
+_STRUCTURAL_ALONE = frozenset({"rope", "quantization_config"})
+_RAW_VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_EXAMPLES = 3
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """issues: why the two cannot be combined. notes: differences that do not matter; math's value is taken."""
+
+    issues: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> Comparison:
+    """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
+    configs = _compare_configs(math, lang)
+    issues = (*_tensor_issues(math, lang, allow_cast), *configs.issues, *_vocabulary_issues(math, lang))
+    return Comparison(issues, configs.notes)
+
+
+def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iterator[str]:
+    for name in lang.tensors:
+        if name not in math.tensors:
+            yield f"tensor {name!r} is in lang only"
+    for name, x in math.tensors.items():
+        y = lang.tensors.get(name)
+        if y is None:
+            yield f"tensor {name!r} is in math only"
+            continue
+        if x.shape != y.shape:
+            yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in lang"
+        castable = x.dtype.blendable and y.dtype.blendable
+        if x.dtype != y.dtype and not (allow_cast and castable):
+            yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in lang" + (
+                " (--cast brings it to math's)" if castable else ""
+            )
+
+
+def _facts(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """config.json flattened to dotted keys. Rotary settings become one fact, whichever way they were spelled:
+    transformers 4 writes rope_theta and rope_scaling, transformers 5 the same values as rope_parameters.
+    """
+    facts: dict[str, Any] = {}
+    rope: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "rope_theta":
+            rope[key] = value
+        elif key in ("rope_scaling", "rope_parameters"):
+            rope |= {"rope_type" if k == "type" else k: v for k, v in (value or {}).items()}
+        elif isinstance(value, dict) and key != "quantization_config":
+            facts |= _facts(value, f"{prefix}{key}.")
+        else:
+            facts[prefix + key] = value
+    if rope:
+        facts[f"{prefix}rope"] = {"rope_type": "default"} | rope
+    return facts
+
+
+def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
+    if math.config is None or lang.config is None:
+        missing = [c.role for c in (math, lang) if c.config is None]
+        return Comparison((), (f"no config.json in {' and '.join(missing)}: the experts' configs were not compared",))
+    x, y = _facts(math.config), _facts(lang.config)
+    issues: list[str] = []
+    notes: list[str] = []
+    for key in dict.fromkeys([*x, *y]):
+        in_math, in_lang = x.get(key, _ABSENT), y.get(key, _ABSENT)
+        leaf = key.rpartition(".")[2]
+        if in_math == in_lang or leaf in _IGNORED:
+            continue
+        shown = [f"{value!r:.80}" if value is not _ABSENT else "absent" for value in (in_math, in_lang)]
+        said = f"config.json: {key} is {shown[0]} in math, {shown[1]} in lang"
+        one_sided = _ABSENT in (in_math, in_lang)
+        matters = leaf in _STRUCTURAL_ALONE if one_sided else leaf not in _TRAINING
+        (issues if matters else notes).append(said)
+    return Comparison(tuple(issues), tuple(notes))
+
+
+def _vocabulary_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
+    x = {sidecar.name: sidecar for sidecar in math.sidecars}
+    y = {sidecar.name: sidecar for sidecar in lang.sidecars}
+    for name in _RAW_VOCABULARIES:
+        if name in x and name in y and x[name].sha256 != y[name].sha256:
+            yield f"{name}: its bytes differ between math and lang"
+    name = "tokenizer.json"
+    if name in x and name in y and x[name].sha256 != y[name].sha256:
+        in_math = _vocabulary(x[name].read(), math.path_of(name))
+        in_lang = _vocabulary(y[name].read(), lang.path_of(name))
+        differing = [t for t in dict.fromkeys([*in_math, *in_lang]) if in_math.get(t) != in_lang.get(t)]
+        for token in differing[:_EXAMPLES]:
+            yield f"{name}: token {token!r} has id {in_math.get(token)} in math, {in_lang.get(token)} in lang"
+        if len(differing) > _EXAMPLES:
+            yield f"{name}: {len(differing) - _EXAMPLES} more tokens with different ids"
+
+
+def _vocabulary(raw: bytes, path: str) -> dict[str, Any]:
+    """Token -> id of a tokenizer.json (tokenizers' own format), added tokens included."""
+    document = parse_json_object(raw, path=path)
+    model, added = document.get("model"), document.get("added_tokens") or []
+    if not isinstance(model, dict) or not isinstance(added, list):
+        raise FormatError("not a tokenizer file: expected 'model' and 'added_tokens'", path=path)
+    vocab = model.get("vocab") or {}
+    if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
+        vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
+    return {**vocab, **{token["content"]: token["id"] for token in added}}

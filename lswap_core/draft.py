@@ -1,0 +1,204 @@
+"""A draft: which tensors the output has and what each is made of. Names and expressions, no bytes; a value.
+
+Every verb returns a new draft. A selector that matches nothing raises, so that a misspelt name is never a silent no-op.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.dtypes import DType
+from lswap_core.errors import MismatchError, RecipeError, SelectionError
+from lswap_core.header import METADATA
+from lswap_core.names import Selector
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
+
+    ref: TensorRef
+    cast: DType | None = None
+
+    @property
+    def dtype(self) -> DType:
+        return self.cast or self.ref.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.ref.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """(1 - weight) * x + weight * y, rounded once; see `lswap_core.kernels.reference` for the exact arithmetic."""
+
+    x: Copy
+    y: Copy
+    weight: float
+
+    @property
+    def dtype(self) -> DType:
+        return self.x.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+
+Expression = Copy | Blend
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRecord:
+    """What a recipe decided, kept for people: it goes into the plan, the manifest and the model card.
+
+    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang).
+    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each.
+    """
+
+    options: Mapping[str, Any]
+    prefix: str
+    shares: tuple[float, ...]
+    outside: Mapping[str, tuple[str, tuple[str, ...]]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Output tensor name -> expression. `host` is the checkpoint that gives layout, config and tokenizer."""
+
+    tensors: Mapping[str, Expression]
+    host: Checkpoint
+    sources: Mapping[Role, Checkpoint]
+    tags: Mapping[str, str]
+    swap: SwapRecord | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Draft:
+        """All of `checkpoint`, copied."""
+        copies = {name: Copy(ref) for name, ref in checkpoint.tensors.items()}
+        return cls(MappingProxyType(copies), checkpoint, MappingProxyType({checkpoint.role: checkpoint}), MappingProxyType({}))
+
+    def select(self, selector: Selector) -> list[str]:
+        """Names that `selector` matches, in order; SelectionError where there are none."""
+        chosen = [name for name in self.tensors if selector(name)]
+        if not chosen:
+            raise SelectionError(f"{selector} matches none of the {len(self.tensors)} tensors")
+        return chosen
+
+    def keep(self, selector: Selector) -> Draft:
+        """Only the tensors that match."""
+        return self._with({name: self.tensors[name] for name in self.select(selector)})
+
+    def drop(self, selector: Selector) -> Draft:
+        """All but the tensors that match."""
+        gone = set(self.select(selector))
+        return self._with({name: made_of for name, made_of in self.tensors.items() if name not in gone})
+
+    def rename(self, selector: Selector, new_name: Callable[[str], str]) -> Draft:
+        """The tensors that match under the name that `new_name` gives; a name that is taken is a RecipeError."""
+        chosen = set(self.select(selector))
+        renamed: dict[str, Expression] = {}
+        for name, made_of in self.tensors.items():
+            target = new_name(name) if name in chosen else name
+            if target in renamed or target == METADATA or "\0" in target:
+                what = "two tensors would have that name" if target in renamed else "that cannot be a tensor's name"
+                raise RecipeError(f"rename of {name!r} to {target!r}: {what}")
+            renamed[target] = made_of
+        return self._with(renamed)
+
+    def replace(self, selector: Selector, source: Checkpoint, *, cast: bool = False) -> Draft:
+        """The tensors that match, taken from `source` under the same name. Shapes must agree; so must dtypes, unless
+        `cast` rounds the source's to what the draft has. One MismatchError lists all that do not.
+        """
+        chosen = self.select(selector)
+        taken = self._taken(chosen, source, cast)
+        return self._with({**self.tensors, **taken}, source)
+
+    def graft(self, selector: Selector, source: Checkpoint) -> Draft:
+        """Tensors of `source` that match, added; one that the draft has already is a RecipeError."""
+        chosen = [name for name in source.tensors if selector(name)]
+        if not chosen:
+            raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
+        if taken := [name for name in chosen if name in self.tensors]:
+            raise RecipeError(f"graft: {len(taken)} of the tensors are there already, the first is {taken[0]!r}; use replace")
+        return self._with({**self.tensors, **{name: Copy(source.tensors[name]) for name in chosen}}, source)
+
+    def blend(
+        self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
+    ) -> Draft:
+        """The tensors that match become a weighted average of the same tensors in two checkpoints.
+
+        The weights must add up to 1. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain copy.
+        Integers and packed sub-byte types cannot be blended. One MismatchError lists every obstacle.
+        """
+        (x_source, x_weight), (y_source, y_weight) = first, second
+        if not (0 <= y_weight <= 1 and math.isclose(x_weight + y_weight, 1, rel_tol=0, abs_tol=1e-6)):
+            raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {x_weight!r} and {y_weight!r}")
+        chosen = self.select(selector)
+        share = float(struct.unpack("<f", struct.pack("<f", y_weight))[0])
+        if share in (0, 1):
+            return self.replace(selector, y_source if share else x_source, cast=cast)
+        x_side = self._taken(chosen, x_source, cast)
+        y_side = self._taken(chosen, y_source, cast)
+        if refused := [f"tensor {name!r} is {x_side[name].dtype}" for name in chosen if not x_side[name].dtype.blendable]:
+            raise MismatchError("only floating-point tensors can be blended; copy these layers whole", refused)
+        blends = {name: Blend(x_side[name], y_side[name], y_weight) for name in chosen}
+        return self._with({**self.tensors, **blends}, x_source, y_source)
+
+    def cast(self, selector: Selector, dtype: DType) -> Draft:
+        """The tensors that match, rounded to `dtype`. Blends are computed in the dtype of their first operand."""
+        chosen = self.select(selector)
+        if refused := [f"tensor {n!r} is {d}" for n in chosen for d in (self.tensors[n].dtype, dtype) if not d.blendable]:
+            raise MismatchError(f"cast to {dtype}: only floating-point tensors can be cast", refused)
+        rounded: dict[str, Expression] = {}
+        for name in chosen:
+            made_of = self.tensors[name]
+            if isinstance(made_of, Blend):
+                rounded[name] = Blend(_cast(made_of.x, dtype), _cast(made_of.y, dtype), made_of.weight)
+            else:
+                rounded[name] = _cast(made_of, dtype)
+        return self._with({**self.tensors, **rounded})
+
+    def tag(self, **tags: str) -> Draft:
+        """Entries for the `__metadata__` of every output file."""
+        return replace(self, tags=MappingProxyType({**self.tags, **tags}))
+
+    def record(self, swap: SwapRecord) -> Draft:
+        """The same draft, with what a recipe decided."""
+        return replace(self, swap=swap)
+
+    def _taken(self, names: list[str], source: Checkpoint, cast: bool) -> dict[str, Copy]:
+        taken: dict[str, Copy] = {}
+        issues = []
+        for name in names:
+            wanted, ref = self.tensors[name], source.tensors.get(name)
+            if ref is None:
+                issues.append(f"tensor {name!r} is not in {source.role}")
+            elif ref.shape != wanted.shape:
+                issues.append(f"tensor {name!r} has shape {list(wanted.shape)}, {source.role} has {list(ref.shape)}")
+            elif ref.dtype != wanted.dtype and not (cast and ref.dtype.blendable and wanted.dtype.blendable):
+                issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {ref.dtype}")
+            else:
+                taken[name] = _cast(Copy(ref), wanted.dtype)
+        if issues:
+            raise MismatchError(f"{source.location} does not fit", issues)
+        return taken
+
+    def _with(self, tensors: Mapping[str, Expression], *sources: Checkpoint) -> Draft:
+        known = dict(self.sources)
+        for source in sources:
+            if known.setdefault(source.role, source) is not source and known[source.role] != source:
+                raise RecipeError(f"two sources are both {source.role}: {known[source.role].location} and {source.location}")
+        return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known))
+
+
+def _cast(made_of: Copy, dtype: DType) -> Copy:
+    return Copy(made_of.ref, None if dtype == made_of.ref.dtype else dtype)

@@ -1,0 +1,226 @@
+"""The header of a safetensors file: bytes to a validated `Header` and back. No I/O.
+
+A file is: 8 bytes, the header's length as an unsigned little-endian integer; the header, a JSON object padded with
+spaces; the tensors' bytes, without holes. Format: https://huggingface.co/docs/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from lswap_core.dtypes import DTYPES, DType
+from lswap_core.errors import FormatError
+
+LENGTH_BYTES = 8
+METADATA = "__metadata__"
+"""The one name that no tensor can have."""
+MAX_HEADER_BYTES = 100_000_000
+"""The reference's own limit."""
+MAX_RANK = 64
+"""Neither numpy nor torch can hold a tensor of more dimensions."""
+_MAX_SIZE = 2**63 - 1
+_FIELDS = ("dtype", "shape", "data_offsets")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as its header describes it; `begin` and `end` (half-open) count from the end of the header."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A valid header: tensors in the order of their bytes, and `raw`, the JSON exactly as it is in the file."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    raw: bytes
+
+    @property
+    def data_begin(self) -> int:
+        """Offset in the file of the first tensor's first byte."""
+        return LENGTH_BYTES + len(self.raw)
+
+    @property
+    def file_size(self) -> int:
+        """Size in bytes of the whole file."""
+        return self.data_begin + max((info.end for info in self.tensors.values()), default=0)
+
+    def encode(self) -> bytes:
+        """The file's bytes up to the first tensor: length and JSON."""
+        return len(self.raw).to_bytes(LENGTH_BYTES, "little") + self.raw
+
+
+def size_in_bytes(dtype: DType, shape: Iterable[int]) -> int:
+    """Bytes of a tensor. Raises ValueError where they overflow 63 bits or end inside a byte."""
+    bits = dtype.bits
+    empty = False
+    for dim in shape:
+        empty = empty or dim == 0
+        bits *= max(dim, 1)  # a zero must not hide an overflow in the other dimensions
+        if bits > _MAX_SIZE * 8:
+            raise ValueError("its shape overflows 63 bits")
+    if bits % 8 and not empty:
+        raise ValueError(f"its {dtype.name} elements do not fill whole bytes")
+    return 0 if empty else bits // 8
+
+
+def parse_length(prefix: bytes, file_size: int, *, path: str) -> int:
+    """Length in bytes of the JSON, from the first 8 bytes of a file of `file_size` bytes; checked before it is used."""
+    if len(prefix) < LENGTH_BYTES:
+        raise FormatError(f"a safetensors file has at least {LENGTH_BYTES} bytes, this one has {file_size}", path=path)
+    length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER_BYTES:
+        raise FormatError(f"says that its header has {length} bytes, more than the {MAX_HEADER_BYTES} allowed", path=path)
+    if length > file_size - LENGTH_BYTES:
+        raise FormatError(f"says that its header has {length} bytes, but the file ends after {file_size}", path=path)
+    return length
+
+
+def parse_header(raw: bytes, *, data_size: int, path: str) -> Header:
+    """Validate the JSON `raw` of a file that has `data_size` bytes after it; FormatError names what is wrong."""
+    if not raw.startswith(b"{"):
+        raise FormatError(f"the header must begin with '{{', not with {bytes(raw[:1])!r}", path=path)
+    entries = parse_json_object(raw, path=path)
+    metadata: Mapping[str, str] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for name, value in entries.items():
+        if name == METADATA:
+            metadata = _parse_metadata(value, path)
+        else:
+            tensors[name] = _parse_tensor(name, value, path)
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
+    at = 0
+    for name, info in ordered.items():
+        if info.begin != at:
+            what = "overlaps the tensor before it" if info.begin < at else "leaves a hole before it"
+            raise FormatError(f"its data_offsets begin at {info.begin}, expected {at}: it {what}", path=path, tensor=name)
+        at = info.end
+        if at > data_size:
+            raise FormatError(f"its data_offsets end at {at}, but the file has {data_size} bytes of data", path=path, tensor=name)
+    if at != data_size:
+        raise FormatError(f"the tensors take {at} bytes, but the file has {data_size} bytes of data", path=path)
+    return Header(MappingProxyType(ordered), MappingProxyType(dict(metadata)), raw)
+
+
+def build_header(
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str], *, multiple: int = 8
+) -> Header:
+    """The header of a file that holds `tensors` in this order, padded with spaces so that the data begin at a multiple
+    of `multiple` bytes (8 is what the reference writes).
+    """
+    infos: dict[str, TensorInfo] = {}
+    at = 0
+    for name, (dtype, shape) in tensors.items():
+        infos[name] = TensorInfo(dtype, shape, at, at := at + size_in_bytes(dtype, shape))
+    table: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    for name, info in infos.items():
+        offsets = [info.begin, info.end]
+        table[name] = {"dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": offsets}
+    text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(LENGTH_BYTES + len(text)) % multiple)
+    return Header(MappingProxyType(infos), MappingProxyType(dict(metadata)), text)
+
+
+def reference_order(tensors: Mapping[str, tuple[DType, tuple[int, ...]]]) -> list[str]:
+    """Names in the order in which the reference serialiser writes them: by dtype, last of the table first, then name."""
+    return sorted(tensors, key=lambda name: (-tensors[name][0].rank, name))
+
+
+def parse_json_object(raw: bytes, *, path: str) -> dict[str, Any]:
+    """A JSON object from outside: strict UTF-8, no duplicate names at any depth, no NaN, no NUL and no lone surrogate
+    in a name. Anything else is a FormatError, however deep or large.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise FormatError("the name is there twice; each may occur once", path=path, tensor=twice)
+        return table
+
+    def no_constant(text: str) -> None:
+        raise FormatError(f"{text} is not JSON", path=path)
+
+    try:
+        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8 at byte {error.start}", path=path) from None
+    except RecursionError:
+        raise FormatError("the JSON is nested too deeply", path=path) from None
+    except ValueError as error:  # json.JSONDecodeError, and integers of thousands of digits
+        raise FormatError(f"not valid JSON: {error}", path=path) from None
+    if not isinstance(value, dict):
+        raise FormatError("expected a JSON object", path=path)
+    for name in value:
+        if "\0" in name:
+            raise FormatError("the name holds a NUL character", path=path, tensor=name)
+        if not _encodable(name):
+            raise FormatError("the name holds half a surrogate pair, which is no Unicode text", path=path, tensor=name)
+    return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_metadata(value: object, path: str) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise FormatError("must be an object of strings", path=path, tensor=METADATA)
+    for key, text in value.items():
+        if not isinstance(text, str):
+            raise FormatError(f"{key!r} must be a string, not {text!r:.40}", path=path, tensor=METADATA)
+        if not _encodable(key + text):
+            raise FormatError(f"{key!r} holds half a surrogate pair, which is no Unicode text", path=path, tensor=METADATA)
+    return value
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_SIZE
+
+
+def _parse_tensor(name: str, value: object, path: str) -> TensorInfo:
+    def refuse(message: str) -> FormatError:
+        return FormatError(message, path=path, tensor=name)
+
+    if not isinstance(value, dict):
+        raise refuse(f"must be an object with {', '.join(_FIELDS)}, not {value!r:.40}")
+    for field in _FIELDS:
+        if field not in value:
+            raise refuse(f"has no {field!r}")
+    for field in value:
+        if field not in _FIELDS:
+            raise refuse(f"has an unknown field {field!r:.60}; expected {', '.join(_FIELDS)}")
+    dtype_name, shape, offsets = (value[field] for field in _FIELDS)
+    dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
+    if dtype is None:
+        raise refuse(f"unknown dtype {dtype_name!r:.60}; known are {', '.join(DTYPES)}")
+    if not (isinstance(shape, list) and all(map(_is_size, shape))):
+        raise refuse(f"its shape must be a list of sizes from 0 to 2^63 - 1, not {shape!r:.60}")
+    if len(shape) > MAX_RANK:
+        raise refuse(f"has {len(shape)} dimensions; at most {MAX_RANK} can be loaded")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
+        raise refuse(f"its data_offsets must be two offsets from 0 to 2^63 - 1, not {offsets!r:.60}")
+    begin, end = offsets
+    if begin > end:
+        raise refuse(f"its data_offsets end at {end}, before they begin at {begin}")
+    try:
+        size_bytes = size_in_bytes(dtype, shape)
+    except ValueError as error:
+        raise refuse(f"{dtype} {shape}: {error}") from None
+    if end - begin != size_bytes:
+        raise refuse(f"its data_offsets span {end - begin} bytes, but {dtype} {shape} takes {size_bytes}")
+    return TensorInfo(dtype, tuple(shape), begin, end)

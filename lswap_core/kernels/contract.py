@@ -1,0 +1,115 @@
+"""The kernels' contract: arguments are checked once, then handed to the backend that was asked for."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
+from lswap_core.dtypes import DTYPES, DType
+from lswap_core.kernels import reference
+
+Bytes = NDArray[np.uint8]
+Buffer = bytes | bytearray | memoryview | NDArray[np.generic]
+
+
+class Backend(Protocol):
+    """What a backend implements; its arguments are sound."""
+
+    def blend_stats(
+        self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats
+    ) -> DifferenceStats: ...
+
+    def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None: ...
+
+
+_BACKENDS: dict[str, Backend] = {"reference": reference}
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that `backend` takes on this machine, best first."""
+    return tuple(_BACKENDS)
+
+
+def blend_stats(
+    x: Buffer,
+    y: Buffer,
+    weight: float,
+    *,
+    dtype: DType | str,
+    out: Buffer,
+    before: DifferenceStats = DifferenceStats(),
+    backend: str = "auto",
+) -> DifferenceStats:
+    """Out = round((1 - weight) * x + weight * y), element by element, and how x and y differ.
+
+    x, y, out: buffers of equal size holding elements of `dtype` (BF16, F16, F32, F64, F8_E4M3 or F8_E5M2); `out` is
+    writable and overlaps neither. weight: y's share, from 0 to 1. before: statistics of the chunks before this one;
+    the result continues them, so a tensor may be cut wherever a chunk begins at a multiple of 1,024 elements, and the
+    sums have the same bits as for the whole. Raises ValueError for anything else.
+    """
+    kind = _dtype("dtype", dtype)
+    x_view, y_view, out_view = _view("x", x), _view("y", y), _view("out", out)
+    if not (type(weight) in (int, float) and 0 <= weight <= 1):
+        raise ValueError(f"weight is {weight!r}; expected y's share, from 0 to 1")
+    width = kind.bits // 8
+    for name, view in (("x", x_view), ("y", y_view), ("out", out_view)):
+        if view.nbytes % width:
+            raise ValueError(f"{name} has {view.nbytes} bytes, which is no whole number of {kind} elements")
+        if view.nbytes != x_view.nbytes:
+            raise ValueError(f"{name} has {view.nbytes} bytes, x has {x_view.nbytes}; sizes must be equal")
+    _check_out(out_view, ("x", x_view), ("y", y_view))
+    if before.count % BLOCK_ELEMENTS:
+        raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
+    return _chosen(backend).blend_stats(x_view, y_view, float(weight), kind, out_view, before)
+
+
+def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend: str = "auto") -> None:
+    """Out = x rounded from `dtype` to `to`, to nearest, ties to even; overflow gives infinity (NaN where the type has
+    none), NaN is canonical. Buffers as for `blend_stats`, as many elements in each. Raises ValueError.
+    """
+    source, target = _dtype("dtype", dtype), _dtype("to", to)
+    x_view, out_view = _view("x", x), _view("out", out)
+    count, rest = divmod(x_view.nbytes, source.bits // 8)
+    if rest:
+        raise ValueError(f"x has {x_view.nbytes} bytes, which is no whole number of {source} elements")
+    if out_view.nbytes != count * target.bits // 8:
+        raise ValueError(f"out has {out_view.nbytes} bytes; {count} elements of {target} take {count * target.bits // 8}")
+    _check_out(out_view, ("x", x_view))
+    _chosen(backend).cast(x_view, source, out_view, target)
+
+
+def _dtype(name: str, value: DType | str) -> DType:
+    dtype = DTYPES.get(str(value))
+    if dtype is None or not dtype.blendable:
+        known = ", ".join(d.name for d in DTYPES.values() if d.blendable)
+        raise ValueError(f"{name} is {value}; the kernels compute in {known}")
+    return dtype
+
+
+def _view(name: str, buffer: Buffer) -> Bytes:
+    try:
+        view = memoryview(buffer)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} is a {type(buffer).__name__}; expected a buffer of bytes") from None
+    if not view.contiguous:
+        raise ValueError(f"{name} is not contiguous")
+    return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+
+
+def _check_out(out: Bytes, *operands: tuple[str, Bytes]) -> None:
+    if out.nbytes and not out.flags.writeable:
+        raise ValueError("out is read-only; expected a buffer to write to")
+    for name, operand in operands:
+        if np.may_share_memory(out, operand):
+            raise ValueError(f"out and {name} overlap in memory")
+
+
+def _chosen(backend: str) -> Backend:
+    if backend == "auto":
+        return next(iter(_BACKENDS.values()))
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend {backend!r} is not available; available are {', '.join(_BACKENDS)}")
+    return _BACKENDS[backend]

@@ -1,0 +1,89 @@
+"""From a draft to a plan: which tensor goes into which output file, and where in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from lswap_core.checkpoint import Shard
+from lswap_core.draft import Draft
+from lswap_core.dtypes import DType
+from lswap_core.header import Header, build_header, reference_order, size_in_bytes
+from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
+
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
+    """The plan for `draft`.
+
+    Without `shard_size`, the host's own layout: same files, same order, same header bytes, so that a shard in which
+    nothing is swapped equals the host's file. A draft whose names, dtypes or shapes are not the host's is laid out
+    anew, and so is any draft when `shard_size` (bytes of tensors per file, at most, unless one tensor is larger) is
+    given: `model-0000k-of-0000n.safetensors`, tensors in the reference serialiser's order.
+    """
+    keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
+    files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size or DEFAULT_SHARD_BYTES))
+    sources = tuple(
+        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.shards))
+        for role, source in sorted(draft.sources.items(), reverse=True)
+    )
+    sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
+    return Plan(sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
+
+
+def _source_file(shard: Shard) -> SourceFile:
+    return SourceFile(shard.name, shard.header.file_size, shard.header_sha256, shard.mtime_ns)
+
+
+def _shapes(draft: Draft) -> dict[str, tuple[DType, tuple[int, ...]]]:
+    return {name: (made_of.dtype, made_of.shape) for name, made_of in draft.tensors.items()}
+
+
+def _metadata(draft: Draft, of_file: Mapping[str, str]) -> dict[str, str]:
+    # transformers 4 refuses a shard without this entry; it says "saved from torch".
+    return {**of_file, **draft.tags, "format": "pt"}
+
+
+def _like_host(draft: Draft) -> Iterator[OutputFile]:
+    shards = draft.host.shards
+    for shard in shards:
+        header = shard.header
+        if (metadata := _metadata(draft, header.metadata)) != header.metadata:
+            header = build_header({n: (i.dtype, i.shape) for n, i in header.tensors.items()}, metadata)
+        name = SINGLE_FILE if len(shards) == 1 and draft.host.index is None else shard.name
+        yield _output(draft, name, header)
+
+
+def _anew(draft: Draft, shard_size: int) -> Iterator[OutputFile]:
+    groups: list[dict[str, tuple[DType, tuple[int, ...]]]] = [{}]
+    filled = 0
+    for name, (dtype, shape) in _shapes(draft).items():
+        size = size_in_bytes(dtype, shape)
+        if groups[-1] and filled + size > shard_size:
+            groups.append({})
+            filled = 0
+        groups[-1][name] = (dtype, shape)
+        filled += size
+    for number, group in enumerate(groups, 1):
+        name = SINGLE_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        ordered = {tensor: group[tensor] for tensor in reference_order(group)}
+        yield _output(draft, name, build_header(ordered, _metadata(draft, {})))
+
+
+def _output(draft: Draft, name: str, header: Header) -> OutputFile:
+    return OutputFile(name, header, tuple(draft.tensors[tensor] for tensor in header.tensors))
+
+
+def _index(draft: Draft, files: tuple[OutputFile, ...]) -> str | None:
+    """The index in the form in which transformers writes it; the host's own text where that says the same."""
+    if len(files) == 1 and files[0].name == SINGLE_FILE:
+        return None
+    weight_map = {tensor: file.name for file in files for tensor in file.header.tensors}
+    total_size = sum(info.end - info.begin for file in files for info in file.header.tensors.values())
+    if draft.host.index is not None:
+        host = json.loads(draft.host.index)  # parsed and checked when the checkpoint was opened
+        stated = (host.get("metadata") or {}).get("total_size")
+        if host["weight_map"] == weight_map and type(stated) is int and stated == total_size:
+            return draft.host.index
+    return json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,171 @@
+"""The grammar of tensor names: which names belong to which layer, and selectors over them.
+
+A tensor name is a path of components joined by dots. A *stack* is a prefix followed by a number: `model.layers.7.` or
+`transformer.h.7.`. Only the first number in a name counts, so that the experts of an MoE layer stay inside it. Nothing
+here knows an architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from lswap_core.errors import RecipeError
+
+EMBEDDING_MODULES = ("embed_tokens", "wte", "wpe", "tok_embeddings", "word_embeddings", "embed_positions", "embed_in")
+NORM_MODULES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
+HEAD_MODULES = ("lm_head", "output", "embed_out")
+"""Modules outside the layers that are recognised, beside the stack or above it."""
+
+
+class Selector:
+    """A predicate on tensor names, combined by `~s`, `s & t` and `s | t`. Its `str` is what error messages show."""
+
+    def __init__(self, matches: Callable[[str], bool], text: str) -> None:
+        self._matches = matches
+        self._text = text
+
+    def __call__(self, name: str) -> bool:
+        return self._matches(name)
+
+    def __invert__(self) -> Selector:
+        return Selector(lambda name: not self(name), f"~{self}")
+
+    def __and__(self, other: Selector) -> Selector:
+        return Selector(lambda name: self(name) and other(name), f"({self} & {other})")
+
+    def __or__(self, other: Selector) -> Selector:
+        return Selector(lambda name: self(name) or other(name), f"({self} | {other})")
+
+    def __str__(self) -> str:
+        return self._text
+
+
+def named(*patterns: str) -> Selector:
+    """Names that match one of the shell patterns, case and all.
+
+    >>> named("*.mlp.*", "lm_head.*")("model.layers.3.mlp.up_proj.weight")
+    True
+    """
+    return Selector(lambda name: any(fnmatchcase(name, p) for p in patterns), f"named({', '.join(map(repr, patterns))})")
+
+
+def one_of(names: Collection[str]) -> Selector:
+    """Exactly these names."""
+    chosen = frozenset(names)
+    return Selector(chosen.__contains__, f"one_of({len(chosen)} names)")
+
+
+def layers(begin: int, end: int, prefix: str | None = None) -> Selector:
+    """Tensors of layers [begin, end) of the stack at `prefix`; without one, of every stack in the checkpoint.
+
+    >>> layers(2, 4)("model.layers.3.mlp.up_proj.weight"), layers(2, 4, "vision.blocks")("model.layers.3.a")
+    (True, False)
+    """
+
+    def matches(name: str) -> bool:
+        found = split_layer(name)
+        return found is not None and begin <= found[1] < end and prefix in (None, found[0])
+
+    return Selector(matches, f"layers({begin}, {end})" if prefix is None else f"layers({begin}, {end}, {prefix!r})")
+
+
+def split_layer(name: str) -> tuple[str, int] | None:
+    """Stack prefix and layer number of a name, or None where it has no numbered component with something after it.
+
+    >>> split_layer("model.layers.3.mlp.experts.7.w1.weight"), split_layer("model.norm.weight")
+    (('model.layers', 3), None)
+    """
+    parts = name.split(".")
+    for at, part in enumerate(parts[:-1]):
+        if part.isascii() and part.isdecimal():
+            # "07" is no layer number: two spellings of one layer would not line up.
+            return (".".join(parts[:at]), int(part)) if at and (part == "0" or part[0] != "0") else None
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The transformer layers of a checkpoint: names `<prefix>.<0..count-1>.<rest>`."""
+
+    prefix: str
+    count: int
+
+    def layer_of(self, name: str) -> int | None:
+        """Number of the layer that `name` belongs to, or None outside the stack."""
+        found = split_layer(name)
+        return found[1] if found and found[0] == self.prefix and found[1] < self.count else None
+
+
+def find_stack(
+    names: Iterable[str], *, expected: int | None = None, extra: int = 0, prefix: str | None = None, where: str = "the checkpoint"
+) -> Stack:
+    """The stack of transformer layers among `names`.
+
+    expected: the number of layers that config.json states, if any. extra: layers that it states beyond those (draft
+    heads for multi-token prediction are numbered on behind the last layer). prefix: the user's choice. Raises
+    RecipeError, naming the candidates, unless exactly one stack qualifies.
+    """
+    numbers: dict[str, set[int]] = {}
+    for name in names:
+        if found := split_layer(name):
+            numbers.setdefault(found[0], set()).add(found[1])
+    whole = {p: len(seen) for p, seen in numbers.items() if seen == set(range(len(seen)))}
+    shown = ", ".join(f"{p} ({len(seen)} layers)" for p, seen in sorted(numbers.items())) or "none"
+    if prefix is not None:
+        if prefix not in numbers:
+            raise RecipeError(f"{where} has no layers at {prefix!r}; numbered stacks: {shown}")
+        if prefix not in whole:
+            raise RecipeError(
+                f"{where}: the layers at {prefix!r} are not numbered 0, 1, 2 ... without gaps: {_ranges(numbers[prefix])}"
+            )
+        return Stack(prefix, expected if expected == whole[prefix] - extra else whole[prefix])
+    fitting = whole if expected is None else {p: n for p, n in whole.items() if expected in (n, n - extra)}
+    if len(fitting) == 1:
+        ((only, count),) = fitting.items()
+        return Stack(only, count if expected is None else expected)
+    if fitting:
+        raise RecipeError(f"{where}: more than one stack of layers qualifies ({shown}); choose one with --layer-prefix")
+    stated = f"; config.json says {expected} layers" if expected is not None else ""
+    raise RecipeError(f"{where}: no stack of layers numbered 0, 1, 2 ... found{stated}; numbered stacks: {shown}")
+
+
+def _ranges(numbers: set[int]) -> str:
+    ordered = sorted(numbers)
+    return f"{ordered[0]} to {ordered[-1]}, {len(ordered)} of them"
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """Names outside the layers by their part in the model; `other` is everything not recognised."""
+
+    embed: tuple[str, ...]
+    norm: tuple[str, ...]
+    head: tuple[str, ...]
+    other: tuple[str, ...]
+
+
+def classify_outside(names: Iterable[str], stack: Stack) -> Outside:
+    """Embeddings, final norm and head by the names in use, where they stand beside the stack or above it; so a vision
+    tower's own `norm` or `embed_tokens` is `other`.
+    """
+    beside = stack.prefix.rpartition(".")[0]
+    steps = beside.split(".") if beside else []
+    above = {".".join(steps[:depth]) for depth in range(len(steps) + 1)}
+    found: dict[str, list[str]] = {"embed": [], "norm": [], "head": [], "other": []}
+    for name in names:
+        if stack.layer_of(name) is not None:
+            continue
+        module = name.rpartition(".")[0]
+        parent, _, leaf = module.rpartition(".")
+        part = "other"
+        if parent in above:
+            if leaf in EMBEDDING_MODULES:
+                part = "embed"
+            elif leaf in NORM_MODULES and parent == beside:
+                part = "norm"
+            elif leaf in HEAD_MODULES:
+                part = "head"
+        found[part].append(name)
+    return Outside(**{part: tuple(chosen) for part, chosen in found.items()})

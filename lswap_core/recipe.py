@@ -1,0 +1,257 @@
+"""Layer swapping as a recipe: which layers come from which expert, checked, and turned into a draft.
+
+Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language Models, ICLR 2025
+(arXiv 2410.01335). Layers are numbered 0..L-1; ranges are half-open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, Literal
+
+from lswap_core.checkpoint import Checkpoint
+from lswap_core.compatibility import compare
+from lswap_core.draft import Draft, SwapRecord
+from lswap_core.errors import MismatchError, RecipeError
+from lswap_core.names import Outside, Stack, classify_outside, layers, one_of
+
+Ramp = Literal["constant", "linear"]
+Part = Literal["math", "lang", "blend"]
+RAMPS = ("constant", "linear")
+PARTS = ("math", "lang", "blend")
+
+
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """Lang's share of each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is blended."""
+
+    shares: tuple[float, ...]
+
+    @property
+    def lang(self) -> tuple[int, ...]:
+        """Layers that are lang's."""
+        return tuple(n for n, share in enumerate(self.shares) if share == 1)
+
+    @property
+    def blended(self) -> tuple[int, ...]:
+        """Layers of the transition zones."""
+        return tuple(n for n, share in enumerate(self.shares) if 0 < share < 1)
+
+    @property
+    def math(self) -> tuple[int, ...]:
+        """Layers that are math's."""
+        return tuple(n for n, share in enumerate(self.shares) if share == 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSwap:
+    """What the user wants.
+
+    bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
+    transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
+    weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
+    language side has 1 - (k + 1) / (t + 1) instead. embed, norm, head: who gives what lies outside the layers; `blend`
+    uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the layers are, if that is unclear.
+
+    Raises RecipeError for values that no checkpoint could satisfy.
+    """
+
+    bottom: int = 0
+    top: int = 0
+    transition: int = 0
+    transition_bottom: int | None = None
+    transition_top: int | None = None
+    lang_layers: tuple[int, ...] | None = None
+    blend_layers: tuple[int, ...] | None = None
+    weight: float = 0.5
+    ramp: Ramp = "constant"
+    embed: Part = "math"
+    norm: Part = "math"
+    head: Part | None = None
+    cast: bool = False
+    layer_prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        counts = ("bottom", "top", "transition", "transition_bottom", "transition_top")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise RecipeError(f"{_flag(name)} is {value!r}; expected a number of layers, 0 or more")
+        for end in ("bottom", "top"):
+            if not getattr(self, end) and getattr(self, f"transition_{end}"):
+                raise RecipeError(f"--transition-{end} asks for a seam, but --{end} is 0, so there is none to blend at that end")
+        if self.explicit and any(getattr(self, name) for name in counts):
+            raise RecipeError(
+                "--lang-layers and --blend-layers name the layers one by one; leave out --bottom, --top and --transition"
+            )
+        if both := sorted(set(self.lang_layers or ()) & set(self.blend_layers or ())):
+            raise RecipeError(f"layers {_listed(both)} are in --lang-layers and in --blend-layers")
+        if not (isinstance(self.weight, int | float) and 0 <= self.weight <= 1):
+            raise RecipeError(f"--weight is {self.weight!r}; expected lang's share, from 0 to 1")
+        if self.ramp not in RAMPS:
+            raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
+        for name in ("embed", "norm", "head"):
+            if getattr(self, name) not in (*PARTS, *((None,) if name == "head" else ())):
+                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(PARTS)}")
+
+    @property
+    def explicit(self) -> bool:
+        """Layers are named one by one."""
+        return self.lang_layers is not None or self.blend_layers is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        default = asdict(LayerSwap())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    def zones(self, layer_count: int) -> Zones:
+        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit."""
+        if self.explicit:
+            return self._explicit_zones(layer_count)
+        at_bottom, at_top = self._seams()
+        asked = self.bottom + at_bottom + at_top + self.top
+        if asked > layer_count:
+            raise RecipeError(
+                f"bottom {self.bottom} + transition {at_bottom} + transition {at_top} + top {self.top} = {asked} layers, "
+                f"but the model has {layer_count}"
+            )
+        middle = layer_count - asked
+        rising = self._ramp(at_bottom)
+        shares = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
+        return Zones(tuple(shares))
+
+    def draft(self, *, math: Checkpoint, lang: Checkpoint) -> Draft:
+        """The draft of this swap. MismatchError lists everything that keeps the two from being combined."""
+        comparison = compare(math, lang, allow_cast=self.cast)
+        if comparison.issues:
+            raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
+        stack = math.stack(self.layer_prefix)
+        zones = self.zones(stack.count)
+        outside = classify_outside(math.tensors, stack)
+        givers = self._givers(outside, tied=math.tied)
+        _refuse_scaled(math, stack, zones)
+        draft = Draft.of(math)
+        for begin, end, share in _runs(zones.shares):
+            if share == 1:
+                draft = draft.replace(layers(begin, end, stack.prefix), lang, cast=self.cast)
+            elif share > 0:
+                draft = draft.blend(layers(begin, end, stack.prefix), (math, 1 - share), (lang, share), cast=self.cast)
+        parts = {part: (giver, getattr(outside, part)) for part, giver in givers.items()}
+        for giver, names in parts.values():
+            if names and giver == "lang":
+                draft = draft.replace(one_of(names), lang, cast=self.cast)
+            elif names and giver == "blend":
+                draft = draft.blend(one_of(names), (math, 1 - self.weight), (lang, self.weight), cast=self.cast)
+        parts["other"] = ("math", outside.other)
+        notes = (*self._notes(outside), *comparison.notes)
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes))
+
+    def _seams(self) -> tuple[int, int]:
+        """Blended layers at the bottom and at the top; a seam vanishes with its end."""
+        bottom = self.transition if self.transition_bottom is None else self.transition_bottom
+        top = self.transition if self.transition_top is None else self.transition_top
+        return (bottom if self.bottom else 0), (top if self.top else 0)
+
+    def _ramp(self, count: int) -> list[float]:
+        """Lang's shares in a seam of `count` layers, from the language side on."""
+        if self.ramp == "linear":
+            return [1 - (k + 1) / (count + 1) for k in range(count)]
+        return [float(self.weight)] * count
+
+    def _explicit_zones(self, layer_count: int) -> Zones:
+        lang, blended = set(self.lang_layers or ()), sorted(set(self.blend_layers or ()))
+        if outside := sorted(n for n in lang | set(blended) if not 0 <= n < layer_count):
+            raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {layer_count - 1}")
+        shares = [1.0 if n in lang else 0.0 for n in range(layer_count)]
+        for begin, end in _contiguous(blended):
+            ramp = self._ramp(end - begin)
+            below, above = begin - 1 in lang, end in lang
+            if self.ramp == "linear" and below == above:
+                where = "on both sides" if below else "on neither side"
+                raise RecipeError(
+                    f"--ramp linear: blended layers {begin} to {end - 1} have language layers {where}; use constant"
+                )
+            shares[begin:end] = ramp if below else ramp[::-1]
+        return Zones(tuple(shares))
+
+    def _givers(self, outside: Outside, *, tied: bool) -> dict[str, Part]:
+        """Who gives embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
+        for part in ("embed", "norm"):
+            if getattr(self, part) != "math" and not getattr(outside, part):
+                raise RecipeError(f"{_flag(part)} {getattr(self, part)}: no tensor outside the layers is recognised as {part}")
+        head = self.head
+        if tied or not outside.head:
+            if head not in (None, self.embed):
+                raise RecipeError(
+                    f"--head {head} contradicts --embed {self.embed}: the two are tied, one tensor; set --embed alone"
+                )
+            head = self.embed
+        return {"embed": self.embed, "norm": self.norm, "head": head or "math"}
+
+    def _notes(self, outside: Outside) -> list[str]:
+        notes = []
+        for end in ("bottom", "top"):
+            if self.transition and not self.explicit and not getattr(self, end):
+                notes.append(f"no seam at the {end}: --{end} is 0, so --transition {self.transition} blends nothing there")
+        if outside.other:
+            notes.append(f"{len(outside.other)} tensors are neither layers nor embeddings, norm or head; they stay math's")
+        return notes
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layer numbers as the command line has them; ranges include both ends.
+
+    >>> parse_layers("0-3,30,31")
+    (0, 1, 2, 3, 30, 31)
+    """
+    numbers: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not (first.isascii() and first.isdecimal() and (not dash or (last.isascii() and last.isdecimal()))):
+            raise RecipeError(f"{text!r} is no list of layers; write it like 0-3,30,31")
+        begin, end = int(first), int(last or first)
+        if not begin <= end < 100_000:
+            raise RecipeError(f"{piece.strip()!r} in {text!r} is no range of layers; write it like 0-3,30,31")
+        numbers.extend(range(begin, end + 1))
+    return tuple(sorted(set(numbers)))
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _contiguous(numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Runs of neighbouring numbers, half-open."""
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        yield members[0], members[-1] + 1
+
+
+def _runs(shares: tuple[float, ...]) -> Iterator[tuple[int, int, float]]:
+    """Runs of layers with equal shares, half-open."""
+    begin = 0
+    for share, run in groupby(shares):
+        end = begin + len(list(run))
+        yield begin, end, share
+        begin = end
+
+
+def _refuse_scaled(math: Checkpoint, stack: Stack, zones: Zones) -> None:
+    """A quantised weight means nothing without its scale: the average of two times the average of two scales is not the
+    average of the weights.
+    """
+    blended = set(zones.blended)
+    modules_with_scale = {n.rpartition(".")[0] for n in math.tensors if "scale" in n.rpartition(".")[2]}
+    scaled = [
+        f"tensor {name!r} is {ref.dtype} with a scale beside it"
+        for name, ref in math.tensors.items()
+        if ref.dtype.bits <= 8 and stack.layer_of(name) in blended and name.rpartition(".")[0] in modules_with_scale
+    ]
+    if scaled:
+        raise MismatchError("quantised layers cannot be blended, only copied: use --transition 0", scaled)

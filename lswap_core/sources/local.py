@@ -1,0 +1,204 @@
+"""Checkpoints on a local or mounted disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from hashlib import file_digest
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
+from lswap_core.descriptors import Descriptors
+from lswap_core.errors import FormatError, StalePlanError
+from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_json_object, parse_length
+from lswap_core.manifest import MANIFEST_FILE
+from lswap_core.plan import INDEX_FILE, SINGLE_FILE, plain_name
+
+_SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
+_SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
+_NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json"})
+_NESTED = ("additional_chat_templates/*.jinja", "**/*.py")
+"""What lies beside the weights and belongs to a model: config, tokenizer, chat template, generation config, custom code,
+licence. Its model card does not: the output gets one of its own."""
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:
+    """The catalogue of a model directory (with an index, or with one model.safetensors) or of one safetensors file.
+
+    Reads headers and small files only. Raises FormatError for anything malformed and OSError for what cannot be read.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        shard = read_shard(root.parent, root.name, path=str(root))
+        return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.stem, (shard,))
+    index = root / INDEX_FILE
+    text = None
+    if index.exists() or index.is_symlink():
+        text = _read_small(root, INDEX_FILE, MAX_HEADER_BYTES).decode("utf-8", "replace")
+        shards = _indexed_shards(root, text)
+    else:
+        shards = (read_shard(root, _only_file(root)),)
+    config = None
+    if (root / "config.json").exists():
+        config = parse_json_object(_read_small(root, "config.json", MAX_HEADER_BYTES), path=str(root / "config.json"))
+    at = str(root.absolute())
+    return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
+
+
+def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
+    """Read and validate the header of one safetensors file."""
+    where = path or str(root / name)
+    fd = _open_regular(root / name if path else _confined(root, name), where)
+    with open(fd, "rb", buffering=0) as file:  # closes fd
+        status = os.fstat(fd)
+        length = parse_length(file.read(LENGTH_BYTES), status.st_size, path=where)
+        raw = file.read(length)
+    return Shard(name, parse_header(raw, data_size=status.st_size - LENGTH_BYTES - length, path=where), status.st_mtime_ns)
+
+
+class LocalSource:
+    """Bytes of local checkpoints, by role. Every file is checked against its catalogue when it is opened, and by `check`."""
+
+    def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
+        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.shards}
+        self._descriptors = Descriptors(self._open)
+
+    def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
+        """See `lswap_core.ports.Source`."""
+        fd = self._descriptors.get(ref.role, ref.file)
+        at, end = ref.begin + offset, ref.begin + offset + len(buffer)
+        while at < end:
+            count = os.preadv(fd, [buffer[at - end :]], at)
+            if count == 0:
+                raise StalePlanError(
+                    f"{self._shards[ref.role, ref.file][0].path_of(ref.file)}: became shorter while it was read; plan again"
+                )
+            at += count
+
+    def check(self) -> None:
+        """Raise StalePlanError if any file changed since it was catalogued."""
+        for role, file in self._shards:
+            os.close(self._open(role, file))
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._descriptors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, role: str, file: str) -> int:
+        checkpoint, planned = self._shards[role, file]
+        path = checkpoint.path_of(file)
+        fd = _open_regular(Path(path), path)
+        now = os.fstat(fd)
+        if (now.st_size, now.st_mtime_ns) != (planned.header.file_size, planned.mtime_ns):
+            os.close(fd)
+            raise StalePlanError(f"{path}: changed after it was planned ({now.st_size} bytes now); plan again")
+        return fd
+
+
+def _open_regular(path: Path, where: str) -> int:
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FormatError("is not a regular file", path=where)
+    return fd
+
+
+def _confined(root: Path, name: str) -> Path:
+    """Path of `name` below `root`, judged by where symbolic links lead. A hub cache keeps its files in `blobs`, beside
+    the snapshots that link to them.
+    """
+    real_root, target = Path(os.path.realpath(root)), Path(os.path.realpath(root / name))
+    allowed = [real_root]
+    if real_root.parent.name == "snapshots":
+        allowed.append(real_root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise FormatError(f"leads out of the checkpoint's directory, to {target}", path=str(root / name))
+    return root / name
+
+
+def _read_small(root: Path, name: str, limit: int) -> bytes:
+    path = _confined(root, name)
+    with open(_open_regular(path, str(path)), "rb") as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise FormatError(f"has over {limit} bytes; no such file is that large", path=str(path))
+        return file.read()
+
+
+def _indexed_shards(root: Path, text: str) -> tuple[Shard, ...]:
+    path = str(root / INDEX_FILE)
+    weight_map = parse_json_object(text.encode(), path=path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError("has no 'weight_map' of tensor names to files", path=path)
+    by_file: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items():
+        try:
+            by_file.setdefault(plain_name(file), set()).add(tensor)
+        except ValueError as error:
+            raise FormatError(f"its file {error} in this directory", path=path, tensor=tensor) from None
+    if (root / SINGLE_FILE).exists() and SINGLE_FILE not in by_file:
+        raise FormatError(
+            f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path
+        )
+    shards = []
+    for file in sorted(by_file):
+        if not (root / file).exists():
+            raise FormatError(f"shard {file} is missing", path=path, tensor=min(by_file[file]))
+        shard = read_shard(root, file)
+        shards.append(shard)
+        for tensor in sorted(by_file[file] - shard.header.tensors.keys()):
+            raise FormatError(f"the index says that it is in {file}, but it is not", path=path, tensor=tensor)
+        for tensor in sorted(shard.header.tensors.keys() - by_file[file]):
+            elsewhere = f"the index says {weight_map[tensor]}" if tensor in weight_map else "the index does not mention it"
+            raise FormatError(f"is in this file, but {elsewhere}", path=str(root / file), tensor=tensor)
+    return tuple(shards)
+
+
+def _only_file(root: Path) -> str:
+    """The one safetensors file of a directory without an index."""
+    if (root / SINGLE_FILE).exists():
+        return SINGLE_FILE
+    found = sorted(file.name for file in root.glob("*.safetensors"))
+    if found:
+        raise FormatError(
+            f"has no {SINGLE_FILE} and no {INDEX_FILE}, but {', '.join(found[:3])}; name the file itself, or add the index",
+            path=str(root),
+        )
+    if pickles := sorted(file.name for pattern in _PICKLES for file in root.glob(pattern)):
+        raise FormatError(
+            f'holds only pickled weights ({pickles[0]}), which run code when read; convert them: python -c "from transformers '
+            "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",
+            path=str(root),
+        )
+    raise FormatError(f"no checkpoint: neither {SINGLE_FILE} nor {INDEX_FILE}", path=str(root))
+
+
+def _sidecars(root: Path) -> Iterator[Sidecar]:
+    nested = {file for pattern in _NESTED for file in root.glob(pattern)}
+    for file in sorted(nested | set(root.iterdir())):
+        name = file.relative_to(root).as_posix()
+        wanted = file.suffix in _SIDECAR_SUFFIXES or file.name.startswith(_SIDECAR_STEMS)
+        hidden = any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
+        if wanted and not hidden and name not in _NOT_SIDECARS and not name.endswith(".index.json") and not file.is_dir():
+            path = _confined(root, name)
+            with open(_open_regular(path, str(path)), "rb") as data:
+                yield Sidecar(name, os.fstat(data.fileno()).st_size, file_digest(data, "sha256").hexdigest(), path.read_bytes)
+
+
+def _published_name(root: Path) -> str:
+    """What to call this checkpoint in public: its hub id where it lies in a hub cache, else its directory's name."""
+    real = Path(os.path.realpath(root))
+    repository = real.parent.parent.name
+    if real.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    return real.name or "model"
