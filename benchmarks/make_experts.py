@@ -119,7 +119,13 @@ def write_expert(out: Path, shape: Shape, expert: str, *, seed: int, sparse: boo
     out.mkdir(parents=True)
     config = {k: v for k, v in asdict(shape).items() if k != "shard_size"}
     config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
-    config |= {"rope_theta": 500000.0, "max_position_embeddings": 131072, "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}
+    config |= {
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 131072,
+        "dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     files = list(shards(shape))
     weight_map = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,10 @@ class Backend(Protocol):
     def blend_stats(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats
     ) -> DifferenceStats: ...
+
+    def stats(self, x: Bytes, y: Bytes, dtype: DType, before: DifferenceStats) -> DifferenceStats: ...
+
+    def blend_many(self, inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None: ...
 
     def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None: ...
 
@@ -51,19 +57,47 @@ def blend_stats(
     sums have the same bits as for the whole. Raises ValueError for anything else.
     """
     kind = _dtype("dtype", dtype)
-    x_view, y_view, out_view = _view("x", x), _view("y", y), _view("out", out)
-    if not (type(weight) in (int, float) and 0 <= weight <= 1):
-        raise ValueError(f"weight is {weight!r}; expected y's share, from 0 to 1")
-    width = kind.bits // 8
-    for name, view in (("x", x_view), ("y", y_view), ("out", out_view)):
-        if view.nbytes % width:
-            raise ValueError(f"{name} has {view.nbytes} bytes, which is no whole number of {kind} elements")
-        if view.nbytes != x_view.nbytes:
-            raise ValueError(f"{name} has {view.nbytes} bytes, x has {x_view.nbytes}; sizes must be equal")
-    _check_out(out_view, ("x", x_view), ("y", y_view))
-    if before.count % BLOCK_ELEMENTS:
-        raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
-    return _chosen(backend).blend_stats(x_view, y_view, float(weight), kind, out_view, before)
+    views = {"x": _view("x", x), "y": _view("y", y), "out": _view("out", out)}
+    _check_weight("weight", weight)
+    _check_sizes(kind, views)
+    _check_out(views)
+    _check_before(before)
+    return _chosen(backend).blend_stats(views["x"], views["y"], float(weight), kind, views["out"], before)
+
+
+def stats(
+    x: Buffer, y: Buffer, *, dtype: DType | str, before: DifferenceStats = DifferenceStats(), backend: str = "auto"
+) -> DifferenceStats:
+    """How x and y differ, as `blend_stats` tells it, without writing anything."""
+    kind = _dtype("dtype", dtype)
+    views = {"x": _view("x", x), "y": _view("y", y)}
+    _check_sizes(kind, views)
+    _check_before(before)
+    return _chosen(backend).stats(views["x"], views["y"], kind, before)
+
+
+def blend_many(
+    inputs: Sequence[Buffer], weights: Sequence[float], *, dtype: DType | str, out: Buffer, backend: str = "auto"
+) -> None:
+    """out = round(sum of weights[k] * inputs[k]): products and sums are rounded one by one to fp32 (F64: fp64), first
+    input first, then once to the dtype. Where all inputs have equal bits, out has those bits.
+
+    weights: from 0 to 1 each, 1 together (to 1e-6), as for a soup of models. Buffers as for `blend_stats`.
+    """
+    kind = _dtype("dtype", dtype)
+    if not inputs or len(inputs) != len(weights):
+        raise ValueError(f"{len(inputs)} inputs and {len(weights)} weights; expected as many weights as inputs, at least one")
+    for number, weight in enumerate(weights):
+        _check_weight(f"weights[{number}]", weight)
+    if not math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=1e-6):
+        raise ValueError(f"the weights add up to {math.fsum(weights)}; expected 1")
+    views = {
+        **{f"inputs[{number}]": _view(f"inputs[{number}]", data) for number, data in enumerate(inputs)},
+        "out": _view("out", out),
+    }
+    _check_sizes(kind, views)
+    _check_out(views)
+    _chosen(backend).blend_many(list(views.values())[:-1], [float(weight) for weight in weights], kind, views["out"])
 
 
 def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend: str = "auto") -> None:
@@ -77,7 +111,7 @@ def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend
         raise ValueError(f"x has {x_view.nbytes} bytes, which is no whole number of {source} elements")
     if out_view.nbytes != count * target.bits // 8:
         raise ValueError(f"out has {out_view.nbytes} bytes; {count} elements of {target} take {count * target.bits // 8}")
-    _check_out(out_view, ("x", x_view))
+    _check_out({"x": x_view, "out": out_view})
     _chosen(backend).cast(x_view, source, out_view, target)
 
 
@@ -99,12 +133,32 @@ def _view(name: str, buffer: Buffer) -> Bytes:
     return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
 
 
-def _check_out(out: Bytes, *operands: tuple[str, Bytes]) -> None:
+def _check_weight(name: str, weight: float) -> None:
+    if not (type(weight) in (int, float) and 0 <= weight <= 1):
+        raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
+
+
+def _check_sizes(dtype: DType, views: dict[str, Bytes]) -> None:
+    first, expected = next((name, view.nbytes) for name, view in views.items())
+    for name, view in views.items():
+        if view.nbytes % (dtype.bits // 8):
+            raise ValueError(f"{name} has {view.nbytes} bytes, which is no whole number of {dtype} elements")
+        if view.nbytes != expected:
+            raise ValueError(f"{name} has {view.nbytes} bytes, {first} has {expected}; sizes must be equal")
+
+
+def _check_out(views: dict[str, Bytes]) -> None:
+    out = views["out"]
     if out.nbytes and not out.flags.writeable:
         raise ValueError("out is read-only; expected a buffer to write to")
-    for name, operand in operands:
-        if np.may_share_memory(out, operand):
+    for name, view in views.items():
+        if view is not out and np.may_share_memory(out, view):
             raise ValueError(f"out and {name} overlap in memory")
+
+
+def _check_before(before: DifferenceStats) -> None:
+    if before.count % BLOCK_ELEMENTS:
+        raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
 
 
 def _chosen(backend: str) -> Backend:

@@ -12,6 +12,7 @@ the tensor's is its blocks added in order in fp64. Pairs in which either is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,27 @@ def blend_stats(x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, bef
         equal = x_bits == y_bits
         _bits(out, dtype)[:] = np.where(equal, x_bits, encode(mixed, dtype))
         return _add_statistics(before, x_values, y_values, int(np.count_nonzero(~equal)))
+
+
+def stats(x: Bytes, y: Bytes, dtype: DType, before: DifferenceStats) -> DifferenceStats:
+    """See `lswap_core.kernels.stats`; arguments are checked there."""
+    with np.errstate(all="ignore"):
+        x_bits, y_bits = _bits(x, dtype), _bits(y, dtype)
+        differing = int(np.count_nonzero(x_bits != y_bits))
+        return _add_statistics(before, decode(x_bits, dtype), decode(y_bits, dtype), differing)
+
+
+def blend_many(inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None:
+    """See `lswap_core.kernels.blend_many`; arguments are checked there."""
+    with np.errstate(all="ignore"):
+        bits = [_bits(data, dtype) for data in inputs]
+        values = [decode(side, dtype) for side in bits]
+        compute = values[0].dtype.type
+        mixed = compute(weights[0]) * values[0]
+        for weight, side in zip(weights[1:], values[1:], strict=True):
+            mixed = mixed + compute(weight) * side
+        equal = np.logical_and.reduce([side == bits[0] for side in bits])
+        _bits(out, dtype)[:] = np.where(equal, bits[0], encode(mixed, dtype))
 
 
 def cast(x: Bytes, source: DType, out: Bytes, target: DType) -> None:
