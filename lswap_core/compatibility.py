@@ -126,10 +126,10 @@ def _vocabulary_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
 def _vocabulary(raw: bytes, path: str) -> dict[str, Any]:
     """Token -> id of a tokenizer.json (tokenizers' own format), added tokens included."""
     document = parse_json_object(raw, path=path)
-    model, added = document.get("model"), document.get("added_tokens") or []
-    if not isinstance(model, dict) or not isinstance(added, list):
-        raise FormatError("not a tokenizer file: expected 'model' and 'added_tokens'", path=path)
-    vocab = model.get("vocab") or {}
-    if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
-        vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
-    return {**vocab, **{token["content"]: token["id"] for token in added}}
+    try:
+        vocab = document["model"].get("vocab") or {}
+        if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
+            vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
+        return {**vocab, **{token["content"]: token["id"] for token in document.get("added_tokens") or []}}
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise FormatError(f"not a tokenizer file as `tokenizers` writes it ({error!r})", path=path) from None

@@ -12,7 +12,7 @@ from lswap_core.checkpoint import Role, parse_role
 from lswap_core.difference import DifferenceStats
 from lswap_core.draft import Expression, SwapRecord
 from lswap_core.dtypes import DTYPES, DType
-from lswap_core.errors import FormatError
+from lswap_core.errors import FormatError, RecipeError
 from lswap_core.header import parse_json_object
 from lswap_core.plan import (
     INDEX_FILE,
@@ -117,7 +117,7 @@ class Manifest:
             )
         except KeyError as error:
             raise FormatError(f"not a sound manifest: {error} is missing", path=path) from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RecipeError) as error:
             raise FormatError(f"not a sound manifest: {error}", path=path) from None
 
 

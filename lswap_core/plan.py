@@ -16,7 +16,7 @@ from typing import Any
 from lswap_core.checkpoint import Role, TensorRef, parse_role
 from lswap_core.draft import Blend, Copy, Expression, SwapRecord
 from lswap_core.dtypes import DTYPES, DType
-from lswap_core.errors import FormatError
+from lswap_core.errors import FormatError, RecipeError
 from lswap_core.header import Header, parse_header, parse_json_object, size_in_bytes
 from lswap_core.sizes import format_size
 
@@ -158,7 +158,7 @@ class Plan:
             plan = _parse_plan(document, path)
         except KeyError as error:
             raise FormatError(f"not a sound plan: {error} is missing", path=path) from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, RecipeError) as error:
             raise FormatError(f"not a sound plan: {error}", path=path) from None
         _check_reads(plan, path)
         return plan
