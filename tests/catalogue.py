@@ -14,9 +14,13 @@ from lswap_core.header import build_header
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def llama(layers: int, *, dtype: str = "BF16", prefix: str = "model.layers", head: bool = True) -> dict[str, tuple[str, tuple[int, ...]]]:
+def llama(
+    layers: int, *, dtype: str = "BF16", prefix: str = "model.layers", head: bool = True
+) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Names, dtypes and shapes of a small model."""
-    shapes = {f"{prefix}.{n}.{part}": (dtype, (4, 4)) for n in range(layers) for part in ("attn.weight", "mlp.weight", "norm.weight")}
+    shapes = {
+        f"{prefix}.{n}.{part}": (dtype, (4, 4)) for n in range(layers) for part in ("attn.weight", "mlp.weight", "norm.weight")
+    }
     shapes |= {"model.embed_tokens.weight": (dtype, (8, 4)), "model.norm.weight": (dtype, (4,))}
     return shapes | ({"lm_head.weight": (dtype, (8, 4))} if head else {})
 
@@ -42,7 +46,9 @@ def checkpoint(
     shards, weight_map, total = [], {}, 0
     for number, names in enumerate(groups, 1):
         file = "model.safetensors" if files is None else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        header = build_header({n: (DTYPES[shapes[n][0]], shapes[n][1]) for n in names}, {"format": "pt"} if metadata is None else metadata)
+        header = build_header(
+            {n: (DTYPES[shapes[n][0]], shapes[n][1]) for n in names}, {"format": "pt"} if metadata is None else metadata
+        )
         shards.append(Shard(file, header, 17))
         weight_map |= dict.fromkeys(names, file)
         total += header.file_size - header.data_begin
@@ -51,4 +57,6 @@ def checkpoint(
         size = total if total_size is None else total_size
         index = json.dumps({"metadata": {"total_size": size, "note": 1}, "weight_map": weight_map})
     where = location or f"/models/{role}"
-    return Checkpoint(role, where, where, role, tuple(shards), index, config, tuple(sidecar(n, t) for n, t in (sidecars or {}).items()))
+    return Checkpoint(
+        role, where, where, role, tuple(shards), index, config, tuple(sidecar(n, t) for n, t in (sidecars or {}).items())
+    )

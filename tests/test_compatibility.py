@@ -32,7 +32,9 @@ def test_every_difference_of_tensors_is_listed_at_once() -> None:
         "tensor 'model.layers.1.mlp.weight' is BF16 in math, I8 in lang",
     }
     with_cast = compare(checkpoint(x), checkpoint(y, "lang"), allow_cast=True).issues
-    assert set(issues) - set(with_cast) == {"tensor 'model.norm.weight' is BF16 in math, F32 in lang (--cast brings it to math's)"}
+    assert set(issues) - set(with_cast) == {
+        "tensor 'model.norm.weight' is BF16 in math, F32 in lang (--cast brings it to math's)"
+    }
 
 
 @pytest.mark.parametrize(
@@ -88,14 +90,18 @@ def test_vocabularies_are_compared_as_tables() -> None:
     assert vocabulary_issues(*same) == ()
     assert vocabulary_issues(tokenizer({"a": 0}, [{"content": "b", "id": 1}]), tokenizer({"a": 0, "b": 1})) == ()
     assert vocabulary_issues(tokenizer([["a", -1.0], ["b", -2.0]]), tokenizer({"a": 0, "b": 1})) == ()
-    assert vocabulary_issues(tokenizer({"a": 0}), tokenizer({"a": 1})) == ("tokenizer.json: token 'a' has id 0 in math, 1 in lang",)
+    assert vocabulary_issues(tokenizer({"a": 0}), tokenizer({"a": 1})) == (
+        "tokenizer.json: token 'a' has id 0 in math, 1 in lang",
+    )
     many = vocabulary_issues(tokenizer({}), tokenizer({f"t{n}": n for n in range(10)}))
     assert len(many) == 4
     assert many[0] == "tokenizer.json: token 't0' has id None in math, 0 in lang"
     assert many[3] == "tokenizer.json: 7 more tokens with different ids"
 
 
-@pytest.mark.parametrize("text", ["{}", '{"model": 3}', '{"model": {}, "added_tokens": {"a": 1}}', '{"model": {"vocab": [[]]}}', "["])
+@pytest.mark.parametrize(
+    "text", ["{}", '{"model": 3}', '{"model": {}, "added_tokens": {"a": 1}}', '{"model": {"vocab": [[]]}}', "["]
+)
 def test_what_is_no_tokenizer_is_refused(text: str) -> None:
     with pytest.raises(FormatError, match=r"/models/lang/tokenizer.json"):
         vocabulary_issues(tokenizer({}), text)

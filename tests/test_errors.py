@@ -12,7 +12,11 @@ from lswap_core import errors
 
 def test_the_tree_drawn_is_the_tree_there_is() -> None:
     drawn = dict(re.findall(r"(\w+Error) +exit (\d)", errors.__doc__ or ""))
-    public = {name: c for name, c in inspect.getmembers(errors, inspect.isclass) if not name.startswith("_") and c.__module__ == errors.__name__}
+    public = {
+        name: c
+        for name, c in inspect.getmembers(errors, inspect.isclass)
+        if not name.startswith("_") and c.__module__ == errors.__name__
+    }
     assert set(public) == {*re.findall(r"\w+Error", errors.__doc__ or "")} - {"OSError"}
     for name, cls in public.items():
         assert issubclass(cls, errors.LswapError)

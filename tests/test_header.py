@@ -25,12 +25,26 @@ from lswap_core.header import (
 from tests.build import BITS
 
 WHOLE_BYTE = [name for name, dtype in DTYPES.items() if dtype.bits % 8 == 0]
-NUMPY_TYPES = [np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.int32, np.uint32, np.float32, np.int64, np.float64]
+NUMPY_TYPES = [
+    np.bool_,
+    np.int8,
+    np.uint8,
+    np.int16,
+    np.uint16,
+    np.float16,
+    np.int32,
+    np.uint32,
+    np.float32,
+    np.int64,
+    np.float64,
+]
 
-names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12).filter(lambda n: n != "__metadata__")
+names = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=12).filter(
+    lambda n: n != "__metadata__"
+)
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 tables = st.dictionaries(names, st.tuples(st.sampled_from([DTYPES[n] for n in WHOLE_BYTE]), shapes), max_size=6)
-metadata = st.dictionaries(st.text("abc\"\\\né", max_size=4), st.text("xyz\t", max_size=4), max_size=3)
+metadata = st.dictionaries(st.text('abc"\\\né', max_size=4), st.text("xyz\t", max_size=4), max_size=3)
 
 
 def test_the_table_is_the_tests_own() -> None:
@@ -89,12 +103,17 @@ def test_padding_moves_the_data_to_a_multiple(multiple: int) -> None:
 
 
 def test_order_in_the_file_is_the_order_of_bytes_whatever_the_json_says() -> None:
-    entries = {"b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}, "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    entries = {
+        "b": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]},
+        "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+    }
     header = parse_header(json.dumps(entries).encode(), data_size=3, path="f")
     assert list(header.tensors) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("dtype", "shape", "size"), [("F4", (3, 2), 3), ("F6_E2M3", (4,), 3), ("F6_E3M2", (0, 3), 0), ("F64", (), 8)])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"), [("F4", (3, 2), 3), ("F6_E2M3", (4,), 3), ("F6_E3M2", (0, 3), 0), ("F64", (), 8)]
+)
 def test_sizes_of_odd_shapes(dtype: str, shape: tuple[int, ...], size: int) -> None:
     assert size_in_bytes(DTYPES[dtype], shape) == size
 

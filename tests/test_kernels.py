@@ -188,7 +188,10 @@ X, OUT = bytes(8), bytearray(8)
     [
         (lambda: blend_stats(X, bytes(6), 0.5, dtype="BF16", out=OUT), "y has 6 bytes, x has 8"),
         (lambda: blend_stats(X, X, 0.5, dtype="BF16", out=bytearray(10)), "out has 10 bytes, x has 8"),
-        (lambda: blend_stats(bytes(7), bytes(7), 0.5, dtype="BF16", out=bytearray(7)), "x has 7 bytes, which is no whole number of BF16"),
+        (
+            lambda: blend_stats(bytes(7), bytes(7), 0.5, dtype="BF16", out=bytearray(7)),
+            "x has 7 bytes, which is no whole number of BF16",
+        ),
         (lambda: blend_stats(X, X, 0.5, dtype="BF16", out=X), "out is read-only"),
         (lambda: blend_stats(OUT, X, 0.5, dtype="BF16", out=OUT), "out and x overlap"),
         (lambda: blend_stats(X, memoryview(OUT)[2:], 0.5, dtype="BF16", out=memoryview(OUT)[:6]), "y has 6 bytes"),

@@ -59,7 +59,11 @@ def test_extra_layers_behind_the_last_are_not_part_of_the_stack() -> None:
 @pytest.mark.parametrize(
     ("names", "options", "words"),
     [
-        (blocks("a", 3) + blocks("b", 3), {}, "more than one stack of layers qualifies (a (3 layers), b (3 layers)); choose one with --layer-prefix"),
+        (
+            blocks("a", 3) + blocks("b", 3),
+            {},
+            "more than one stack of layers qualifies (a (3 layers), b (3 layers)); choose one with --layer-prefix",
+        ),
         (blocks("a", 3) + blocks("b", 3), {"expected": 3}, "choose one with --layer-prefix"),
         (blocks("a", 3), {"expected": 4}, "config.json says 4 layers; numbered stacks: a (3 layers)"),
         (["x.weight"], {}, "numbered stacks: none"),

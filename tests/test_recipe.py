@@ -143,7 +143,11 @@ def test_drafts_are_what_the_definition_says(options: dict[str, Any], outside: d
 
 
 def test_a_layer_is_the_whole_block_and_others_stay_math() -> None:
-    shapes = llama(3) | {"model.layers.0.attn.weight_scale": ("F32", (1,)), "model.layers.0.attn.inv": ("I64", (2,)), "vision.norm.weight": ("F32", (2,))}
+    shapes = llama(3) | {
+        "model.layers.0.attn.weight_scale": ("F32", (1,)),
+        "model.layers.0.attn.inv": ("I64", (2,)),
+        "vision.norm.weight": ("F32", (2,)),
+    }
     math, lang = checkpoint(shapes), checkpoint(shapes, "lang")
     draft = LayerSwap(bottom=1).draft(math=math, lang=lang)
     assert {made_of.ref.role for name, made_of in draft.tensors.items() if ".layers.0." in name} == {"lang"}  # type: ignore[union-attr]

@@ -32,7 +32,9 @@ class LocalSink:
         """Claim the partial directory. RecipeError where the destination exists, lies in, is or holds one of `sources`
         (paths), or is being written by another process.
         """
-        self._destination = Path(os.path.realpath(destination))
+        # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
+        absolute = Path(os.path.abspath(destination))
+        self._destination = Path(os.path.realpath(absolute.parent)) / absolute.name
         self._refuse_impossible(sources)
         self._partial = self._destination.with_name(f".{self._destination.name}.partial")
         self._directory = self._claim()
