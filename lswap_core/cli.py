@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lswap_core.ports import Progress
     from lswap_core.report import Table
 
+COMMANDS = ("merge", "plan", "apply", "inspect", "diff", "verify")
 _INTERRUPTED = 130
 _TERMINATED = 143
 _WIDE = 160

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_linear_ramp_falls_from_lang_to_math_in_equal_steps(bottom: int, top: 
     shares = LayerSwap(bottom=1, top=1, transition_bottom=bottom, transition_top=top, ramp="linear").zones(20).shares
     low, high = [1.0, *shares[1 : 1 + bottom], 0.0], [1.0, *shares[::-1][1 : 1 + top], 0.0]
     for seam in (low, high):
-        steps = [a - b for a, b in zip(seam, seam[1:], strict=False)]
+        steps = [a - b for a, b in pairwise(seam)]
         assert steps == pytest.approx([1 / len(steps)] * len(steps))
 
 

@@ -1,4 +1,6 @@
-"""`blend_stats`, `stats`, `blend_many` and `cast`: all the arithmetic there is. Every backend gives the bytes of `reference`, bit for bit.
+"""`blend_stats`, `stats`, `blend_many` and `cast`: all the arithmetic there is.
+
+Every backend gives the bytes of `reference`, bit for bit.
 
 Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order; `out` is always the
 caller's. Arguments are checked once, here, before a backend sees them.

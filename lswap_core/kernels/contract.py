@@ -79,7 +79,7 @@ def stats(
 def blend_many(
     inputs: Sequence[Buffer], weights: Sequence[float], *, dtype: DType | str, out: Buffer, backend: str = "auto"
 ) -> None:
-    """out = round(sum of weights[k] * inputs[k]): products and sums are rounded one by one to fp32 (F64: fp64), first
+    """Out = round(sum of weights[k] * inputs[k]): products and sums are rounded one by one to fp32 (F64: fp64), first
     input first, then once to the dtype. Where all inputs have equal bits, out has those bits.
 
     weights: from 0 to 1 each, 1 together (to 1e-6), as for a soup of models. Buffers as for `blend_stats`.
