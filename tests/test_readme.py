@@ -32,7 +32,9 @@ def test_the_tour_runs_and_prints_what_it_says(experts: Path) -> None:
     (tour,) = blocks("sh")
     assert len(tour.strip().splitlines()) == 10
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-euc", tour], cwd=experts, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False)
+    done = subprocess.run(
+        ["bash", "-euc", tour], cwd=experts, capture_output=True, text=True, env={**os.environ, "PATH": path}, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     (table,) = blocks("text")
     shown = [" ".join(line.split()) for line in done.stdout.splitlines()]
