@@ -17,16 +17,14 @@ values = st.builds(DifferenceStats, counts, counts, sums, sums, sums, st.floats(
 
 
 @given(values)
-def test_json_round_trip(value: DifferenceStats) -> None:
-    assert DifferenceStats.from_json(json.loads(json.dumps(value.to_json()))) == value
+def test_json_form(value: DifferenceStats) -> None:
+    assert DifferenceStats(**json.loads(json.dumps(value.to_json()))) == value
 
 
 def test_sums_that_overflowed_have_a_json_form() -> None:
     value = DifferenceStats(count=1, sum_squares=math.inf, dot=math.nan)
-    text = json.dumps(value.to_json(), allow_nan=False)
-    again = DifferenceStats.from_json(json.loads(text))
-    assert again.sum_squares == math.inf
-    assert math.isnan(again.dot)
+    found = json.loads(json.dumps(value.to_json(), allow_nan=False))
+    assert (found["sum_squares"], found["dot"]) == ("inf", "nan")
 
 
 @given(values, values)

@@ -56,12 +56,12 @@ def test_a_manifest_of_surgery_by_hand() -> None:
     ("path", "value", "words"),
     [
         (("format",), "x", "'format' is 'x'"),
-        (("tensors",), None, "not a sound manifest"),
+        (("tensors",), None, "tensors: expected an object, found None"),
         (("shards", 0, "name"), "../x", "'..' is not a plain file name"),
         (("tensors", "lm_head.weight", "file"), "a/b", "'a/b' is not a plain file name"),
-        (("tensors", "lm_head.weight", "dtype"), "F99", "'F99' is missing"),
+        (("tensors", "lm_head.weight", "dtype"), "F99", "unknown dtype 'F99'"),
         (("tensors", "lm_head.weight", "made_of"), {}, "'copy' is missing"),
-        (("tensors", "model.layers.1.mlp.weight", "statistics", "count"), "many", "not a sound manifest"),
+        (("tensors", "model.layers.1.mlp.weight", "statistics", "count"), "many", "statistics.count: expected a whole number"),
     ],
 )
 def test_an_unsound_manifest_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
