@@ -74,6 +74,8 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.shares) - 1}"]
     if outside:
         notes.append("outside the layers: " + "; ".join(outside))
+    if len({source.name for source in plan.sources}) < len(plan.sources):
+        notes.append(f"both experts are called {plan.sources[0].name!r}; --math-name and --lang-name tell them apart in the card")
     return notes + list(swap.notes)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lswap_core.checkpoint import Role, TensorRef, parse_role
 from lswap_core.documents import Node
-from lswap_core.draft import Blend, Copy, Expression, SwapRecord
+from lswap_core.draft import Blend, Copy, Expression, SwapRecord, in_fp32
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
 from lswap_core.header import size_in_bytes
@@ -27,7 +27,7 @@ def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> E
     if "blend" in entry:
         x, y = (_copy_from_json(side, shape) for side in entry["blend"].elements(2))
         weight = entry["weight"].number(0, 1)
-        if weight in (0, 1):
+        if in_fp32(weight) in (0, 1):
             raise entry["weight"].refuse("a blend's weight lies between 0 and 1; at either end it is a copy")
         if x.dtype != y.dtype or not x.dtype.blendable:
             raise entry.refuse(f"{x.dtype} and {y.dtype} cannot be blended")

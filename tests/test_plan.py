@@ -192,6 +192,8 @@ STEP = ("files", 0, "tensors", NAME)
         (set_at("files", 0, "header", to="{}"), "name different things"),
         (without(*STEP), "name different things"),
         (set_at(*STEP, "weight", to=1.0), "lies between 0 and 1; at either end it is a copy"),
+        (set_at(*STEP, "weight", to=1e-46), "lies between 0 and 1; at either end it is a copy"),
+        (set_at("swap", "outside", "norm", "tensors", to=["x"]), "swap.outside.norm: names 'x', which is no tensor of the output"),
         (set_at(*STEP, "weight", to="x"), "weight: expected a number from 0 to 1, found 'x'"),
         (set_at(*STEP, "blend", to=[]), "blend: expected a list of 2, found []"),
         (set_at(*STEP, "blend", 0, "copy", 2, to="F16"), "F16 and BF16 cannot be blended"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from hashlib import file_digest
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -140,7 +141,9 @@ def read_small(root: Path, name: str) -> bytes:
     """All of a file beside the weights. FormatError where it is no regular file in `root`, or too large to be believed."""
     with open_confined(root, name) as file:
         if os.fstat(file.fileno()).st_size > MAX_HEADER_BYTES:
-            raise FormatError(f"has over {MAX_HEADER_BYTES} bytes; no such file is that large", path=str(root / name))
+            raise FormatError(
+                f"has over {MAX_HEADER_BYTES} bytes, too many for a file beside the weights; move it away", path=str(root / name)
+            )
         return file.read()
 
 
@@ -204,11 +207,10 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
         wanted = file.suffix in _SIDECAR_SUFFIXES or file.name.startswith(_SIDECAR_STEMS)
         hidden = any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
         if wanted and not hidden and name not in _NOT_SIDECARS and not name.endswith(".index.json") and not file.is_dir():
-            if not name.isprintable():
-                raise FormatError("its name has characters that cannot be shown; rename it", path=str(root / name))
-            with open_confined(root, name) as data:
-                digest = file_digest(data, "sha256").hexdigest()
-                yield Sidecar(name, os.fstat(data.fileno()).st_size, digest, (root / name).read_bytes)
+            if not (name.isprintable() and all(map(is_plain_name, name.split("/")))):
+                raise FormatError("its name has characters that no manifest can hold; rename it", path=str(root / name))
+            data = read_small(root, name)
+            yield Sidecar(name, len(data), hashlib.sha256(data).hexdigest(), partial(read_small, root, name))
 
 
 def _published_name(root: Path) -> str:
