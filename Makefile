@@ -11,7 +11,7 @@ LOWER_ROWS = lswap_core/errors.py,lswap_core/dtypes.py,lswap_core/difference.py,
 .PHONY: demo test test-all check clean
 
 demo: $(BIN)/python
-	$(PIP) install .
+	$(PIP) install -e .
 	rm -rf demo
 	$(BIN)/python benchmarks/make_experts.py demo
 	cd demo && ../$(BIN)/lswap_core merge --math math --lang lang --bottom 4 --top 2 --transition 2

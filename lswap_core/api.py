@@ -18,12 +18,17 @@ from lswap_core.manifest import FileRecord, Manifest, compile_manifest
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress
 from lswap_core.recipe import LayerSwap
-from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.local import LocalSink, check_destination
 from lswap_core.sources.local import LocalSource, open_confined, open_local, read_shard, read_small
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
-__all__ = ["diff", "execute", "lay_out", "merge", "open_checkpoint", "read_plan", "verify"]
+__all__ = [
+    "check_output", "diff", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify",
+    "write_plan",
+]  # fmt: skip
 
+STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+"""Weights, which a directory should hold only if its manifest says so."""
 StrPath = str | os.PathLike[str]
 
 
@@ -55,8 +60,28 @@ def default_workers() -> int:
 
 
 def read_plan(path: StrPath) -> Plan:
-    """The plan in a JSON file, as `Plan.to_json` wrote it."""
-    return Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
+    """The plan in a JSON file, as `Plan.to_json` wrote it. FormatError for anything else."""
+    plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
+    if plan.swap is not None:
+        try:
+            agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+        except RecipeError as error:
+            raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
+        if not agree:
+            raise FormatError("swap.shares: not what swap.options give", path=os.fspath(path))
+    return plan
+
+
+def write_plan(plan: Plan, path: StrPath) -> None:
+    """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
+    place = check_destination(path, [source.location for source in plan.sources])
+    with open(place, "x", encoding="utf-8") as file:
+        file.write(plan.to_json())
+
+
+def check_output(plan: Plan, into: StrPath) -> None:
+    """Raise what `execute` would where `into` is an impossible place."""
+    check_destination(into, [source.location for source in plan.sources])
 
 
 def execute(
@@ -72,22 +97,20 @@ def execute(
     locations: where a source lies now, by role, if not where it was planned. Raises StalePlanError where a source is
     not what was planned, RecipeError for an impossible destination, OSError for what the disk refuses.
     """
-    if workers is not None and workers < 1:
-        raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    moved = {parse_role(role): os.fspath(path) for role, path in (locations or {}).items()}
+    threads = _threads(workers)
+    moved = _given(locations or {}, {source.role for source in plan.sources})
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
-    sidecars = _sidecar_bytes(plan, checkpoints.get("math"))
-    sink = LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])
-    with closing(sink):
+    sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
+    with closing(LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])) as sink:
         with LocalSource(checkpoints) as source:
-            done = executor.run(plan, source, sink, kernels, progress=progress or Silence(), workers=workers or default_workers())
+            done = executor.run(plan, source, sink, kernels, progress=progress or Silence(), workers=threads)
             source.check()
         manifest = compile_manifest(plan, done, tool=f"lswap_core {version('lswap-core')}")
         for name, data in sidecars.items():
             sink.put(name, data)
         if plan.index is not None:
             sink.put(INDEX_FILE, plan.index.encode())
-        sink.put(CARD_FILE, report.model_card(plan, manifest, name=Path(into).name).encode())
+        sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
         sink.put(MANIFEST_FILE, manifest.to_json().encode())
         sink.publish()
     return manifest
@@ -111,6 +134,9 @@ def merge(
 def read_manifest(output: StrPath) -> Manifest:
     """The manifest of the output directory; FormatError where it is none, FileNotFoundError where there is none."""
     root = Path(output)
+    if not os.path.lexists(root / MANIFEST_FILE):
+        what = f"no output of this program: there is no {MANIFEST_FILE} in it"
+        raise FileNotFoundError(errno.ENOENT, what, str(root))
     if (root / MANIFEST_FILE).is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a directory, not a manifest", str(root / MANIFEST_FILE))
     return Manifest.from_json(read_small(root, MANIFEST_FILE), path=str(root / MANIFEST_FILE))
@@ -130,7 +156,7 @@ def verify(
     root = Path(output)
     manifest = read_manifest(root)
     sources = _merged_sources(manifest, locations) if locations else {}
-    issues = list(_sidecar_issues(root, manifest))
+    issues = list(_sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
         try:
@@ -146,7 +172,7 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=workers or default_workers(),
+            workers=_threads(workers),
         )
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
@@ -157,40 +183,53 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
     first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
     with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=workers or default_workers())
+        return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+
+
+def _threads(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise RecipeError(f"--workers is {workers}; expected 1 or more")
+    return workers or default_workers()
+
+
+def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+    """Locations by role; a RecipeError for a role that has no part in what was made."""
+    given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
+    if idle := sorted(given.keys() - used):
+        raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
+    return given
 
 
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
-    """The checkpoint that a plan was made from, if it still is that; elsewhere, only content counts."""
+    """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
     checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.shards}
     for file in planned.files:
         shard = now.get(file.name)
-        same_header = shard is not None and (shard.header.file_size, shard.header_sha256) == (file.size, file.header_sha256)
-        if not same_header or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
+        same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
+        if not same or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
             raise StalePlanError(f"{checkpoint.path_of(file.name)}: not the {planned.role} file that was planned; plan again")
     return checkpoint
 
 
-def _sidecar_bytes(plan: Plan, math: Checkpoint | None) -> dict[str, bytes]:
-    there = {sidecar.name: sidecar for sidecar in math.sidecars} if math else {}
+def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+    there = {sidecar.name: sidecar for sidecar in host.sidecars}
     contents = {}
     for planned in plan.sidecars:
         if planned.name not in there or there[planned.name].sha256 != planned.sha256:
-            where = math.path_of(planned.name) if math else planned.name
-            raise StalePlanError(f"{where}: changed after it was planned; plan again")
+            raise StalePlanError(f"{host.path_of(planned.name)}: changed after it was planned; plan again")
         contents[planned.name] = there[planned.name].read()
     return contents
 
 
 def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
+    given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
     opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
-        now = {shard.name: (shard.header.file_size, shard.header_sha256) for shard in opened[source.role].shards}
+        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].shards}
         where = opened[source.role].location
         issues += [
             f"{where}: {file.name} is not the file that was merged"
@@ -215,7 +254,7 @@ def _intact_shard(root: Path, record: FileRecord, manifest: Manifest) -> Shard:
     return shard
 
 
-def _sidecar_issues(root: Path, manifest: Manifest) -> Iterator[str]:
+def _sidecar_issues(root: Path, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
     for record in manifest.sidecars:
         try:
             with open_confined(root, record.name) as file:
@@ -227,6 +266,11 @@ def _sidecar_issues(root: Path, manifest: Manifest) -> Iterator[str]:
         else:
             if found != record.sha256:
                 yield f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
+    if host is not None:
+        theirs = {sidecar.name: sidecar for sidecar in host.sidecars}
+        for record in manifest.sidecars:
+            if record.name != INDEX_FILE and (record.name not in theirs or theirs[record.name].sha256 != record.sha256):
+                yield f"{record.name}: is not that of {manifest.host}, {host.location}"
     known = {shard.name for shard in manifest.shards}
-    for stray in sorted(file.name for file in root.glob("*.safetensors") if file.name not in known):
-        yield f"{stray}: is not in the manifest; some loaders read every safetensors file"
+    for stray in sorted(file.name for pattern in STRAY for file in root.glob(pattern) if file.name not in known):
+        yield f"{stray}: is not in the manifest; some loaders read whatever weights they find"

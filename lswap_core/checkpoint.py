@@ -46,26 +46,45 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file of a checkpoint. mtime_ns tells whether it was touched; it is never published."""
+    """One safetensors file of a checkpoint.
+
+    mtime_ns tells whether it was touched; it is never published. sample: a few bytes of its data, spread over the file.
+    """
 
     name: str
     header: Header
     mtime_ns: int
+    sample: bytes = b""
 
     @cached_property
     def header_sha256(self) -> str:
-        """Digest of the file up to its first tensor; with the size it tells two versions of a shard apart."""
+        """Digest of the file up to its first tensor."""
         return hashlib.sha256(self.header.encode()).hexdigest()
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of header and sample: tells a shard from those of the other fine-tunes of its base, whose headers are
+        the same, without reading it all.
+        """
+        return hashlib.sha256(self.header.encode() + self.sample).hexdigest()
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Sidecar:
-    """A small file beside the weights. `read` gives its bytes; they are looked at only where two checkpoints differ."""
+    """A small file beside the weights. `read` gives its bytes, which are looked at only where they are needed."""
 
     name: str
-    size: int
-    sha256: str
     read: Callable[[], bytes] = field(compare=False, repr=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of its bytes."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.read())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The command line: argv -> `api` call -> text. The only place that prints or exits.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
-found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted.
+found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from lswap_core.display import counted, one_line
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.recipe import PARTS, RAMPS, LayerSwap, parse_layers
 from lswap_core.sizes import format_size, parse_size
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from lswap_core.ports import Progress
     from lswap_core.report import Table
 
-COMMANDS = ("merge", "plan", "apply", "inspect", "diff", "verify")
 _INTERRUPTED = 130
-_TERMINATED = 143
 _WIDE = 160
 _SWAP_OPTIONS = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
 
@@ -34,7 +33,7 @@ _SWAP_OPTIONS = ("bottom", "top", "transition", "transition_bottom", "transition
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that a half-made output is cleared away
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return int(arguments.run(arguments))
     except LswapError as error:
@@ -44,34 +43,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(arguments, error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except KeyboardInterrupt:
-        return _fail(arguments, KeyboardInterrupt(), "interrupted; nothing was left behind", _INTERRUPTED)
+    except KeyboardInterrupt as error:
+        return _fail(arguments, error, "interrupted; nothing was left behind", _INTERRUPTED)
+    finally:
+        if signal.getsignal(signal.SIGINT) is _interrupt:  # else this process is on its way out, undisturbed
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: object) -> NoReturn:
+    """Once, so that a half-made output is cleared away; whoever is impatient must not interrupt the clearing."""
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    sys.exit(128 + number)
 
 
 def _fail(arguments: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
-    # Names come from files: none may break the line or drive the terminal.
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"lswap_core: error: {shown}", file=sys.stderr)
+    print(f"lswap_core: error: {one_line(message)}", file=sys.stderr)
     if arguments.json:
         issues = list(getattr(error, "issues", ()))
         _print_json({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}})
     return status
 
 
+def _say(line: str) -> None:
+    """Print one line; names in it come from files, and none may break it or drive the terminal."""
+    print(one_line(line))
+
+
 def _merge(arguments: argparse.Namespace) -> int:
-    from lswap_core import report
+    from lswap_core import api, report
 
     plan = _make_plan(arguments)
     into = arguments.out or report.default_name(plan)
     if arguments.dry_run:
+        api.check_output(plan, into)
         return _show_plan(plan, arguments, into)
     return _execute(plan, arguments, into, {})
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
     plan = _make_plan(arguments)
     if arguments.out:
-        Path(arguments.out).write_text(plan.to_json(), encoding="utf-8")
+        api.write_plan(plan, arguments.out)
     return _show_plan(plan, arguments, None)
 
 
@@ -92,7 +110,7 @@ def _make_plan(arguments: argparse.Namespace) -> Plan:
         if name in given:
             given[name] = parse_layers(given[name])
     recipe = LayerSwap(**given)
-    shard_size = parse_size(arguments.shard_size) if arguments.shard_size else None
+    shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
     math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
     lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
     return api.lay_out(recipe.draft(math=math, lang=lang), shard_size)
@@ -101,35 +119,34 @@ def _make_plan(arguments: argparse.Namespace) -> Plan:
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
 
-    with_bar = _progress(arguments, f"writing {Path(into).name}")
-    manifest = api.execute(plan, into=into, locations=locations, progress=with_bar, workers=arguments.workers)
+    bar = _progress(arguments, f"writing {Path(into).name}")
+    manifest = api.execute(plan, into=into, locations=locations, progress=bar, workers=arguments.workers)
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
-        _show_layers(plan)
-        print(f"{into}: {plan.summary()}")
+        _show_decisions(plan)
+        _say(f"{into}: {plan.summary()}")
     return 0
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
-    from lswap_core import report
-
     if arguments.json:
         print(plan.to_json(), end="")
     elif not arguments.quiet:
-        _show_layers(plan)
-        for note in report.plan_notes(plan):
-            print(f"- {note}")
-        print(f"{into}: {plan.summary()}" if into else plan.summary())
-        print(f"{len(plan.files)} shards and {len(plan.sidecars)} small files; needs {format_size(plan.write_bytes)} of disk")
+        _show_decisions(plan)
+        _say(f"{into}: {plan.summary()}" if into else plan.summary())
+        files = f"{counted(len(plan.files), 'shard')} and {counted(len(plan.sidecars), 'small file')}"
+        _say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
     return 0
 
 
-def _show_layers(plan: Plan) -> None:
+def _show_decisions(plan: Plan) -> None:
     from lswap_core import report
 
     if plan.swap is not None:
         _print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
+    for note in report.plan_notes(plan):
+        _say(f"- {note}")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -137,14 +154,16 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     checkpoint = api.open_checkpoint(arguments.checkpoint, role="math")
     overview = report.Overview.of(checkpoint, arguments.layer_prefix)
+    tensors = report.tensor_table(checkpoint)
     if arguments.json:
-        _print_json(overview.to_json())
-        return 0
-    for line in overview.lines():
-        print(line)
-    _print_table(overview.dtype_table())
-    if arguments.tensors:
-        _print_table(report.tensor_table(checkpoint))
+        rows = [dict(zip(tensors.columns, row, strict=True)) for row in tensors.rows]
+        _print_json(overview.to_json() | ({"list": rows} if arguments.tensors else {}))
+    elif not arguments.quiet:
+        for line in overview.lines():
+            _say(line)
+        _print_table(overview.dtype_table())
+        if arguments.tensors:
+            _print_table(tensors)
     return 0
 
 
@@ -164,8 +183,8 @@ def _diff(arguments: argparse.Namespace) -> int:
         }
         for field, what in said.items():
             for name in getattr(found, field):
-                print(f"{what}: {name}")
-        print(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
+                _say(f"{what}: {name}")
+        _say(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
     return 1 if found.differing else 0
 
 
@@ -178,8 +197,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json({"verified": len(manifest.tensors), "against": ["manifest", *locations]})
     elif not arguments.quiet:
-        against = " and ".join(["its manifest", *locations])
-        print(f"{arguments.output}: {len(manifest.tensors)} tensors, all as {against} say")
+        against = "its manifest says" + (f", and as {' and '.join(locations)} give them" if locations else "")
+        _say(f"{arguments.output}: {counted(len(manifest.tensors), 'tensor')}, all as {against}")
     return 0
 
 
@@ -201,12 +220,16 @@ def _print_table(table: Table) -> None:
     for number, title in enumerate(table.columns):
         drawn.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(escape, row))
-    Console(width=None if sys.stdout.isatty() else _WIDE).print(drawn)
+        drawn.add_row(*(escape(one_line(cell)) for cell in row))
+    Console(width=None if _is_terminal(sys.stdout) else _WIDE).print(drawn)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()  # Python has None for a stream that is closed from the start
 
 
 def _progress(arguments: argparse.Namespace, what: str) -> Progress | None:
-    if arguments.quiet or not sys.stderr.isatty():
+    if arguments.quiet or not _is_terminal(sys.stderr):
         return None
     from lswap_core.progress import Bar
 

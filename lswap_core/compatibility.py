@@ -27,9 +27,11 @@ _TRAINING = frozenset(
     }
 )  # fmt: skip
 """Leave the computation of given weights as it is."""
-_STRUCTURAL_ALONE = frozenset({"rope", "quantization_config"})
+_STRUCTURAL_ALONE = frozenset({"quantization_config"})
 _RAW_VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
-_EXAMPLES = 3
+_TOKENIZER_PARTS = ("type", "merges", "normalizer", "pre_tokenizer", "decoder")
+_ROPE_DEFAULTS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+"""What transformers takes where a config says nothing."""
 _ABSENT = object()
 
 
@@ -44,7 +46,7 @@ class Comparison:
 def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> Comparison:
     """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
     configs = _compare_configs(math, lang)
-    issues = (*_tensor_issues(math, lang, allow_cast), *configs.issues, *_vocabulary_issues(math, lang))
+    issues = (*configs.issues, *_tokenizer_issues(math, lang), *_tensor_issues(math, lang, allow_cast))
     return Comparison(issues, configs.notes)
 
 
@@ -73,7 +75,7 @@ def _facts(config: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, 
     facts: dict[str, Any] = {}
     rope: dict[str, Any] = {}
     for key, value in config.items():
-        if key == "rope_theta":
+        if key in ("rope_theta", "partial_rotary_factor"):
             rope[key] = value
         elif key in ("rope_scaling", "rope_parameters"):
             if not isinstance(value or {}, dict):
@@ -84,8 +86,13 @@ def _facts(config: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, 
         else:
             facts[prefix + key] = value
     if rope:
-        facts[f"{prefix}rope"] = {"rope_type": "default"} | rope
+        facts[f"{prefix}rope"] = _ROPE_DEFAULTS | rope
     return facts
+
+
+def _by_layer_type(rope: Mapping[str, Any]) -> bool:
+    """Rotary settings for each type of layer apart, as transformers 5 has them for some models."""
+    return any(isinstance(value, dict) for value in rope.values())
 
 
 def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
@@ -96,19 +103,22 @@ def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
     issues: list[str] = []
     notes: list[str] = []
     for key in dict.fromkeys([*x, *y]):
-        in_math, in_lang = x.get(key, _ABSENT), y.get(key, _ABSENT)
         leaf = key.rpartition(".")[2]
+        unstated = _ROPE_DEFAULTS if leaf == "rope" else _ABSENT
+        in_math, in_lang = x.get(key, unstated), y.get(key, unstated)
         if in_math == in_lang or leaf in _IGNORED:
             continue
-        shown = [f"{value!r:.80}" if value is not _ABSENT else "absent" for value in (in_math, in_lang)]
+        shown = [f"{value!r:.120}" if value is not _ABSENT else "absent" for value in (in_math, in_lang)]
         said = f"config.json: {key} is {shown[0]} in math, {shown[1]} in lang"
         one_sided = _ABSENT in (in_math, in_lang)
         matters = leaf in _STRUCTURAL_ALONE if one_sided else leaf not in _TRAINING
+        if leaf == "rope" and _by_layer_type(in_math) != _by_layer_type(in_lang):
+            matters, said = False, f"{said}: written by two versions of transformers, and not compared"
         (issues if matters else notes).append(said)
     return Comparison(tuple(issues), tuple(notes))
 
 
-def _vocabulary_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
+def _tokenizer_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
     x = {sidecar.name: sidecar for sidecar in math.sidecars}
     y = {sidecar.name: sidecar for sidecar in lang.sidecars}
     for name in _RAW_VOCABULARIES:
@@ -116,22 +126,29 @@ def _vocabulary_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
             yield f"{name}: its bytes differ between math and lang"
     name = "tokenizer.json"
     if name in x and name in y and x[name].sha256 != y[name].sha256:
-        in_math = _vocabulary(x[name].read(), math.path_of(name))
-        in_lang = _vocabulary(y[name].read(), lang.path_of(name))
-        differing = [t for t in dict.fromkeys([*in_math, *in_lang]) if in_math.get(t) != in_lang.get(t)]
-        for token in differing[:_EXAMPLES]:
-            yield f"{name}: token {token!r} has id {in_math.get(token)} in math, {in_lang.get(token)} in lang"
-        if len(differing) > _EXAMPLES:
-            yield f"{name}: {len(differing) - _EXAMPLES} more tokens with different ids"
+        in_math = _tokenizer(x[name].read(), math.path_of(name))
+        in_lang = _tokenizer(y[name].read(), lang.path_of(name))
+        for part in _TOKENIZER_PARTS:
+            if in_math[part] != in_lang[part]:
+                yield f"{name}: {part} differs between math and lang"
+        theirs, ours = in_lang["vocabulary"], in_math["vocabulary"]
+        for token in dict.fromkeys([*ours, *theirs]):
+            if ours.get(token) != theirs.get(token):
+                yield f"{name}: token {token!r} has id {ours.get(token)} in math, {theirs.get(token)} in lang"
 
 
-def _vocabulary(raw: bytes, path: str) -> dict[str, Any]:
-    """Token -> id of a tokenizer.json (tokenizers' own format), added tokens included."""
+def _tokenizer(raw: bytes, path: str) -> dict[str, Any]:
+    """What decides which ids a text becomes, of a tokenizer.json (tokenizers' own format); added tokens included."""
     document = parse_object(raw, path=path)
     try:
-        vocab = document["model"].get("vocab") or {}
+        model = document["model"]
+        vocab = model.get("vocab") or {}
         if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
             vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
-        return {**vocab, **{token["content"]: token["id"] for token in document.get("added_tokens") or []}}
+        # older versions of tokenizers wrote "a b" where newer ones write ["a", "b"]
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+        added = {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+        parts = {part: document.get(part) for part in _TOKENIZER_PARTS}
+        return {**parts, "type": model.get("type"), "merges": merges, "vocabulary": {**vocab, **added}}
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise FormatError(f"not a tokenizer file as `tokenizers` writes it ({error!r})", path=path) from None

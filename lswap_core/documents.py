@@ -23,10 +23,16 @@ class _Repeating(dict[str, Any]):
     name: str
 
 
-def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None) -> dict[str, Any]:
+def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None, infinities: bool = False) -> dict[str, Any]:
     """A JSON object: strict UTF-8, no name twice in any object, no NaN, no text that is not Unicode, no NUL in the names
-    at the top. Anything else is a FormatError, however deep or large.
+    at the top. Anything else is a FormatError, however deep or large. infinities: allow `Infinity`, as Python writes it.
     """
+
+    def constant(text: str) -> float:
+        if infinities and text != "NaN":
+            return float(text)
+        raise ValueError(f"{text} is not JSON")
+
     repeating = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -43,7 +49,7 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None) -> dic
         return twice
 
     try:
-        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=_no_constant, parse_int=_integer)
+        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=_integer)
     except UnicodeDecodeError as error:
         raise FormatError(f"not UTF-8 at byte {error.start}", path=path) from None
     except RecursionError:
@@ -62,7 +68,7 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None) -> dic
         for trail, held in _walk(value):
             texts = held if isinstance(held, dict) else [held] if isinstance(held, str) else []
             for text in texts:
-                if not _is_unicode(text):
+                if not is_unicode(text):
                     named = (*trail, text) if isinstance(held, dict) else trail
                     raise FormatError(
                         f"{text!r} holds half a surrogate pair, which is no Unicode text", path=path, tensor=blame(named)
@@ -70,15 +76,12 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None) -> dic
     return value
 
 
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
-
-
 def _integer(text: str) -> int | float:
     return -0.0 if text == "-0" else int(text)  # no size, though Python would call it 0
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """`text` can be written as UTF-8: it holds no half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -152,6 +155,12 @@ class Node:
         if not isinstance(self.value, str):
             raise self._expected("text")
         return self.value
+
+    def line(self) -> str:
+        """A string that is one printable line."""
+        if not self.text().isprintable():
+            raise self._expected("one line of text")
+        return self.text()
 
     def integer(self, low: int = 0, high: int = MAX_SIZE) -> int:
         """A whole number from `low` to `high`."""

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.documents import is_unicode
 from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.header import METADATA
@@ -34,6 +35,11 @@ class Copy:
     def shape(self) -> tuple[int, ...]:
         return self.ref.shape
 
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """What it reads."""
+        return (self.ref,)
+
 
 @dataclass(frozen=True, slots=True)
 class Blend:
@@ -50,6 +56,11 @@ class Blend:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.x.shape
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """What it reads."""
+        return (self.x.ref, self.y.ref)
 
 
 Expression = Copy | Blend
@@ -81,10 +92,11 @@ class Draft:
     swap: SwapRecord | None = None
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Draft:
-        """All of `checkpoint`, copied."""
+    def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
+        """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
         copies = {name: Copy(ref) for name, ref in checkpoint.tensors.items()}
-        return cls(MappingProxyType(copies), checkpoint, MappingProxyType({checkpoint.role: checkpoint}), MappingProxyType({}))
+        sources = {source.role: source for source in (checkpoint, *others)}
+        return cls(MappingProxyType(copies), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
     def select(self, selector: Selector) -> list[str]:
         """Names that `selector` matches, in order; SelectionError where there are none."""
@@ -108,7 +120,7 @@ class Draft:
         renamed: dict[str, Expression] = {}
         for name, made_of in self.tensors.items():
             target = new_name(name) if name in chosen else name
-            if target in renamed or target == METADATA or "\0" in target:
+            if target in renamed or target == METADATA or "\0" in target or not is_unicode(target):
                 what = "two tensors would have that name" if target in renamed else "that cannot be a tensor's name"
                 raise RecipeError(f"rename of {name!r} to {target!r}: {what}")
             renamed[target] = made_of
@@ -137,7 +149,8 @@ class Draft:
         """The tensors that match become a weighted average of the same tensors in two checkpoints.
 
         The weights must add up to 1. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain copy.
-        Integers and packed sub-byte types cannot be blended. One MismatchError lists every obstacle.
+        Integers, packed sub-byte types and weights with a quantisation scale beside them cannot be blended. One
+        MismatchError lists every obstacle.
         """
         (x_source, x_weight), (y_source, y_weight) = first, second
         if not (0 <= y_weight <= 1 and math.isclose(x_weight + y_weight, 1, rel_tol=0, abs_tol=1e-6)):
@@ -148,7 +161,13 @@ class Draft:
         x_side = self._taken(chosen, x_source, cast)
         y_side = self._taken(chosen, y_source, cast)
         if refused := [f"tensor {name!r} is {x_side[name].dtype}" for name in chosen if not x_side[name].dtype.blendable]:
-            raise MismatchError("only floating-point tensors can be blended; copy these layers whole", refused)
+            raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
+        # The average of two quantised weights times the average of their scales is not the average of the weights.
+        with_scale = {name.rpartition(".")[0] for name in self.tensors if "scale" in name.rpartition(".")[2]}
+        scaled = [name for name in chosen if x_side[name].dtype.bits <= 8 and name.rpartition(".")[0] in with_scale]
+        if scaled:
+            refused = [f"tensor {name!r} is {x_side[name].dtype} with a scale beside it" for name in scaled]
+            raise MismatchError("quantised weights cannot be blended; copy these whole, as with --transition 0", refused)
         blends = {name: Blend(x_side[name], y_side[name], y_weight) for name in chosen}
         return self._with({**self.tensors, **blends}, x_source, y_source)
 
@@ -167,7 +186,12 @@ class Draft:
         return self._with({**self.tensors, **rounded})
 
     def tag(self, **tags: str) -> Draft:
-        """Entries for the `__metadata__` of every output file."""
+        """Entries for the `__metadata__` of every output file. Only text; `format` is always `pt`."""
+        for key, value in tags.items():
+            if not (isinstance(value, str) and is_unicode(value)) or (key == "format" and value != "pt"):
+                raise RecipeError(
+                    f"tag {key}={value!r}: expected text" + (", and for format only 'pt'" if key == "format" else "")
+                )
         return replace(self, tags=MappingProxyType({**self.tags, **tags}))
 
     def record(self, swap: SwapRecord) -> Draft:
@@ -196,7 +220,8 @@ class Draft:
         for source in sources:
             if known.setdefault(source.role, source) is not source and known[source.role] != source:
                 raise RecipeError(f"two sources are both {source.role}: {known[source.role].location} and {source.location}")
-        return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known))
+        # What a recipe recorded is no longer what the draft says.
+        return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known), swap=None)
 
 
 def in_fp32(weight: float) -> float:

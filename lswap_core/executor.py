@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from threading import Event
+from functools import partial
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.draft import Blend, Copy
 from lswap_core.evaluate import Evaluator
 from lswap_core.manifest import StepRecord
+from lswap_core.parallel import run_all
 from lswap_core.plan import Plan, Step
 from lswap_core.ports import Kernels, Progress, Sink, Source, Tally
-
-
-class _StoppedError(Exception):
-    """Raised in workers once another has failed, or the user has had enough; never leaves this module."""
 
 
 def run(plan: Plan, source: Source, sink: Sink, kernels: Kernels, *, progress: Progress, workers: int) -> list[StepRecord]:
     """Execute every step and return the records in the plan's order. Publishing is the caller's.
 
-    The bytes depend neither on `workers` nor on the order in which steps end. After an error or Ctrl-C no further step
-    begins, and those in flight end at their next chunk.
+    The bytes depend neither on `workers` nor on the order in which steps end. Raises what source and sink raise.
     """
-    stop = Event()
-    evaluator = Evaluator(source, kernels)
-
-    def tally(done_bytes: int) -> None:
-        if stop.is_set():
-            raise _StoppedError
-        progress.advance(done_bytes)
-
-    def work(step: Step) -> StepRecord:
-        return perform(step, source, sink, evaluator, tally)
-
     sink.create(plan.files)
-    progress.begin(sum(step.size_bytes for step in plan.steps))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="lswap")
-    try:
-        futures = [pool.submit(work, step) for step in plan.steps]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        return [future.result() for future in futures]
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
-        progress.end()
+    work = partial(perform, source=source, sink=sink, evaluator=Evaluator(source, kernels))
+    total_bytes = sum(step.size_bytes for step in plan.steps)
+    return run_all(work, plan.steps, total_bytes=total_bytes, progress=progress, workers=workers)
 
 
-def perform(step: Step, source: Source, sink: Sink, evaluator: Evaluator, tally: Tally) -> StepRecord:
+def perform(step: Step, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator) -> StepRecord:
     """One step: a plain copy is the sink's, which may know how not to move bytes; the rest is computed."""
     if isinstance(step.made_of, Copy) and step.made_of.cast is None:
         return StepRecord(step.name, sink.copy(step, source, tally))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
 from lswap_core.dtypes import DType
+from lswap_core.errors import RecipeError
 from lswap_core.header import Header, build_header, reference_order, size_in_bytes
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
 
@@ -20,8 +21,10 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     Without `shard_size`, the host's own layout: same files, same order, same header bytes, so that a shard in which
     nothing is swapped equals the host's file. A draft whose names, dtypes or shapes are not the host's is laid out
     anew, and so is any draft when `shard_size` (bytes of tensors per file, at most, unless one tensor is larger) is
-    given: `model-0000k-of-0000n.safetensors`, tensors in the reference serialiser's order.
+    given: `model-0000k-of-0000n.safetensors`, tensors in the reference serialiser's order. RecipeError for a size below 1.
     """
+    if shard_size is not None and shard_size < 1:
+        raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
     keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size or DEFAULT_SHARD_BYTES))
     sources = tuple(
@@ -29,11 +32,11 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
         for role, source in sorted(draft.sources.items(), reverse=True)
     )
     sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
-    return Plan(sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
+    return Plan(draft.host.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
 
 
 def _source_file(shard: Shard) -> SourceFile:
-    return SourceFile(shard.name, shard.header.file_size, shard.header_sha256, shard.mtime_ns)
+    return SourceFile(shard.name, shard.header.file_size, shard.fingerprint, shard.mtime_ns)
 
 
 def _shapes(draft: Draft) -> dict[str, tuple[DType, tuple[int, ...]]]:

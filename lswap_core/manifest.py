@@ -11,7 +11,7 @@ from typing import Any
 from lswap_core.checkpoint import Role
 from lswap_core.difference import DifferenceStats
 from lswap_core.documents import Node, parse_object
-from lswap_core.draft import Copy, Expression, SwapRecord
+from lswap_core.draft import Expression, SwapRecord
 from lswap_core.dtypes import DType
 from lswap_core.plan import INDEX_FILE, Plan, PlanSource
 from lswap_core.wire import (
@@ -40,7 +40,9 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A published file: its size, and the SHA-256 of its header (a shard) or of all of it (any other file)."""
+    """A file: its size, and the SHA-256 of its header (a shard of the output), of header and sample (a shard of a source)
+    or of all of it (any other file).
+    """
 
     name: str
     size: int
@@ -63,7 +65,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """A source as it was: its name and its shards with the SHA-256 of their headers. No location."""
+    """A source as it was: its name and its shards. No location."""
 
     role: Role
     name: str
@@ -72,10 +74,14 @@ class SourceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The record of one merge. Equal plans give equal manifests: it holds no time, host or location."""
+    """The record of one merge. Equal plans give equal manifests: it holds no time, machine or location.
+
+    host: the source that gave layout and sidecars.
+    """
 
     tool: str
     plan_digest: str
+    host: Role
     swap: SwapRecord | None
     sources: tuple[SourceRecord, ...]
     shards: tuple[FileRecord, ...]
@@ -88,6 +94,7 @@ class Manifest:
             "format": FORMAT,
             "tool": self.tool,
             "plan_sha256": self.plan_digest,
+            "host": self.host,
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [{"role": s.role, "name": s.name, "files": _files(s.files)} for s in self.sources],
             "shards": _files(self.shards),
@@ -113,6 +120,7 @@ class Manifest:
         return cls(
             document["tool"].text(),
             document["plan_sha256"].text(),
+            read_role(document["host"]),
             None if swap is None else swap_from_json(swap, tensors),
             sources,
             shards,
@@ -131,6 +139,7 @@ def compile_manifest(plan: Plan, records: Iterable[StepRecord], *, tool: str) ->
     return Manifest(
         tool,
         plan.digest,
+        plan.host,
         plan.swap,
         tuple(map(_source_record, plan.sources)),
         tuple(FileRecord(f.name, f.header.file_size, hashlib.sha256(f.header.encode()).hexdigest()) for f in plan.files),
@@ -150,7 +159,7 @@ def _tensor_to_blame(trail: tuple[str, ...]) -> str | None:
 
 
 def _source_record(source: PlanSource) -> SourceRecord:
-    return SourceRecord(source.role, source.name, tuple(FileRecord(f.name, f.size, f.header_sha256) for f in source.files))
+    return SourceRecord(source.role, source.name, tuple(FileRecord(f.name, f.size, f.fingerprint) for f in source.files))
 
 
 def _files(records: tuple[FileRecord, ...]) -> list[dict[str, Any]]:
@@ -180,7 +189,7 @@ def _tensor(entry: Node, sizes: Mapping[str, int], readable: Mapping[tuple[Role,
     if not holds(dtype, shape, end - begin) or end > sizes.get(file, -1):
         raise entry.refuse(f"[{begin}, {end}) of {file!r} does not hold {dtype} {list(shape)}")
     made_of = expression_from_json(entry["made_of"], dtype, shape)
-    for ref in (made_of.ref,) if isinstance(made_of, Copy) else (made_of.x.ref, made_of.y.ref):
+    for ref in made_of.refs:
         if ref.end > readable.get((ref.role, ref.file), -1):
             raise entry["made_of"].refuse(f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what that source has")
     statistics = _statistics(entry["statistics"]) if "statistics" in entry else None

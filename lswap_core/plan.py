@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint import Role
+from lswap_core.display import counted
 from lswap_core.documents import MAX_SIZE, Node, parse_object
-from lswap_core.draft import Copy, Expression, SwapRecord
+from lswap_core.draft import Expression, SwapRecord
 from lswap_core.dtypes import DType
 from lswap_core.header import Header, parse_header
 from lswap_core.sizes import format_size
@@ -47,7 +47,7 @@ class SourceFile:
 
     name: str
     size: int
-    header_sha256: str
+    fingerprint: str
     mtime_ns: int
 
 
@@ -86,11 +86,6 @@ class Step:
     def size_bytes(self) -> int:
         return self.end - self.begin
 
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """What the step reads."""
-        return (self.made_of.ref,) if isinstance(self.made_of, Copy) else (self.made_of.x.ref, self.made_of.y.ref)
-
 
 @dataclass(frozen=True)
 class OutputFile:
@@ -112,10 +107,12 @@ class OutputFile:
 class Plan:
     """Everything that a merge will do.
 
-    index: the text of the output's index, None for a single file. shard_size: bytes per shard that were asked for, None
-    for the host's own layout. swap: what a recipe decided, None for hand-made surgery.
+    host: the source that gives layout and sidecars. index: the text of the output's index, None for a single file.
+    shard_size: bytes per shard that were asked for, None for the host's own layout. swap: what a recipe decided, None for
+    hand-made surgery.
     """
 
+    host: Role
     sources: tuple[PlanSource, ...]
     files: tuple[OutputFile, ...]
     sidecars: tuple[PlanSidecar, ...]
@@ -131,12 +128,13 @@ class Plan:
     @cached_property
     def read_bytes(self) -> int:
         """Tensor bytes that executing reads."""
-        return sum(ref.size_bytes for step in self.steps for ref in step.refs)
+        return sum(ref.size_bytes for step in self.steps for ref in step.made_of.refs)
 
     @cached_property
     def write_bytes(self) -> int:
-        """Bytes of the output's shards and sidecars."""
-        return sum(file.header.file_size for file in self.files) + sum(sidecar.size for sidecar in self.sidecars)
+        """Bytes of the output's shards, index and sidecars; the manifest and the card come on top."""
+        index = 0 if self.index is None else len(self.index.encode())
+        return index + sum(file.header.file_size for file in self.files) + sum(sidecar.size for sidecar in self.sidecars)
 
     @cached_property
     def digest(self) -> str:
@@ -150,12 +148,12 @@ class Plan:
 
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
-        what = f"{len(self.steps)} tensors"
+        what = counted(len(self.steps), "tensor")
         if self.swap is not None:
             lang = sum(share == 1 for share in self.swap.shares)
             maths = sum(share == 0 for share in self.swap.shares)
             blended = len(self.swap.shares) - lang - maths
-            what = f"{len(self.swap.shares)} layers: {lang} lang, {blended} blended, {maths} math"
+            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths} math"
         return f"{what}; reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
 
     def to_json(self) -> str:
@@ -173,6 +171,7 @@ class Plan:
     def _document(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
+            "host": self.host,
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [
                 {
@@ -200,7 +199,7 @@ class Plan:
 def _parse_plan(document: Node, path: str) -> Plan:
     sources = tuple(
         PlanSource(
-            read_role(s["role"]), s["name"].text(), s["location"].text(), tuple(map(_source_file, unique_by(s["files"], "name")))
+            read_role(s["role"]), s["name"].line(), s["location"].text(), tuple(map(_source_file, unique_by(s["files"], "name")))
         )
         for s in unique_by(document["sources"], "role")
     )
@@ -214,11 +213,15 @@ def _parse_plan(document: Node, path: str) -> Plan:
             home[name] = file.name
     index = document["index"].optional()
     if index is not None:
-        _check_index(index, home, path)
+        _check_index(index, files, path)
     elif len(files) != 1:
         raise document["index"].refuse(f"{len(files)} output files need an index")
     swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
+    host = read_role(document["host"])
+    if host not in {source.role for source in sources}:
+        raise document["host"].refuse(f"the plan has no source {host!r}")
     plan = Plan(
+        host,
         sources,
         files,
         sidecars,
@@ -228,7 +231,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
     )
     sizes = {(source.role, file.name): file.size for source in sources for file in source.files}
     for step in plan.steps:
-        for ref in step.refs:
+        for ref in step.made_of.refs:
             if ref.end > sizes.get((ref.role, ref.file), -1):
                 what = f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what the plan's sources have"
                 raise document["files"].blaming(step.name).refuse(what)
@@ -237,7 +240,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
 
 def _source_file(entry: Node) -> SourceFile:
     mtime_ns = entry["mtime_ns"].integer(low=-MAX_SIZE)
-    return SourceFile(entry["name"].file_name(), entry["size"].integer(), entry["header_sha256"].text(), mtime_ns)
+    return SourceFile(entry["name"].file_name(), entry["size"].integer(), entry["fingerprint"].text(), mtime_ns)
 
 
 def _sidecar(entry: Node) -> PlanSidecar:
@@ -255,6 +258,8 @@ def _output_file(entry: Node, path: str) -> OutputFile:
     tensors = dict(entry["tensors"].items())
     if tensors.keys() != header.tensors.keys():
         raise entry.refuse("its header and its tensors name different things")
+    if header.metadata.get("format") != "pt":
+        raise entry["header"].refuse("its metadata do not say format: pt, which loaders need")
     return OutputFile(
         name,
         header,
@@ -262,8 +267,11 @@ def _output_file(entry: Node, path: str) -> OutputFile:
     )
 
 
-def _check_index(index: Node, home: Mapping[str, str], path: str) -> None:
+def _check_index(index: Node, files: tuple[OutputFile, ...], path: str) -> None:
     document = Node(parse_object(index.text().encode(), path=f"{path}: index"), path=f"{path}: index")
-    document["metadata"].items()
+    total_size = sum(file.header.file_size - file.header.data_begin for file in files)
+    if document["metadata"]["total_size"].integer() != total_size:
+        raise document["metadata"].refuse(f"'total_size' must be {total_size}")
+    home = {name: file.name for file in files for name in file.header.tensors}
     if {name: file.text() for name, file in document["weight_map"].items()} != home:
         raise document.refuse("its 'weight_map' is not where the tensors are")

@@ -6,21 +6,24 @@ Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import groupby
 from typing import Any, Literal
 
 from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare
+from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import Outside, Stack, classify_outside, layers, one_of
+from lswap_core.names import Outside, classify_outside, layers, one_of
 
 Ramp = Literal["constant", "linear"]
 Part = Literal["math", "lang", "blend"]
 RAMPS = ("constant", "linear")
 PARTS = ("math", "lang", "blend")
+_SHOWN = 8
+_MAX_DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +89,17 @@ class LayerSwap:
             raise RecipeError(
                 "--lang-layers and --blend-layers name the layers one by one; leave out --bottom, --top and --transition"
             )
+        for name in ("lang_layers", "blend_layers"):
+            if any(type(number) is not int or number < 0 for number in getattr(self, name) or ()):
+                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected numbers of layers")
         if both := sorted(set(self.lang_layers or ()) & set(self.blend_layers or ())):
             raise RecipeError(f"layers {_listed(both)} are in --lang-layers and in --blend-layers")
         if not (isinstance(self.weight, int | float) and 0 <= self.weight <= 1):
             raise RecipeError(f"--weight is {self.weight!r}; expected lang's share, from 0 to 1")
         if self.ramp not in RAMPS:
             raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
+        if self.ramp == "linear" and self.weight != 0.5 and "blend" not in (self.embed, self.norm, self.head):
+            raise RecipeError(f"--weight {self.weight} has no effect with --ramp linear, which sets every blended layer's share")
         for name in ("embed", "norm", "head"):
             if getattr(self, name) not in (*PARTS, *((None,) if name == "head" else ())):
                 raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(PARTS)}")
@@ -105,6 +113,17 @@ class LayerSwap:
         """The options that differ from their defaults."""
         default = asdict(LayerSwap())
         return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> LayerSwap:
+        """The inverse of `to_json`. RecipeError for anything else."""
+        if unknown := options.keys() - {field.name for field in fields(cls)}:
+            raise RecipeError(f"unknown option {min(unknown)!r}")
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+        for name in ("lang_layers", "blend_layers"):
+            if not isinstance(given.get(name), tuple | None):
+                raise RecipeError(f"{_flag(name)} is {given[name]!r}; expected numbers of layers")
+        return cls(**given)
 
     def zones(self, layer_count: int) -> Zones:
         """Lang's share of each of `layer_count` layers; RecipeError where they do not fit."""
@@ -124,6 +143,8 @@ class LayerSwap:
 
     def draft(self, *, math: Checkpoint, lang: Checkpoint) -> Draft:
         """The draft of this swap. MismatchError lists everything that keeps the two from being combined."""
+        if (math.role, lang.role) != ("math", "lang"):
+            raise RecipeError(f"the sources are opened as {math.role!r} and {lang.role!r}; expected 'math' and 'lang'")
         comparison = compare(math, lang, allow_cast=self.cast)
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
@@ -131,8 +152,7 @@ class LayerSwap:
         zones = self.zones(stack.count)
         outside = classify_outside(math.tensors, stack)
         givers = self._givers(outside, tied=math.tied)
-        _refuse_scaled(math, stack, zones)
-        draft = Draft.of(math)
+        draft = Draft.of(math, lang)
         for begin, end, share in _runs(zones.shares):
             if share == 1:
                 draft = draft.replace(layers(begin, end, stack.prefix), lang, cast=self.cast)
@@ -196,7 +216,9 @@ class LayerSwap:
             if self.transition and not self.explicit and not getattr(self, end):
                 notes.append(f"no seam at the {end}: --{end} is 0, so --transition {self.transition} blends nothing there")
         if outside.other:
-            notes.append(f"{len(outside.other)} tensors are neither layers nor embeddings, norm or head; they stay math's")
+            shown = ", ".join(outside.other[:_SHOWN]) + (", ..." if len(outside.other) > _SHOWN else "")
+            what = counted(len(outside.other), "tensor")
+            notes.append(f"{what} neither in the layers nor recognised as embeddings, norm or head, from math: {shown}")
         return notes
 
 
@@ -209,10 +231,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for piece in text.split(","):
         first, dash, last = piece.strip().partition("-")
-        if not (first.isascii() and first.isdecimal() and (not dash or (last.isascii() and last.isdecimal()))):
+        if not all(n.isascii() and n.isdecimal() and len(n) <= _MAX_DIGITS for n in ((first, last) if dash else (first,))):
             raise RecipeError(f"{text!r} is no list of layers; write it like 0-3,30,31")
         begin, end = int(first), int(last or first)
-        if not begin <= end < 100_000:
+        if begin > end:
             raise RecipeError(f"{piece.strip()!r} in {text!r} is no range of layers; write it like 0-3,30,31")
         numbers.extend(range(begin, end + 1))
     return tuple(sorted(set(numbers)))
@@ -240,18 +262,3 @@ def _runs(shares: tuple[float, ...]) -> Iterator[tuple[int, int, float]]:
         end = begin + len(list(run))
         yield begin, end, share
         begin = end
-
-
-def _refuse_scaled(math: Checkpoint, stack: Stack, zones: Zones) -> None:
-    """A quantised weight means nothing without its scale: the average of two times the average of two scales is not the
-    average of the weights.
-    """
-    blended = set(zones.blended)
-    modules_with_scale = {n.rpartition(".")[0] for n in math.tensors if "scale" in n.rpartition(".")[2]}
-    scaled = [
-        f"tensor {name!r} is {ref.dtype} with a scale beside it"
-        for name, ref in math.tensors.items()
-        if ref.dtype.bits <= 8 and stack.layer_of(name) in blended and name.rpartition(".")[0] in modules_with_scale
-    ]
-    if scaled:
-        raise MismatchError("quantised layers cannot be blended, only copied: use --transition 0", scaled)

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint import ROLES, Checkpoint
 from lswap_core.difference import DifferenceStats
+from lswap_core.display import counted, one_line
 from lswap_core.draft import SwapRecord
 from lswap_core.errors import RecipeError
 from lswap_core.manifest import Manifest
 from lswap_core.names import Stack, classify_outside
-from lswap_core.plan import MANIFEST_FILE, Plan
+from lswap_core.plan import MANIFEST_FILE, SHARD_SUFFIX, Plan
 from lswap_core.sizes import format_size
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -47,7 +48,15 @@ def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
         numbers = list(run)
         held = [size for number in numbers for size in by_layer[number]]
         span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
-        rows.append((f"layers {span}", _giver(share), f"{share:.6g}", str(len(held)), format_size(sum(held))))
+        rows.append(
+            (
+                f"layer{'s' if len(numbers) > 1 else ''} {span}",
+                _giver(share),
+                f"{share:.6g}",
+                str(len(held)),
+                format_size(sum(held)),
+            )
+        )
     weight = swap.options.get("weight", 0.5)
     shares = {"math": "0", "lang": "1", "blend": f"{weight:.6g}"}
     titles = {"embed": "embeddings", "norm": "final norm", "head": "head", "other": "other tensors"}
@@ -81,12 +90,14 @@ def plan_notes(plan: Plan) -> list[str]:
 
 def default_name(plan: Plan) -> str:
     """Name of the output where none is given: `<math>+<lang>-b4u2t2`."""
-    names = {source.role: source.name.rpartition("/")[2] for source in plan.sources}
-    return "+".join(names[role] for role in ("math", "lang") if role in names) + f"-{_setting(plan.swap)}"
+    names = {source.role: source.name.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for source in plan.sources}
+    return "+".join(names[role] for role in ROLES if role in names) + f"-{_setting(plan.swap)}"
 
 
 def _setting(swap: SwapRecord | None) -> str:
-    options: Mapping[str, Any] = swap.options if swap else {}
+    if swap is None:
+        return "surgery"
+    options = swap.options
     if "lang_layers" in options or "blend_layers" in options:
         return "custom"
     text = f"b{options.get('bottom', 0)}u{options.get('top', 0)}"
@@ -95,12 +106,12 @@ def _setting(swap: SwapRecord | None) -> str:
     return text + (f"t{bottom}" if bottom == top else f"t{bottom}-{top}")
 
 
-def repeat_command(plan: Plan) -> str:
-    """The command line that makes the same plan from the same sources."""
+def repeat_command(plan: Plan, swap: SwapRecord) -> str:
+    """The command line that makes the same plan from the same sources, called by their names."""
     words = ["lswap_core", "merge"]
     for source in plan.sources:
         words += [f"--{source.role}", source.name]
-    for option, value in (plan.swap.options if plan.swap else {}).items():
+    for option, value in swap.options.items():
         words.append("--" + option.replace("_", "-"))
         if isinstance(value, list | tuple):
             words.append(",".join(map(str, value)))
@@ -111,21 +122,23 @@ def repeat_command(plan: Plan) -> str:
     return shlex.join(words)
 
 
-def model_card(plan: Plan, manifest: Manifest, *, name: str) -> str:
+def model_card(plan: Plan, manifest: Manifest) -> str:
     """A model card with front matter as the hub reads it. Strings are quoted as JSON, which is YAML."""
-    bases = [source.name for source in plan.sources if _HUB_ID.fullmatch(source.name)]
+    bases = dict.fromkeys(source.name for source in plan.sources if _HUB_ID.fullmatch(source.name))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
-    front += ["library_name: transformers", "tags:", "- merge", "- layer-swapping"]
-    lines = ["---", *front, "---", "", f"# {name}", ""]
-    lines += ["Made with `lswap_core` by layer swapping (arXiv 2410.01335), without training:", ""]
+    front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap else ())]
+    lines = ["---", *front, "---", "", f"# {default_name(plan)}", ""]
+    how = "layer swapping (arXiv 2410.01335), without training" if plan.swap else "surgery on its tensors"
+    lines += [f"Made with `lswap_core` by {how}, from:", ""]
     lines += [f"- **{source.role}**: `{source.name}`" for source in plan.sources]
-    lines += ["", "```sh", repeat_command(plan), "```", ""]
+    lines += [""]
     if plan.swap is not None:
         sizes = {step.name: step.size_bytes for step in plan.steps}
-        lines += [layer_table(plan.swap, sizes).to_markdown()]
-        lines += [f"- {note}" for note in plan_notes(plan)]
+        lines += ["```sh", repeat_command(plan, plan.swap), "```", "", layer_table(plan.swap, sizes).to_markdown()]
+        lines += [f"- {one_line(note)}" for note in plan_notes(plan)]
         if seams := seam_table(manifest, plan.swap):
             lines += ["", "How the experts differ where they are blended:", "", seams.to_markdown()]
+        lines += [""]
     lines += [f"Every tensor's origin and digest is in `{MANIFEST_FILE}`; `lswap_core verify` checks them.", ""]
     return "\n".join(lines)
 
@@ -175,6 +188,8 @@ class Overview:
             stack = checkpoint.stack(layer_prefix)
             outside = asdict(classify_outside(checkpoint.tensors, stack))
         except RecipeError as error:
+            if layer_prefix is not None:  # asked for by name
+                raise
             unclear = str(error)
         dtypes: dict[str, tuple[int, int]] = {}
         for ref in checkpoint.tensors.values():
@@ -185,9 +200,12 @@ class Overview:
 
     def lines(self) -> list[str]:
         """The overview as sentences."""
-        said = [f"{self.location}: {self.tensors} tensors in {self.shards} shards, {format_size(self.size_bytes)}"]
+        what = f"{counted(self.tensors, 'tensor')} in {counted(self.shards, 'shard')}, {format_size(self.size_bytes)}"
+        said = [f"{self.location}: {what}"]
         if self.stack:
-            said.append(f"{self.stack.count} layers: {self.stack.prefix}.0 to {self.stack.prefix}.{self.stack.count - 1}")
+            said.append(
+                f"{counted(self.stack.count, 'layer')}: {self.stack.prefix}.0 to {self.stack.prefix}.{self.stack.count - 1}"
+            )
         else:
             said.append(self.unclear)
         for part, names in self.outside.items():

@@ -7,6 +7,7 @@ import re
 from lswap_core.errors import RecipeError
 
 _UNITS = {"B": 1, **{f"{p}B": 1000**k for k, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**k for k, p in enumerate("KMGTP", 1)}}
+_MAX_LENGTH = 24
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 
 
@@ -16,7 +17,7 @@ def parse_size(text: str) -> int:
     >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("4096")
     (5000000000, 1610612736, 4096)
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if len(text) < _MAX_LENGTH else None
     unit = _UNITS.get(match[2].upper() or "B") if match else None
     if match is None or unit is None:
         raise RecipeError(f"{text!r} is not a size; write it like 5GB, 500MB or 2GiB")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from lswap_core.checkpoint import Checkpoint, TensorRef
+from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Copy, Expression
+from lswap_core.draft import Copy
 from lswap_core.evaluate import CHUNK_BYTES, Evaluator
 from lswap_core.manifest import Manifest, TensorRecord
-from lswap_core.ports import Kernels, Progress, Source
+from lswap_core.parallel import run_all
+from lswap_core.ports import Kernels, Progress, Source, Tally
 
 
 def differing_tensors(
@@ -26,47 +26,40 @@ def differing_tensors(
     files: frozenset[str],
     progress: Progress,
     workers: int,
-) -> Iterator[str]:
+) -> list[str]:
     """One sentence for every tensor of `files` that is not what the manifest says or, given `sources`, not what they
-    give: copied tensors are compared byte for byte, blended ones are computed again.
+    give: copied tensors are compared byte for byte; blended ones, and their statistics, are computed again.
     """
-    written = Evaluator(output, kernels)
-    rederived = Evaluator(sources, kernels) if sources else None
-    tensors = {name: record for name, record in manifest.tensors.items() if record.file in files}
+    expected = Evaluator(sources or output, kernels)
 
-    def check(record: TensorRecord) -> str | None:
-        as_written = Copy(TensorRef("math", record.file, record.dtype, record.shape, record.begin, record.end))
-        digest = _digest(written, as_written, progress)
-        if digest != record.digest:
-            return f"has digest {digest}, the manifest says {record.digest}"
-        return _first_difference(output, as_written.ref, rederived, record.made_of) if rederived else None
+    def check(item: tuple[str, TensorRecord], tally: Tally) -> str | None:
+        name, record = item
+        written = TensorRef("math", record.file, record.dtype, record.shape, record.begin, record.end)
+        digest, statistics, unlike = Digest(), DifferenceStats(), None
+        for chunk in expected.chunks(record.made_of if sources else Copy(written)):
+            data = chunk.data
+            if sources:
+                data = memoryview(bytearray(len(chunk.data)))
+                output.read_into(written, chunk.offset, data)
+                if unlike is None and data != chunk.data:
+                    differing = np.frombuffer(data, np.uint8) != np.frombuffer(chunk.data, np.uint8)
+                    unlike = chunk.offset + int(differing.argmax())
+            digest.update(data)
+            tally(len(data))
+            statistics = chunk.statistics
+        where = f"tensor {name!r} in {record.file}"
+        if digest.text() != record.digest:
+            return f"{where} has digest {digest.text()}, the manifest says {record.digest}"
+        if unlike is not None:
+            return f"{where} is not what its sources give from byte {unlike} of it on"
+        if sources and record.statistics is not None and record.statistics.to_json() != statistics.to_json():
+            return f"{where} has other statistics than the manifest says"
+        return None
 
-    progress.begin(sum(record.end - record.begin for record in tensors.values()))
-    try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="lswap") as pool:
-            for name, found in zip(tensors, pool.map(check, tensors.values()), strict=True):
-                if found:
-                    yield f"tensor {name!r} in {tensors[name].file} {found}"
-    finally:
-        progress.end()
-
-
-def _digest(written: Evaluator, tensor: Copy, progress: Progress) -> str:
-    digest = Digest()
-    for chunk in written.chunks(tensor):
-        digest.update(chunk.data)
-        progress.advance(len(chunk.data))
-    return digest.text()
-
-
-def _first_difference(output: Source, ref: TensorRef, rederived: Evaluator, made_of: Expression) -> str | None:
-    for chunk in rederived.chunks(made_of):
-        found = bytearray(len(chunk.data))
-        output.read_into(ref, chunk.offset, memoryview(found))
-        differing = np.frombuffer(found, np.uint8) != np.frombuffer(chunk.data, np.uint8)
-        if differing.any():
-            return f"is not what its sources give from byte {chunk.offset + int(differing.argmax())} of it on"
-    return None
+    tensors = [(name, record) for name, record in manifest.tensors.items() if record.file in files]
+    total_bytes = sum(record.end - record.begin for _, record in tensors)
+    found = run_all(check, tensors, total_bytes=total_bytes, progress=progress, workers=workers)
+    return [issue for issue in found if issue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +90,21 @@ def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, *, progress: Progr
     dtypes = tuple(name for name, (x, y) in both.items() if x.shape == y.shape and x.dtype != y.dtype)
     comparable = {name: pair for name, pair in both.items() if name not in {*shapes, *dtypes}}
 
-    def equal(pair: tuple[TensorRef, TensorRef]) -> bool:
-        done = 0
+    def equal(pair: tuple[TensorRef, TensorRef], tally: Tally) -> bool:
         buffers = np.empty((2, min(CHUNK_BYTES, pair[0].size_bytes)), np.uint8)
-        while done < pair[0].size_bytes:
+        same = True
+        for done in range(0, pair[0].size_bytes, CHUNK_BYTES):
             x, y = buffers[:, : pair[0].size_bytes - done]
-            source.read_into(pair[0], done, x.data)
-            source.read_into(pair[1], done, y.data)
-            progress.advance(len(x))
-            done += len(x)
-            if not np.array_equal(x, y):
-                progress.advance(pair[0].size_bytes - done)
-                return False
-        return True
+            if same:
+                source.read_into(pair[0], done, x.data)
+                source.read_into(pair[1], done, y.data)
+                same = np.array_equal(x, y)
+            tally(len(x))
+        return same
 
-    progress.begin(sum(x.size_bytes for x, _ in comparable.values()))
-    try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="lswap") as pool:
-            found = dict(zip(comparable, pool.map(equal, comparable.values()), strict=True))
-    finally:
-        progress.end()
+    total_bytes = sum(x.size_bytes for x, _ in comparable.values())
+    results = run_all(equal, list(comparable.values()), total_bytes=total_bytes, progress=progress, workers=workers)
+    found = dict(zip(comparable, results, strict=True))
     return Diff(
         tuple(name for name in a.tensors if name not in both),
         tuple(name for name in b.tensors if name not in both),

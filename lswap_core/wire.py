@@ -81,6 +81,9 @@ def check_format(document: Node, expected: str) -> None:
         raise document.refuse(f"not a document of this kind and version: 'format' is {found!r:.60}, expected {expected!r}")
 
 
+GIVERS = ("math", "lang", "blend")
+
+
 def swap_to_json(swap: SwapRecord) -> dict[str, Any]:
     """The record as JSON."""
     return {
@@ -99,10 +102,14 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
         names = tuple(name.text() for name in said["tensors"].elements())
         if unknown := [name for name in names if name not in tensors]:
             raise said.refuse(f"names {unknown[0]!r}, which is no tensor of the output")
+        if said["from"].text() not in GIVERS:
+            raise said["from"].refuse(f"{said['from'].value!r:.60} is none of {', '.join(GIVERS)}")
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
     shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
-    return SwapRecord(options, entry["prefix"].text(), shares, outside, tuple(note.text() for note in entry["notes"].elements()))
+    if not shares:
+        raise entry["shares"].refuse("a model has at least one layer")
+    return SwapRecord(options, entry["prefix"].line(), shares, outside, tuple(note.text() for note in entry["notes"].elements()))
 
 
 def unique_by(nodes: Node, key: str) -> list[Node]:

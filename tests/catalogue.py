@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ def llama(
 
 def sidecar(name: str, text: str) -> Sidecar:
     raw = text.encode()
-    return Sidecar(name, len(raw), hashlib.sha256(raw).hexdigest(), lambda: raw)
+    return Sidecar(name, lambda: raw)
 
 
 def checkpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lswap_core.checkpoint import Checkpoint, parse_role
+from lswap_core.checkpoint import Checkpoint, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError
 from tests.catalogue import checkpoint, llama
 
@@ -74,3 +74,6 @@ def test_fingerprints_tell_headers_apart() -> None:
     one, two = (checkpoint(llama(n)).shards[0] for n in (1, 2))
     assert one.header_sha256 != two.header_sha256
     assert one.header_sha256 == checkpoint(llama(1), "lang").shards[0].header_sha256
+    assert (
+        one.fingerprint == Shard(one.name, one.header, 3).fingerprint != Shard(one.name, one.header, 3, b"other data").fingerprint
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import pty
@@ -12,17 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
+from lswap_core import Draft, execute, lay_out, layers, open_checkpoint
 from lswap_core.cli import main
 from tests.build import Pair, llama_pair, read_model, tree, unmeasured, write_model
 
 COMMAND = [sys.executable, "-m", "lswap_core"]
 SWAP = ["--bottom", "2", "--top", "1", "--transition", "1"]
+SOURCES = ["--math", "math", "--lang", "lang"]
 
 
 @pytest.fixture
@@ -76,7 +79,6 @@ def test_plan_and_apply_are_merge(pair: Pair, capsys: pytest.CaptureFixture[str]
     assert run(capsys, "plan", *sources, *SWAP, "--out", "plan.json", "--quiet")[0] == 0
     assert run(capsys, "apply", "plan.json", "--out", "two", "--quiet")[0] == 0
     one, two = tree(Path("one")), tree(Path("two"))
-    assert one.pop("README.md").replace(b"# one", b"# two") == two.pop("README.md")
     assert one == two
 
 
@@ -205,22 +207,162 @@ def test_verify_names_what_rotted(pair: Pair, capsys: pytest.CaptureFixture[str]
 def test_verify_against_sources(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "merge", "--math", "math", "--lang", "lang", *SWAP, "--out", "out", "--quiet")
     manifest = json.loads(Path("out/lswap_manifest.json").read_text())
-    corrupt(Path("lang/model-00001-of-00003.safetensors"))  # data only, same header
+
+    def forge(name: str, **changes: object) -> None:
+        shutil.rmtree("forged", ignore_errors=True)
+        shutil.copytree("out", "forged")
+        record = manifest["tensors"][name]
+        with Path("forged", record["file"]).open("r+b") as file:
+            file.seek(record["begin"])
+            data = bytearray(file.read(record["end"] - record["begin"]))
+            data[5] ^= 1
+            if "statistics" not in changes:
+                file.seek(record["begin"])
+                file.write(data)
+                changes["digest"] = f"xxh3-128:{xxhash.xxh3_128_hexdigest(bytes(data))}"
+        forged = manifest | {"tensors": manifest["tensors"] | {name: record | changes}}
+        Path("forged/lswap_manifest.json").write_text(json.dumps(forged))
+
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.2.mlp.up_proj.weight", "lm_head.weight"):
+        forge(name)
+        assert run(capsys, "verify", "forged")[0] == 0  # a manifest that agrees with the data
+        status, _, err = run(capsys, "verify", "forged", "--math", "math", "--lang", "lang")
+        assert (status, f"tensor {name!r}" in err, "is not what its sources give from byte 5 of it on" in err) == (6, True, True)
+    blended = "model.layers.2.mlp.up_proj.weight"
+    forge(blended, statistics=manifest["tensors"][blended]["statistics"] | {"sum_abs": 1.5})
+    status, _, err = run(capsys, "verify", "forged", "--math", "math", "--lang", "lang")
+    assert (status, "has other statistics" in err) == (6, True)
+
+    Path("out/config.json").write_text("{}")
+    forged = manifest | {
+        "sidecars": [
+            r | ({"sha256": hashlib.sha256(b"{}").hexdigest(), "size": 2} if r["name"] == "config.json" else {})
+            for r in manifest["sidecars"]
+        ]
+    }
+    Path("out/lswap_manifest.json").write_text(json.dumps(forged))
+    assert run(capsys, "verify", "out")[0] == 0
     status, _, err = run(capsys, "verify", "out", "--math", "math", "--lang", "lang")
-    assert status == 6
-    assert "is not what its sources give from byte" in err
-    status, _, err = run(capsys, "verify", "out", "--math", "math", "--lang", "out")
-    assert status == 0 or "is not" in err
-    status, _, err = run(capsys, "verify", "out", "--math", "math")
-    assert (status, "give --lang too" in err) == (4, True)
+    assert (status, "config.json: is not that of math" in err) == (6, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "words"),
+    [
+        (["--math", "math"], 4, "give --lang too"),
+        (["--math", "math", "--lang", "lang", "--base", "math"], 4, "--base is given, but nothing was made from base"),
+        (["--math", "lang", "--lang", "math"], 6, "is not the file that was merged"),  # same names, same headers
+        (["--math", "math", "--lang", "other/lang"], 6, "is not the file that was merged"),
+        (["--workers", "0"], 4, "--workers is 0"),
+        (["--workers", "-1"], 4, "--workers is -1"),
+    ],
+)
+def test_sources_that_do_not_fit_the_output(
+    pair: Pair, capsys: pytest.CaptureFixture[str], argv: list[str], status: int, words: str
+) -> None:
+    run(capsys, "merge", "--math", "math", "--lang", "lang", *SWAP, "--out", "out", "--quiet")
     llama_pair(Path("other"), layers=9)
-    status, _, err = run(capsys, "verify", "out", "--math", "math", "--lang", "other/lang")
-    assert (status, "is not the file that was merged" in err) == (6, True)
-    assert manifest["tensors"]
+    found, out, err = run(capsys, "verify", "out", *argv)
+    assert (found, out, words in err, len(err.splitlines())) == (status, "", True, 1)
 
 
-Prepare = Callable[[Pair], object]
-SOURCES = ["--math", "math", "--lang", "lang"]
+def test_verify_of_what_is_no_output(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "verify", "math")
+    assert (status, "there is no lswap_manifest.json in it" in err) == (1, True)
+
+
+def test_a_plan_is_not_written_over_anything(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(Path())
+    for place, words in (
+        ("lang/config.json", "lies in the source"),
+        ("math/plan.json", "lies in the source"),
+        ("no/plan.json", "does not exist"),
+    ):
+        status, _, err = run(capsys, "plan", *SOURCES, *SWAP, "--out", place)
+        assert (status in (1, 4), words in err) == (True, True)
+    assert tree(Path()) == before
+    assert run(capsys, "plan", *SOURCES, *SWAP, "--out", "p.json", "--quiet")[0] == 0
+    assert "exists" in run(capsys, "plan", *SOURCES, *SWAP, "--out", "p.json")[2]
+
+
+@pytest.mark.parametrize("change", [{"bottom": "/../../escaped"}, {"bottom": 3}, {"weight": "abc"}, {"other": 1}])
+def test_a_plan_whose_recipe_is_not_its_own_is_refused(
+    pair: Pair, capsys: pytest.CaptureFixture[str], change: dict[str, Any]
+) -> None:
+    run(capsys, "plan", *SOURCES, *SWAP, "--out", "p.json", "--quiet")
+    document = json.loads(Path("p.json").read_text())
+    document["swap"]["options"] |= change
+    Path("p.json").write_text(json.dumps(document))
+    status, out, err = run(capsys, "apply", "p.json")
+    assert (status, out, "p.json: swap." in err) == (3, "", True)
+
+
+def test_a_dry_run_looks_at_the_destination_too(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "merge", *SOURCES, *SWAP, "--out", "math", "--dry-run")[0] == 4
+    assert run(capsys, "merge", *SOURCES, *SWAP, "--out", "fine", "--dry-run")[0] == 0
+
+
+def test_a_merge_says_what_it_took_for_which(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "merge", *SOURCES, "--top", "1", "--transition", "1", "--out", "out")
+    assert "no seam at the bottom" in out
+    assert "embed: model.embed_tokens.weight (math)" in out
+
+
+def test_names_cannot_drive_the_terminal(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    one = pair.math_model["lm_head.weight"]
+    write_model(Path("evil"), {"\x1b[2J\nall is well": one, "a": one})
+    for argv in (["inspect", "evil", "--tensors"], ["diff", "evil", "math"], ["diff", "math", "evil"]):
+        out = run(capsys, *argv)[1]
+        assert "\x1b" not in out
+        assert "\\x1b[2J\\nall is well" in out
+
+
+def test_asking_for_layers_that_are_not_there(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run(capsys, "inspect", "math", "--layer-prefix", "nonsense")
+    assert (status, "no layers at 'nonsense'" in err) == (4, True)
+    assert run(capsys, "inspect", "math", "--quiet") == (0, "", "")
+    assert len(json.loads(run(capsys, "inspect", "math", "--json", "--tensors")[1])["list"]) == 27
+
+
+def test_single_files_are_experts(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(Path("a"), pair.math_model)
+    write_model(Path("b"), pair.lang_model)
+    Path("a/model.safetensors").rename("A.safetensors")
+    Path("b/model.safetensors").rename("B.safetensors")
+    status, out, _ = run(capsys, "merge", "--math", "A.safetensors", "--lang", "B.safetensors", *SWAP)
+    assert (status, "A+B-b2u1t1: 8 layers" in out) == (0, True)
+    assert sorted(path.name for path in Path("A+B-b2u1t1").iterdir()) == ["README.md", "lswap_manifest.json", "model.safetensors"]
+    Path("pytorch_model.bin").write_bytes(b"\x80\x02")
+    status, _, err = run(capsys, "inspect", "pytorch_model.bin")
+    assert (status, "which run code when read; convert them" in err) == (3, True)
+
+
+def test_surgery_does_not_call_itself_layer_swapping(pair: Pair) -> None:
+    math = open_checkpoint("math", role="math")
+    execute(lay_out(Draft.of(math).drop(layers(7, 8))), into="out")
+    card = Path("out/README.md").read_text()
+    assert "by surgery on its tensors" in card
+    assert "lswap_core merge" not in card
+    base = open_checkpoint("lang", role="base")
+    execute(lay_out(Draft.of(base)), into="copy")  # config and tokenizer are the host's, whatever its role
+    assert Path("copy/tokenizer_config.json").read_text() == Path("lang/tokenizer_config.json").read_text()
+
+
+def test_a_second_interruption_does_not_stop_the_clearing(tmp_path: Path) -> None:
+    big_pair(tmp_path)
+    argv = [*COMMAND, "merge", *SOURCES, "--bottom", "1", "--transition", "6", "--out", "out"]
+    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    partial = tmp_path / ".out.partial" / "model.safetensors"
+    while not partial.exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    for _ in range(20):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lang", "math"]
 
 
 @pytest.mark.parametrize(
@@ -315,9 +457,9 @@ def test_a_source_that_changes_while_it_is_merged(pair: Pair, capsys: pytest.Cap
     status, out, err = run(capsys, "apply", "plan.json", "--out", "out")
     assert (status, out) == (5, "")
     assert "model-00002-of-00003.safetensors: not the math file that was planned; plan again" in err
-    run(capsys, "plan", "--math", "math", "--lang", "lang", *SWAP, "--out", "plan.json", "--quiet")
+    run(capsys, "plan", "--math", "math", "--lang", "lang", *SWAP, "--out", "again.json", "--quiet")
     Path("math/generation_config.json").write_text("{}")
-    status, _, err = run(capsys, "apply", "plan.json", "--out", "out")
+    status, _, err = run(capsys, "apply", "again.json", "--out", "out")
     assert (status, "generation_config.json: changed after it was planned" in err) == (5, True)
     assert not Path("out").exists()
 

@@ -8,6 +8,7 @@ from lswap_core.draft import Blend, Copy, Draft
 from lswap_core.dtypes import DTYPES
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.names import layers, named
+from lswap_core.recipe import LayerSwap
 from tests.catalogue import checkpoint, llama
 
 MATH = checkpoint(llama(4))
@@ -71,7 +72,7 @@ def test_rename() -> None:
     assert done.tensors["output.weight"] == DRAFT.tensors["lm_head.weight"]
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "__metadata__", "a\0b"])
+@pytest.mark.parametrize("name", ["model.norm.weight", "__metadata__", "a\0b", "\ud800"])
 def test_rename_refuses_names_that_are_taken_or_none(name: str) -> None:
     with pytest.raises(RecipeError, match="rename of 'lm_head.weight'"):
         DRAFT.rename(named("lm_head.*"), lambda _: name)
@@ -130,3 +131,26 @@ def test_one_role_is_one_checkpoint() -> None:
     with pytest.raises(RecipeError, match="two sources are both lang: /models/lang and /elsewhere"):
         DRAFT.replace(layers(0, 1), LANG).replace(layers(1, 2), other)
     assert DRAFT.replace(layers(0, 1), LANG).replace(layers(1, 2), checkpoint(llama(4), "lang")).sources["lang"] is LANG
+
+
+def test_quantised_weights_are_not_blended_anywhere() -> None:
+    shapes = {"lm_head.weight": ("F8_E4M3", (4,)), "lm_head.weight_scale": ("F32", (1,)), "plain.weight": ("F8_E4M3", (4,))}
+    math, lang = checkpoint(shapes), checkpoint(shapes, "lang")
+    with pytest.raises(MismatchError, match="quantised weights cannot be blended") as caught:
+        Draft.of(math).blend(named("*.weight"), (math, 0.5), (lang, 0.5))
+    assert caught.value.issues == ("tensor 'lm_head.weight' is F8_E4M3 with a scale beside it",)
+    assert Draft.of(math).blend(named("plain.*"), (math, 0.5), (lang, 0.5)).tensors["plain.weight"].dtype.name == "F8_E4M3"
+
+
+@pytest.mark.parametrize("tags", [{"n": 5}, {"n": "\ud800"}, {"format": "np"}])
+def test_tags_that_no_loader_would_read(tags: dict) -> None:
+    with pytest.raises(RecipeError, match="expected text"):
+        DRAFT.tag(**tags)
+    assert dict(DRAFT.tag(format="pt").tags) == {"format": "pt"}
+
+
+def test_an_edit_makes_what_a_recipe_recorded_void() -> None:
+    draft = LayerSwap(bottom=1).draft(math=MATH, lang=LANG)
+    assert draft.swap is not None
+    assert draft.tag(a="b").swap == draft.swap
+    assert draft.drop(named("lm_head.*")).swap is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lswap_core.draft import Copy, Draft
 from lswap_core.dtypes import DTYPES
-from lswap_core.errors import FormatError
+from lswap_core.errors import FormatError, RecipeError
 from lswap_core.header import reference_order
 from lswap_core.layout import lay_out
 from lswap_core.names import layers, named
@@ -135,6 +135,9 @@ def test_sums() -> None:
     total = sum(step.size_bytes for step in plan.steps)
     assert plan.read_bytes == total + blended
     assert plan.write_bytes == plan.files[0].header.file_size + 2
+    names = list(llama(6))
+    split = lay_out(SWAPS[0].draft(**pair([names[:5], names[5:]])))
+    assert split.write_bytes == sum(f.header.file_size for f in split.files) + len(split.index or "")
     assert plan.summary() == "6 layers: 3 lang, 2 blended, 1 math; reads 904 B, writes 2.5 kB"
 
 
@@ -183,6 +186,11 @@ STEP = ("files", 0, "tensors", NAME)
         (set_at("format", to="lswap-plan/9"), "'format' is 'lswap-plan/9', expected 'lswap-plan/1'"),
         (without("sources"), "'sources' is missing"),
         (without("swap", "shares"), "'shares' is missing"),
+        (set_at("host", to="base"), "the plan has no source 'base'"),
+        (set_at("swap", "outside", "norm", "from", to="zzz"), "'zzz' is none of math, lang, blend"),
+        (set_at("swap", "shares", to=[]), "a model has at least one layer"),
+        (set_at("sources", 0, "name", to="a\nb"), "expected one line of text"),
+        (lambda d: d["files"][0].update(header=d["files"][0]["header"].replace('"pt"', '"np"')), "do not say format: pt"),
         (set_at("files", to=3), "files: expected a list, found 3"),
         (set_at("files", 0, "name", to="../x"), "'../x' is not a plain file name"),
         (set_at("files", 0, "name", to=""), "is not a plain file name"),
@@ -211,6 +219,23 @@ def test_an_unsound_plan_is_refused(change: Any, words: str) -> None:
         Plan.from_json(mutated(change), path="plan.json")
     assert words in str(caught.value)
     assert str(caught.value).startswith("plan.json")
+
+
+@pytest.mark.parametrize("metadata", [5, {}, {"total_size": "a lie"}, {"total_size": 3}])
+def test_an_index_in_a_plan_is_checked(metadata: object) -> None:
+    names = list(llama(6))
+    plan = lay_out(SWAPS[0].draft(**pair([names[:5], names[5:]])))
+    document = json.loads(plan.to_json())
+    index = json.loads(document["index"])
+    document["index"] = json.dumps(index | {"metadata": metadata})
+    with pytest.raises(FormatError, match=r"^p: index: "):
+        Plan.from_json(json.dumps(document), path="p")
+
+
+@pytest.mark.parametrize("size", [0, -5])
+def test_a_shard_holds_something(size: int) -> None:
+    with pytest.raises(RecipeError, match="holds nothing"):
+        lay_out(SWAPS[0].draft(**pair()), size)
 
 
 def test_a_plan_of_casts_round_trips() -> None:

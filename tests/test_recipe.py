@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -17,9 +18,18 @@ from tests.catalogue import checkpoint, llama
 small = st.integers(0, 12)
 
 
-@given(small, small, small, small, st.integers(1, 40), st.sampled_from(["constant", "linear"]), st.floats(0.01, 0.99))
+@given(
+    small,
+    small,
+    small,
+    small,
+    st.integers(1, 40),
+    st.sampled_from(["constant", "linear"]),
+    st.one_of(st.just(0.5), st.floats(0.01, 0.99)),
+)
 def test_zones_partition_the_layers(b: int, tb: int, tu: int, u: int, count: int, ramp: Any, weight: float) -> None:
     assume((b or not tb) and (u or not tu))
+    assume(ramp == "constant" or weight == 0.5)
     swap = LayerSwap(bottom=b, top=u, transition_bottom=tb, transition_top=tu, ramp=ramp, weight=weight)
     if b + tb + tu + u > count:
         with pytest.raises(RecipeError) as caught:
@@ -76,6 +86,8 @@ def test_settings(options: dict[str, Any], shares: list[float]) -> None:
         ({"weight": 1.5}, "--weight is 1.5; expected lang's share"),
         ({"weight": float("nan")}, "--weight is nan"),
         ({"weight": "0.5"}, "--weight is '0.5'"),
+        ({"ramp": "linear", "weight": 0.3, "bottom": 1}, "--weight 0.3 has no effect with --ramp linear"),
+        ({"lang_layers": ("a",)}, "--lang-layers is ('a',); expected numbers of layers"),
         ({"ramp": "steep"}, "--ramp is 'steep'; expected one of constant, linear"),
         ({"embed": "both"}, "--embed is 'both'; expected one of math, lang, blend"),
         ({"norm": None}, "--norm is None"),
@@ -107,7 +119,7 @@ def test_layer_lists(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_layers(text) == numbers
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-999999999", "1-2-3", "²"])
+@pytest.mark.parametrize("text", ["", "a", "1-", "-1", "3-1", "1,,2", "0-999999999", "1-2-3", "²", "9" * 5000])
 def test_what_is_no_layer_list(text: str) -> None:
     with pytest.raises(RecipeError, match="write it like 0-3,30,31"):
         parse_layers(text)
@@ -153,7 +165,7 @@ def test_a_layer_is_the_whole_block_and_others_stay_math() -> None:
     draft = LayerSwap(bottom=1).draft(math=math, lang=lang)
     assert {made_of.ref.role for name, made_of in draft.tensors.items() if ".layers.0." in name} == {"lang"}  # type: ignore[union-attr]
     assert draft.swap.outside["other"] == ("math", ("vision.norm.weight",))  # type: ignore[union-attr]
-    assert any("1 tensors are neither" in note for note in draft.swap.notes)  # type: ignore[union-attr]
+    assert any("1 tensor neither in the layers" in note for note in draft.swap.notes)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("config", [{"num_hidden_layers": 3, "tie_word_embeddings": True}, {"num_hidden_layers": 3}])
@@ -209,7 +221,7 @@ def test_quantised_weights_are_copied_with_their_scales_and_never_blended() -> N
     math, lang = checkpoint(shapes), checkpoint(shapes, "lang")
     draft = LayerSwap(bottom=1).draft(math=math, lang=lang)
     assert draft.tensors["model.layers.0.attn.weight_scale_inv"] == Copy(lang.tensors["model.layers.0.attn.weight_scale_inv"])
-    with pytest.raises(MismatchError, match="use --transition 0") as caught:
+    with pytest.raises(MismatchError, match="as with --transition 0") as caught:
         LayerSwap(bottom=1, transition=1).draft(math=math, lang=lang)
     assert caught.value.issues == ("tensor 'model.layers.1.attn.weight' is F8_E4M3 with a scale beside it",)
 
@@ -218,3 +230,29 @@ def test_options_are_recorded_where_they_are_not_the_default() -> None:
     assert LayerSwap(bottom=4, top=2, transition=2).to_json() == {"bottom": 4, "top": 2, "transition": 2}
     assert LayerSwap(lang_layers=(1,), cast=True).to_json() == {"lang_layers": (1,), "cast": True}
     assert Zones((1.0, 0.0)).blended == ()
+
+
+def test_options_round_trip() -> None:
+    for swap in (LayerSwap(bottom=4, cast=True), LayerSwap(lang_layers=(1, 2), blend_layers=(3,), head="lang"), LayerSwap()):
+        assert LayerSwap.from_json(json.loads(json.dumps(swap.to_json()))) == swap
+
+
+@pytest.mark.parametrize("options", [{"top_layers": 3}, {"lang_layers": 3}, {"bottom": "2"}, {"bottom": [2]}, {"weight": "abc"}])
+def test_options_that_are_none(options: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError):
+        LayerSwap.from_json(options)
+
+
+def test_roles_are_those_of_the_arguments() -> None:
+    math, lang = checkpoint(llama(2)), checkpoint(llama(2), "lang")
+    with pytest.raises(RecipeError, match="opened as 'lang' and 'math'"):
+        LayerSwap(bottom=1).draft(math=lang, lang=math)
+
+
+def test_many_other_tensors_are_listed_in_part() -> None:
+    shapes = llama(2) | {f"vision.{name}.weight": ("F32", (1,)) for name in "abcdefghij"}
+    draft = LayerSwap(bottom=1).draft(math=checkpoint(shapes), lang=checkpoint(shapes, "lang"))
+    (note,) = draft.swap.notes[:1]  # type: ignore[union-attr]
+    assert note.startswith("10 tensors neither")
+    assert note.endswith("vision.h.weight, ...")
+    assert len(draft.swap.outside["other"][1]) == 10  # type: ignore[union-attr]

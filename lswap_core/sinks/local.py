@@ -12,6 +12,7 @@ from threading import local
 
 from lswap_core.descriptors import Descriptors
 from lswap_core.digests import Digest
+from lswap_core.documents import is_unicode
 from lswap_core.errors import RecipeError
 from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE, OutputFile, Step
 from lswap_core.ports import Source, Tally
@@ -21,6 +22,26 @@ _PIECE_BYTES = 256 * 1024
 """See `lswap_core.evaluate.CHUNK_BYTES`."""
 
 
+def check_destination(destination: str | os.PathLike[str], sources: Iterable[str]) -> Path:
+    """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
+    FileNotFoundError where its parent does not exist.
+    """
+    # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
+    absolute = Path(os.path.abspath(destination))
+    place = Path(os.path.realpath(absolute.parent)) / absolute.name
+    if not is_unicode(str(place)):
+        raise RecipeError(f"the output's path {str(place)!r} is no Unicode text; choose another --out")
+    for source in sources:
+        real = Path(os.path.realpath(source))
+        if place == real or place.is_relative_to(real) or real.is_relative_to(place):
+            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another --out")
+    if os.path.lexists(place):
+        raise RecipeError(f"{place} exists; an output is never written over, choose another --out or remove it")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(place.parent))
+    return place
+
+
 class LocalSink:
     """Writes to `.<name>.partial` beside `destination`. A lock, which a dead process does not hold, keeps others out."""
 
@@ -28,12 +49,10 @@ class LocalSink:
         """Claim the partial directory. RecipeError where the destination exists, lies in, is or holds one of `sources`
         (paths), or is being written by another process.
         """
-        # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
-        absolute = Path(os.path.abspath(destination))
-        self._destination = Path(os.path.realpath(absolute.parent)) / absolute.name
-        self._refuse_impossible(sources)
+        self._destination = check_destination(destination, sources)
         self._partial = self._destination.with_name(f".{self._destination.name}.partial")
         self._directory = self._claim()
+        self._published = False
         self._descriptors = Descriptors(self._open)
         self._buffers = local()
 
@@ -52,7 +71,7 @@ class LocalSink:
     def copy(self, step: Step, source: Source, tally: Tally) -> str:
         """See `lswap_core.ports.Sink`."""
         digest = Digest()
-        (ref,) = step.refs
+        (ref,) = step.made_of.refs
         buffer: bytearray = self._buffers.__dict__.setdefault("copy", bytearray(_PIECE_BYTES))
         for offset in range(0, ref.size_bytes, _PIECE_BYTES):
             piece = memoryview(buffer)[: min(_PIECE_BYTES, ref.size_bytes - offset)]
@@ -67,14 +86,18 @@ class LocalSink:
         fd = self._descriptors.get("out", step.file)
         at = step.begin + offset
         while data:
-            count = os.pwrite(fd, data, at)
+            try:
+                count = os.pwrite(fd, data, at)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._partial / step.file)) from None
             data, at = data[count:], at + count
 
     def put(self, name: str, data: bytes) -> None:
         """See `lswap_core.ports.Sink`."""
         path = self._partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with open(path, "xb") as handle:  # never over a shard
+            handle.write(data)
 
     def publish(self) -> None:
         """See `lswap_core.ports.Sink`: files, then directories, are synced before the rename and the parent after it;
@@ -88,13 +111,18 @@ class LocalSink:
             _sync(Path(folder))
         self._refuse_existing()
         self._partial.rename(self._destination)
+        self._published = True
         _sync(self._destination.parent)
 
     def close(self) -> None:
         """Remove what is unpublished, and let go of the lock."""
         self._descriptors.close()
-        if self._partial.exists():
-            shutil.rmtree(self._partial)
+        if not self._published:
+            # The claim goes last: whatever is left by a second interruption is still known as ours.
+            (self._partial / CLAIM_FILE).touch()
+            _clear(self._partial)
+            (self._partial / CLAIM_FILE).unlink()
+            self._partial.rmdir()
         os.close(self._directory)
 
     def _open(self, _slot: str, name: str) -> int:
@@ -103,15 +131,6 @@ class LocalSink:
     def _refuse_existing(self) -> None:
         if os.path.lexists(self._destination):
             raise RecipeError(f"{self._destination} exists; an output is never written over, choose another --out or remove it")
-
-    def _refuse_impossible(self, sources: Iterable[str]) -> None:
-        for source in sources:
-            real = Path(os.path.realpath(source))
-            if self._destination == real or self._destination.is_relative_to(real) or real.is_relative_to(self._destination):
-                raise RecipeError(f"the output {self._destination} is, holds or lies in the source {real}; choose another --out")
-        self._refuse_existing()
-        if not self._destination.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(self._destination.parent))
 
     def _claim(self) -> int:
         self._partial.mkdir(exist_ok=True)
@@ -129,10 +148,18 @@ class LocalSink:
         if leftovers and not {CLAIM_FILE, MANIFEST_FILE} & {path.name for path in leftovers}:
             os.close(directory)
             raise RecipeError(f"{self._partial} is in the way and not of this program's making; move it or choose another --out")
-        for path in leftovers:  # of a run that was killed
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         (self._partial / CLAIM_FILE).touch()
+        _clear(self._partial)  # what a run that was killed left
         return directory
+
+
+def _clear(folder: Path) -> None:
+    """Remove everything in it but the claim."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CLAIM_FILE:
+            path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -15,17 +14,19 @@ from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
-from lswap_core.documents import is_plain_name, parse_object
-from lswap_core.errors import FormatError, StalePlanError
-from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
-from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SINGLE_FILE
+from lswap_core.documents import is_plain_name, is_unicode, parse_object
+from lswap_core.errors import FormatError, RecipeError, StalePlanError
+from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
+from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
 
 _SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
 _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-_NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json"})
+_NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json", "adapter_config.json"})
 _NESTED = ("additional_chat_templates/*.jinja", "**/*.py")
 """What lies beside the weights and belongs to a model: config, tokenizer, chat template, generation config, custom code,
 licence. Its model card does not: the output gets one of its own."""
+_SAMPLES = 5
+_SAMPLE_BYTES = 4096
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,9 +36,13 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     Reads headers and small files only. Raises FormatError for anything malformed and OSError for what cannot be read.
     """
     root = Path(path)
+    if not is_unicode(str(root)):
+        raise RecipeError(f"the path {str(root)!r} is no Unicode text, which plans and manifests are; rename it")
     if not root.is_dir():
+        if any(root.match(pattern) for pattern in _PICKLES):
+            raise _pickled(root, root.name)
         shard = read_shard(root.parent, root.name, path=str(root))
-        return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.stem, (shard,))
+        return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.name, (shard,))
     index = root / INDEX_FILE
     text = None
     if os.path.lexists(index):
@@ -48,7 +53,7 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
         shards = (read_shard(root, _only_file(root)),)
     config = None
     if os.path.lexists(root / "config.json"):
-        config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"))
+        config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"), infinities=True)
     at = str(root.absolute())
     return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
 
@@ -61,7 +66,15 @@ def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
         status = os.fstat(fd)
         length = parse_length(file.read(LENGTH_BYTES), status.st_size, path=where)
         raw = file.read(length)
-    return Shard(name, parse_header(raw, data_size=status.st_size - LENGTH_BYTES - length, path=where), status.st_mtime_ns)
+        header = parse_header(raw, data_size=status.st_size - LENGTH_BYTES - length, path=where)
+        return Shard(name, header, status.st_mtime_ns, _sample(fd, header))
+
+
+def _sample(fd: int, header: Header) -> bytes:
+    """A few blocks of the data, evenly spread, the first and the last among them."""
+    span = max(header.file_size - header.data_begin - _SAMPLE_BYTES, 0)
+    places = (header.data_begin + span * k // (_SAMPLES - 1) for k in range(_SAMPLES))
+    return b"".join(os.pread(fd, _SAMPLE_BYTES, place) for place in places)
 
 
 class LocalSource:
@@ -76,7 +89,11 @@ class LocalSource:
         fd = self._descriptors.get(ref.role, ref.file)
         at, end = ref.begin + offset, ref.begin + offset + len(buffer)
         while at < end:
-            count = os.preadv(fd, [buffer[at - end :]], at)
+            try:
+                count = os.preadv(fd, [buffer[at - end :]], at)
+            except OSError as error:
+                path = self._shards[ref.role, ref.file][0].path_of(ref.file)
+                raise OSError(error.errno, error.strerror, path) from None
             if count == 0:
                 raise StalePlanError(
                     f"{self._shards[ref.role, ref.file][0].path_of(ref.file)}: became shorter while it was read; plan again"
@@ -123,9 +140,8 @@ def _confined(root: Path, name: str) -> Path:
     the snapshots that link to them.
     """
     real_root, target = Path(os.path.realpath(root)), Path(os.path.realpath(root / name))
-    allowed = [real_root]
-    if real_root.parent.name == "snapshots":
-        allowed.append(real_root.parent.parent / "blobs")
+    caches = [folder.parent / "blobs" for folder in real_root.parents if folder.name == "snapshots"]
+    allowed = [real_root, *(Path(os.path.realpath(blobs)) for blobs in caches)]
     if not any(target.is_relative_to(place) for place in allowed):
         raise FormatError(f"leads out of the checkpoint's directory, to {target}", path=str(root / name))
     return root / name
@@ -159,6 +175,8 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
     for tensor, file in weight_map.items():
         if not is_plain_name(file):
             raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
+        if not file.endswith(SHARD_SUFFIX):
+            raise FormatError(f"its file {file!r:.200} does not end in {SHARD_SUFFIX}", path=path, tensor=tensor)
         by_file.setdefault(file, set()).add(tensor)
     if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
         raise FormatError(
@@ -192,12 +210,16 @@ def _only_file(root: Path) -> str:
             path=str(root),
         )
     if pickles := sorted(file.name for pattern in _PICKLES for file in root.glob(pattern)):
-        raise FormatError(
-            f'holds only pickled weights ({pickles[0]}), which run code when read; convert them: python -c "from transformers '
-            "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",
-            path=str(root),
-        )
+        raise _pickled(root, pickles[0])
     raise FormatError(f"no checkpoint: neither {SINGLE_FILE} nor {INDEX_FILE}", path=str(root))
+
+
+def _pickled(path: Path, file: str) -> FormatError:
+    return FormatError(
+        f'holds only pickled weights ({file}), which run code when read; convert them: python -c "from transformers '
+        "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",
+        path=str(path),
+    )
 
 
 def _sidecars(root: Path) -> Iterator[Sidecar]:
@@ -205,12 +227,12 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
     for file in sorted(nested | set(root.iterdir())):
         name = file.relative_to(root).as_posix()
         wanted = file.suffix in _SIDECAR_SUFFIXES or file.name.startswith(_SIDECAR_STEMS)
-        hidden = any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts)
         if wanted and not hidden and name not in _NOT_SIDECARS and not name.endswith(".index.json") and not file.is_dir():
             if not (name.isprintable() and all(map(is_plain_name, name.split("/")))):
                 raise FormatError("its name has characters that no manifest can hold; rename it", path=str(root / name))
-            data = read_small(root, name)
-            yield Sidecar(name, len(data), hashlib.sha256(data).hexdigest(), partial(read_small, root, name))
+            open_confined(root, name).close()
+            yield Sidecar(name, partial(read_small, root, name))
 
 
 def _published_name(root: Path) -> str:

@@ -146,7 +146,7 @@ def test_the_model_card_is_one_the_hub_reads(
     assert loaded.data.base_model == names
     assert loaded.data.library_name == "transformers"
     assert {"merge", "layer-swapping"} <= set(loaded.data.tags)
-    assert "# merged\n" in body
+    assert "# math-expert+swahili-expert-b2u1t1\n" in body
     assert " ".join(STANDARD.arguments) in body
 
 

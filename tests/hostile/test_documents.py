@@ -196,7 +196,7 @@ def _plan_cases() -> list[Case]:
         case(f"no-{key}", drop(key), f"'{key}'")
     for key in ("role", "name", "location", "files"):
         case(f"source-without-{key}", drop(f"sources/0/{key}"), f"'{key}'")
-    for key in ("name", "size", "header_sha256", "mtime_ns"):
+    for key in ("name", "size", "fingerprint", "mtime_ns"):
         case(f"source-file-without-{key}", drop(f"sources/1/files/0/{key}"), f"'{key}'")
     for key in ("name", "header", "tensors"):
         case(f"output-without-{key}", drop(f"files/1/{key}"), f"'{key}'")
@@ -234,7 +234,7 @@ def _plan_cases() -> list[Case]:
     for name, value in NOT_TEXT.items():
         case(f"source-name-is-{name}", put("sources/0/name", value))
         case(f"source-location-is-{name}", put("sources/0/location", value))
-        case(f"header-sha256-is-{name}", put("sources/0/files/0/header_sha256", value))
+        case(f"header-sha256-is-{name}", put("sources/0/files/0/fingerprint", value))
         case(f"header-is-{name}", put("files/0/header", value))
         case(f"sidecar-sha256-is-{name}", put("sidecars/0/sha256", value))
         if value is not None:

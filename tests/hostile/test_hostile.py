@@ -344,7 +344,7 @@ def test_data_are_not_read(tmp_path: Path) -> None:
     with _measured() as found:
         assert open_checkpoint(path, role="math").tensors["a"].size_bytes == 2**36
     assert found["peak"] < 1 << 20
-    assert found["read"] < 1 << 14
+    assert found["read"] < 1 << 15  # a sample of 20 KiB among them
 
 
 def test_a_huge_claim_in_a_small_file_allocates_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Work on many items with threads, stopped promptly when one fails or the user has had enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from threading import Event
+from typing import TypeVar
+
+from lswap_core.ports import Progress, Tally
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _StoppedError(Exception):
+    """Raised in workers once another has failed; never leaves this module."""
+
+
+def run_all(
+    work: Callable[[Item, Tally], Result], items: Sequence[Item], *, total_bytes: int, progress: Progress, workers: int
+) -> list[Result]:
+    """`work(item, tally)` for every item; the results in the order of items.
+
+    After an error or Ctrl-C no further item is begun, and those in flight end when they next call their tally.
+    """
+    stop = Event()
+
+    def tally(done_bytes: int) -> None:
+        if stop.is_set():
+            raise _StoppedError
+        progress.advance(done_bytes)
+
+    progress.begin(total_bytes)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="lswap")
+    try:
+        futures = [pool.submit(work, item, tally) for item in items]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+        progress.end()
