@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Literal
 
 import pytest
 
-from lswap_core.kernels import reference
+from lswap_core.kernels import native, reference
 from lswap_core.kernels.backend import Backend, BackendUnavailable
 
 Speed = Literal["fast", "slow"]
@@ -31,6 +31,9 @@ class Entry:
 
 BACKENDS: dict[str, Entry] = {
     "reference": Entry(reference.load),
+    "native": Entry(native.load),
+    **{f"native, {isa}": Entry(partial(native.load_with, isa)) for isa in ("avx512", "avx2", "baseline", "neon")},
+    **{f"native, {n} threads": Entry(partial(native.load, threads=n, threaded_from_bytes=0)) for n in (2, 3, 64)},
 }
 
 
