@@ -33,7 +33,11 @@ BACKENDS: dict[str, Entry] = {
     "reference": Entry(reference.load),
     "native": Entry(native.load),
     **{f"native, {isa}": Entry(partial(native.load_with, isa)) for isa in ("avx512", "avx2", "baseline", "neon")},
-    **{f"native, {n} threads": Entry(partial(native.load, threads=n, threaded_from_bytes=0)) for n in (2, 3, 64)},
+    **{
+        f"native, {isa}, large calls": Entry(partial(native.load_with, isa, threads=3, large_from_bytes=0))
+        for isa in ("avx512", "avx2", "baseline", "neon")
+    },
+    "native, 64 threads": Entry(partial(native.load, threads=64, large_from_bytes=0)),
 }
 
 
