@@ -12,6 +12,7 @@ the tensor's is its blocks added in order in fp64. Pairs in which either is not 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ from numpy.typing import NDArray
 
 from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.dtypes import DType
+from lswap_core.kernels.backend import Backend, Bytes
 
-Bytes = NDArray[np.uint8]
 Bits = NDArray[Any]
 Floats = NDArray[Any]
 """Unsigned integers as wide as an element; fp32, or fp64 for F64."""
@@ -29,6 +30,11 @@ _LANES = 16
 CANONICAL_NAN = {
     "F64": 0x7FF8_0000_0000_0000, "F32": 0x7FC0_0000, "F16": 0x7E00, "BF16": 0x7FC0, "F8_E4M3": 0x7F, "F8_E5M2": 0x7F,
 }  # fmt: skip
+
+
+def load() -> Backend:
+    """Available everywhere."""
+    return sys.modules[__name__]
 
 
 def blend_stats(x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats) -> DifferenceStats:

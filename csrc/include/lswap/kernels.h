@@ -1,0 +1,59 @@
+/* The kernels on the CPU, as C calls them. See lswap_core/kernels/reference.py for the arithmetic, which this library
+ * reproduces bit for bit, statistics included, on every instruction set and for every number of threads.
+ *
+ * Buffers hold little-endian elements, may be misaligned, and out overlaps no input. Nothing here keeps state, so every
+ * function may be called from several threads. Functions return LSWAP_OK, or why they did nothing. */
+#ifndef LSWAP_KERNELS_H
+#define LSWAP_KERNELS_H
+
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define LSWAP_API __attribute__((visibility("default")))
+#else
+#define LSWAP_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Goes up whenever a signature or a structure changes. */
+#define LSWAP_ABI 1
+
+enum lswap_status { LSWAP_OK = 0, LSWAP_NO_SUCH_ISA = 1, LSWAP_NO_SUCH_DTYPE = 2 };
+
+enum lswap_dtype { LSWAP_F64 = 0, LSWAP_F32, LSWAP_F16, LSWAP_BF16, LSWAP_F8_E4M3, LSWAP_F8_E5M2, LSWAP_DTYPES };
+
+/* How two tensors differ; a call adds its elements to what is there. Fields as in lswap_core/difference.py. */
+struct lswap_stats {
+  double sum_abs, sum_squares, max_abs, dot, x_squares, y_squares;
+  uint64_t differing, x_nonfinite, y_nonfinite;
+};
+
+LSWAP_API int32_t lswap_abi(void);
+
+/* Name of the instruction set with this number, best first; NULL from the first number on that this build has not. */
+LSWAP_API const char *lswap_isa_name(int32_t isa);
+
+/* Whether this processor has it. */
+LSWAP_API int32_t lswap_isa_runs(int32_t isa);
+
+/* out[i] = round((1 - weight) * x[i] + weight * y[i]), and stats goes on with these elements; out may be NULL for the
+ * statistics alone. threads: the most to use, at least one. streamed: out is written past the caches, for an output too
+ * large for them (where it is aligned to 16 bytes; ignored elsewhere). */
+LSWAP_API int32_t lswap_blend_stats(int32_t isa, int32_t dtype, const void *x, const void *y, double weight, void *out,
+                                    uint64_t count, uint32_t threads, int32_t streamed, struct lswap_stats *stats);
+
+/* out[i] = round(sum of weights[k] * inputs[k][i]), first input first; there is at least one. */
+LSWAP_API int32_t lswap_blend_many(int32_t isa, int32_t dtype, const void *const *inputs, const double *weights,
+                                   uint32_t input_count, void *out, uint64_t count, uint32_t threads);
+
+/* out[i] = x[i], rounded to another type. */
+LSWAP_API int32_t lswap_cast(int32_t isa, int32_t source, const void *x, int32_t target, void *out, uint64_t count,
+                             uint32_t threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,167 @@
+"""The kernels in C++ (`csrc/`), through ctypes, which lets other threads run meanwhile."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from lswap_core.difference import DifferenceStats
+from lswap_core.dtypes import DType
+from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
+
+LIBRARY = "liblswap_cpu.so"
+_ABI = 1
+_DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
+LARGE_FROM_BYTES = 8 << 20
+"""Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
+written past them. Threads are started anew for each call, which takes about as long as 0.3 MiB of work; the pipeline's
+chunks, which have threads of their own and use their buffers again at once, must stay far below."""
+
+
+class _Stats(ctypes.Structure):
+    """struct lswap_stats."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in ("sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares")),
+        *((name, ctypes.c_uint64) for name in ("differing", "x_nonfinite", "y_nonfinite")),
+    ]
+
+
+class Native:
+    """The kernels with one instruction set.
+
+    A call whose operands have `large_from_bytes` each or more is split over `threads`, and writes past the caches.
+    """
+
+    def __init__(self, library: ctypes.CDLL, isa: int, *, threads: int, large_from_bytes: int = LARGE_FROM_BYTES) -> None:
+        self._library = library
+        self._isa = isa
+        self._threads = threads
+        self._large_from_bytes = large_from_bytes
+
+    def blend_stats(
+        self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats
+    ) -> DifferenceStats:
+        """See `lswap_core.kernels.blend_stats`; arguments are checked there."""
+        return self._blend(x, y, weight, dtype, out.ctypes.data, before)
+
+    def stats(self, x: Bytes, y: Bytes, dtype: DType, before: DifferenceStats) -> DifferenceStats:
+        """See `lswap_core.kernels.stats`; arguments are checked there."""
+        return self._blend(x, y, 0, dtype, None, before)
+
+    def blend_many(self, inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None:
+        """See `lswap_core.kernels.blend_many`; arguments are checked there."""
+        count = len(inputs)
+        addresses = (ctypes.c_void_p * count)(*(data.ctypes.data for data in inputs))
+        shares = (ctypes.c_double * count)(*weights)
+        elements, threads = out.nbytes * 8 // dtype.bits, self._threads if self._is_large(out) else 1
+        number = _DTYPES[dtype.name]
+        _check(self._library.lswap_blend_many(self._isa, number, addresses, shares, count, out.ctypes.data, elements, threads))
+
+    def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None:
+        """See `lswap_core.kernels.cast`; arguments are checked there."""
+        elements, threads = x.nbytes * 8 // source.bits, self._threads if self._is_large(x) else 1
+        numbers = _DTYPES[source.name], _DTYPES[target.name]
+        _check(self._library.lswap_cast(self._isa, numbers[0], x.ctypes.data, numbers[1], out.ctypes.data, elements, threads))
+
+    def _blend(
+        self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: int | None, before: DifferenceStats
+    ) -> DifferenceStats:
+        count, large = x.nbytes * 8 // dtype.bits, self._is_large(x)
+        s = _Stats(
+            before.sum_abs, before.sum_squares, before.max_abs, before.dot, before.x_squares, before.y_squares,
+            before.differing, before.x_nonfinite, before.y_nonfinite,
+        )  # fmt: skip
+        _check(
+            self._library.lswap_blend_stats(
+                self._isa, _DTYPES[dtype.name], x.ctypes.data, y.ctypes.data, weight, out, count,
+                self._threads if large else 1, large, ctypes.byref(s),
+            )
+        )  # fmt: skip
+        return DifferenceStats(
+            before.count + count, s.differing, s.sum_abs, s.sum_squares, s.max_abs, s.dot, s.x_squares, s.y_squares,
+            s.x_nonfinite, s.y_nonfinite,
+        )  # fmt: skip
+
+    def _is_large(self, data: Bytes) -> bool:
+        return data.nbytes >= self._large_from_bytes
+
+
+def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+    """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
+    unless told otherwise. Raises BackendUnavailable.
+    """
+    library = open_library()
+    isa = next(number for number in range(len(instruction_sets())) if library.lswap_isa_runs(number))
+    return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
+
+
+def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+    """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
+    library = open_library()
+    known = instruction_sets()
+    if isa not in known:
+        raise BackendUnavailable(f"the library was built without {isa}; it has {', '.join(known)}")
+    if not library.lswap_isa_runs(known.index(isa)):
+        raise BackendUnavailable(f"this processor has no {isa}")
+    return Native(library, known.index(isa), threads=threads, large_from_bytes=large_from_bytes)
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """Those that the library was built with, best first. Raises BackendUnavailable."""
+    library = open_library()
+    names: list[str] = []
+    while name := library.lswap_isa_name(len(names)):
+        names.append(name.decode())
+    return tuple(names)
+
+
+@cache
+def open_library() -> ctypes.CDLL:
+    """The library. Raises BackendUnavailable where it was not built, or is not this package's."""
+    if sys.byteorder != "little":
+        raise BackendUnavailable("this machine is big-endian")
+    library = _at(_found(LIBRARY))
+    pointer, i32, u32, u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64
+    for name, result, arguments in (
+        ("lswap_isa_name", ctypes.c_char_p, [i32]),
+        ("lswap_isa_runs", i32, [i32]),
+        ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
+        ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
+        ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+def _found(name: str) -> Path:
+    # An editable install has the library in site-packages and the modules elsewhere; the package's path names both.
+    places = [Path(place) for place in sys.modules[__package__].__path__]
+    for place in places:
+        if (place / name).exists():
+            return place / name
+    raise BackendUnavailable(
+        f"{name} is not in {' or '.join(map(str, places))}; it is built by `pip install` where there is a C++ compiler"
+    )
+
+
+def _at(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+        abi = library.lswap_abi()
+    except (OSError, AttributeError) as error:
+        raise BackendUnavailable(f"{path} does not load: {error}") from error
+    if abi != _ABI:
+        raise BackendUnavailable(f"{path} has interface {abi}, expected {_ABI}; install the package anew")
+    return library
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"the native kernels refused a call with status {status}; this is a bug")
