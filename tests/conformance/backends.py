@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -9,8 +10,9 @@ from typing import Literal
 
 import pytest
 
-from lswap_core.kernels import native, reference
+from lswap_core.kernels import _cuda, _triton, native, reference
 from lswap_core.kernels.backend import Backend, BackendUnavailable
+from tests import emulated_cuda
 
 Speed = Literal["fast", "slow"]
 
@@ -33,6 +35,9 @@ BACKENDS: dict[str, Entry] = {
     "reference": Entry(reference.load),
     "native": Entry(native.load),
     **{f"native, {isa}": Entry(partial(native.load_with, isa)) for isa in ("avx512", "avx2", "baseline", "neon")},
+    "triton": Entry(_triton.load, "slow" if os.environ.get("TRITON_INTERPRET") == "1" else "fast"),
+    "cuda": Entry(_cuda.load),
+    "cuda, emulated": Entry(emulated_cuda.load),
     **{f"native, {n} threads": Entry(partial(native.load, threads=n, threaded_from_bytes=0)) for n in (2, 3, 64)},
 }
 
