@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -13,17 +14,16 @@ from lswap_core import executor, kernels, report
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.layout import lay_out
-from lswap_core.manifest import MANIFEST_FILE, FileRecord, Manifest, compile_manifest
-from lswap_core.plan import INDEX_FILE, Plan, PlanSource
+from lswap_core.manifest import FileRecord, Manifest, compile_manifest
+from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
-from lswap_core.sources.local import LocalSource, open_local, read_shard
+from lswap_core.sources.local import LocalSource, open_confined, open_local, read_shard, read_small
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = ["diff", "execute", "lay_out", "merge", "open_checkpoint", "read_plan", "verify"]
 
-CARD_FILE = "README.md"
 StrPath = str | os.PathLike[str]
 
 
@@ -110,8 +110,10 @@ def merge(
 
 def read_manifest(output: StrPath) -> Manifest:
     """The manifest of the output directory; FormatError where it is none, FileNotFoundError where there is none."""
-    path = Path(output, MANIFEST_FILE)
-    return Manifest.from_json(path.read_bytes(), path=str(path))
+    root = Path(output)
+    if (root / MANIFEST_FILE).is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a directory, not a manifest", str(root / MANIFEST_FILE))
+    return Manifest.from_json(read_small(root, MANIFEST_FILE), path=str(root / MANIFEST_FILE))
 
 
 def verify(
@@ -132,7 +134,7 @@ def verify(
     shards: list[Shard] = []
     for record in manifest.shards:
         try:
-            shards.append(_intact_shard(root, record))
+            shards.append(_intact_shard(root, record, manifest))
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
@@ -200,21 +202,28 @@ def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dic
     return opened
 
 
-def _intact_shard(root: Path, record: FileRecord) -> Shard:
-    """The output shard, if its size and header are what the manifest says."""
+def _intact_shard(root: Path, record: FileRecord, manifest: Manifest) -> Shard:
+    """The output shard, if its size, header and tensors are what the manifest says."""
     shard = read_shard(root, record.name)
     if (shard.header.file_size, shard.header_sha256) != (record.size, record.sha256):
         raise FormatError("size or header is not what the manifest says", path=str(root / record.name))
+    start = shard.header.data_begin
+    for name, info in shard.header.tensors.items():
+        said = manifest.tensors.get(name)
+        if said is None or (said.file, said.dtype, said.begin) != (record.name, info.dtype, start + info.begin):
+            raise FormatError("is not where the manifest says, or not what it says", path=str(root / record.name), tensor=name)
     return shard
 
 
 def _sidecar_issues(root: Path, manifest: Manifest) -> Iterator[str]:
     for record in manifest.sidecars:
         try:
-            with (root / record.name).open("rb") as file:
+            with open_confined(root, record.name) as file:
                 found = file_digest(file, "sha256").hexdigest()
         except OSError as error:
             yield f"{record.name}: {error.strerror}"
+        except FormatError as error:
+            yield str(error)
         else:
             if found != record.sha256:
                 yield f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lswap_core.ports import Progress
     from lswap_core.report import Table
 
+COMMANDS = ("merge", "plan", "apply", "inspect", "diff", "verify")
 _INTERRUPTED = 130
 _TERMINATED = 143
 _WIDE = 160
@@ -48,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(arguments: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
-    print(f"lswap_core: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    # Names come from files: none may break the line or drive the terminal.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"lswap_core: error: {shown}", file=sys.stderr)
     if arguments.json:
         issues = list(getattr(error, "issues", ()))
         _print_json({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}})

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lswap_core.checkpoint import Checkpoint
+from lswap_core.documents import parse_object
 from lswap_core.errors import FormatError
-from lswap_core.header import parse_json_object
 
 _IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
 """Say nothing of the network; the dtypes are compared tensor by tensor."""
@@ -66,7 +66,7 @@ def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iter
             )
 
 
-def _facts(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _facts(config: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
     """config.json flattened to dotted keys. Rotary settings become one fact, whichever way they were spelled:
     transformers 4 writes rope_theta and rope_scaling, transformers 5 the same values as rope_parameters.
     """
@@ -76,9 +76,11 @@ def _facts(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if key == "rope_theta":
             rope[key] = value
         elif key in ("rope_scaling", "rope_parameters"):
+            if not isinstance(value or {}, dict):
+                raise FormatError(f"{prefix}{key} must be an object, not {value!r:.60}", path=path)
             rope |= {"rope_type" if k == "type" else k: v for k, v in (value or {}).items()}
         elif isinstance(value, dict) and key != "quantization_config":
-            facts |= _facts(value, f"{prefix}{key}.")
+            facts |= _facts(value, path, f"{prefix}{key}.")
         else:
             facts[prefix + key] = value
     if rope:
@@ -90,7 +92,7 @@ def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
     if math.config is None or lang.config is None:
         missing = [c.role for c in (math, lang) if c.config is None]
         return Comparison((), (f"no config.json in {' and '.join(missing)}: the experts' configs were not compared",))
-    x, y = _facts(math.config), _facts(lang.config)
+    x, y = (_facts(c.config, c.path_of("config.json")) for c in (math, lang) if c.config is not None)
     issues: list[str] = []
     notes: list[str] = []
     for key in dict.fromkeys([*x, *y]):
@@ -125,11 +127,11 @@ def _vocabulary_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
 
 def _vocabulary(raw: bytes, path: str) -> dict[str, Any]:
     """Token -> id of a tokenizer.json (tokenizers' own format), added tokens included."""
-    document = parse_json_object(raw, path=path)
-    model, added = document.get("model"), document.get("added_tokens") or []
-    if not isinstance(model, dict) or not isinstance(added, list):
-        raise FormatError("not a tokenizer file: expected 'model' and 'added_tokens'", path=path)
-    vocab = model.get("vocab") or {}
-    if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
-        vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
-    return {**vocab, **{token["content"]: token["id"] for token in added}}
+    document = parse_object(raw, path=path)
+    try:
+        vocab = document["model"].get("vocab") or {}
+        if isinstance(vocab, list):  # Unigram: [token, score] in the order of ids
+            vocab = {str(entry[0]): number for number, entry in enumerate(vocab)}
+        return {**vocab, **{token["content"]: token["id"] for token in document.get("added_tokens") or []}}
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise FormatError(f"not a tokenizer file as `tokenizers` writes it ({error!r})", path=path) from None

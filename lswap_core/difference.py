@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 BLOCK_ELEMENTS = 1024
@@ -61,9 +60,3 @@ class DifferenceStats:
     def to_json(self) -> dict[str, int | float | str]:
         """Field by field; a sum that overflowed is the string `inf` or `nan`, since JSON has no such numbers."""
         return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, int | float | str]) -> DifferenceStats:
-        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
-        counts = {"count", "differing", "x_nonfinite", "y_nonfinite"}
-        return cls(**{f.name: (int if f.name in counts else float)(value[f.name]) for f in fields(cls)})  # type: ignore[arg-type]

@@ -143,8 +143,7 @@ class Draft:
         if not (0 <= y_weight <= 1 and math.isclose(x_weight + y_weight, 1, rel_tol=0, abs_tol=1e-6)):
             raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {x_weight!r} and {y_weight!r}")
         chosen = self.select(selector)
-        share = float(struct.unpack("<f", struct.pack("<f", y_weight))[0])
-        if share in (0, 1):
+        if (share := in_fp32(y_weight)) in (0, 1):
             return self.replace(selector, y_source if share else x_source, cast=cast)
         x_side = self._taken(chosen, x_source, cast)
         y_side = self._taken(chosen, y_source, cast)
@@ -198,6 +197,11 @@ class Draft:
             if known.setdefault(source.role, source) is not source and known[source.role] != source:
                 raise RecipeError(f"two sources are both {source.role}: {known[source.role].location} and {source.location}")
         return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known))
+
+
+def in_fp32(weight: float) -> float:
+    """`weight` rounded to fp32, in which blends are computed."""
+    return float(struct.unpack("<f", struct.pack("<f", weight))[0])
 
 
 def _cast(made_of: Copy, dtype: DType) -> Copy:

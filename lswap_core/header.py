@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from lswap_core.documents import MAX_SIZE, parse_object
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import FormatError
 
@@ -22,7 +23,6 @@ MAX_HEADER_BYTES = 100_000_000
 """The reference's own limit."""
 MAX_RANK = 64
 """Neither numpy nor torch can hold a tensor of more dimensions."""
-_MAX_SIZE = 2**63 - 1
 _FIELDS = ("dtype", "shape", "data_offsets")
 
 
@@ -66,7 +66,7 @@ def size_in_bytes(dtype: DType, shape: Iterable[int]) -> int:
     for dim in shape:
         empty = empty or dim == 0
         bits *= max(dim, 1)  # a zero must not hide an overflow in the other dimensions
-        if bits > _MAX_SIZE * 8:
+        if bits > MAX_SIZE * 8:
             raise ValueError("its shape overflows 63 bits")
     if bits % 8 and not empty:
         raise ValueError(f"its {dtype.name} elements do not fill whole bytes")
@@ -85,18 +85,23 @@ def parse_length(prefix: bytes, file_size: int, *, path: str) -> int:
     return length
 
 
-def parse_header(raw: bytes, *, data_size: int, path: str) -> Header:
-    """Validate the JSON `raw` of a file that has `data_size` bytes after it; FormatError names what is wrong."""
+def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
+    """Validate the JSON `raw` of a file that has `data_size` bytes after it (None: as many as it says); FormatError names
+    what is wrong.
+    """
     if not raw.startswith(b"{"):
         raise FormatError(f"the header must begin with '{{', not with {bytes(raw[:1])!r}", path=path)
-    entries = parse_json_object(raw, path=path)
+    entries = parse_object(raw, path=path, blame=lambda trail: trail[0])
     metadata: Mapping[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
     for name, value in entries.items():
         if name == METADATA:
             metadata = _parse_metadata(value, path)
         else:
-            tensors[name] = _parse_tensor(name, value, path)
+            tensors[name] = info = _parse_tensor(name, value, path)
+            if data_size is not None and info.end > data_size:
+                what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
+                raise FormatError(what, path=path, tensor=name)
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     at = 0
     for name, info in ordered.items():
@@ -104,9 +109,7 @@ def parse_header(raw: bytes, *, data_size: int, path: str) -> Header:
             what = "overlaps the tensor before it" if info.begin < at else "leaves a hole before it"
             raise FormatError(f"its data_offsets begin at {info.begin}, expected {at}: it {what}", path=path, tensor=name)
         at = info.end
-        if at > data_size:
-            raise FormatError(f"its data_offsets end at {at}, but the file has {data_size} bytes of data", path=path, tensor=name)
-    if at != data_size:
+    if data_size not in (None, at):
         raise FormatError(f"the tensors take {at} bytes, but the file has {data_size} bytes of data", path=path)
     return Header(MappingProxyType(ordered), MappingProxyType(dict(metadata)), raw)
 
@@ -135,61 +138,17 @@ def reference_order(tensors: Mapping[str, tuple[DType, tuple[int, ...]]]) -> lis
     return sorted(tensors, key=lambda name: (-tensors[name][0].rank, name))
 
 
-def parse_json_object(raw: bytes, *, path: str) -> dict[str, Any]:
-    """A JSON object from outside: strict UTF-8, no duplicate names at any depth, no NaN, no NUL and no lone surrogate
-    in a name. Anything else is a FormatError, however deep or large.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise FormatError("the name is there twice; each may occur once", path=path, tensor=twice)
-        return table
-
-    def no_constant(text: str) -> None:
-        raise FormatError(f"{text} is not JSON", path=path)
-
-    try:
-        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
-    except UnicodeDecodeError as error:
-        raise FormatError(f"not UTF-8 at byte {error.start}", path=path) from None
-    except RecursionError:
-        raise FormatError("the JSON is nested too deeply", path=path) from None
-    except ValueError as error:  # json.JSONDecodeError, and integers of thousands of digits
-        raise FormatError(f"not valid JSON: {error}", path=path) from None
-    if not isinstance(value, dict):
-        raise FormatError("expected a JSON object", path=path)
-    for name in value:
-        if "\0" in name:
-            raise FormatError("the name holds a NUL character", path=path, tensor=name)
-        if not _encodable(name):
-            raise FormatError("the name holds half a surrogate pair, which is no Unicode text", path=path, tensor=name)
-    return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _parse_metadata(value: object, path: str) -> dict[str, str]:
     if not isinstance(value, dict):
         raise FormatError("must be an object of strings", path=path, tensor=METADATA)
     for key, text in value.items():
         if not isinstance(text, str):
             raise FormatError(f"{key!r} must be a string, not {text!r:.40}", path=path, tensor=METADATA)
-        if not _encodable(key + text):
-            raise FormatError(f"{key!r} holds half a surrogate pair, which is no Unicode text", path=path, tensor=METADATA)
     return value
 
 
 def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_SIZE
+    return type(value) is int and 0 <= value <= MAX_SIZE
 
 
 def _parse_tensor(name: str, value: object, path: str) -> TensorInfo:

@@ -8,26 +8,25 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lswap_core.checkpoint import Role, parse_role
+from lswap_core.checkpoint import Role
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Expression, SwapRecord
-from lswap_core.dtypes import DTYPES, DType
-from lswap_core.errors import FormatError
-from lswap_core.header import parse_json_object
-from lswap_core.plan import (
-    INDEX_FILE,
-    Plan,
-    PlanSource,
+from lswap_core.documents import Node, parse_object
+from lswap_core.draft import Copy, Expression, SwapRecord
+from lswap_core.dtypes import DType
+from lswap_core.plan import INDEX_FILE, Plan, PlanSource
+from lswap_core.wire import (
+    check_format,
     expression_from_json,
     expression_to_json,
-    plain_name,
-    relative_path,
+    holds,
+    parse_dtype,
+    read_role,
     swap_from_json,
     swap_to_json,
-)  # fmt: skip
+    unique_by,
+)
 
 FORMAT = "lswap-manifest/1"
-MANIFEST_FILE = "lswap_manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,25 +99,26 @@ class Manifest:
     @classmethod
     def from_json(cls, text: bytes, *, path: str) -> Manifest:
         """The inverse of `to_json`; FormatError names `path` for anything else."""
-        document = parse_json_object(text, path=path)
-        if document.get("format") != FORMAT:
-            raise FormatError(
-                f"not a manifest of this version: 'format' is {document.get('format')!r}, expected {FORMAT!r}", path=path
-            )
-        try:
-            return cls(
-                str(document["tool"]),
-                str(document["plan_sha256"]),
-                None if document["swap"] is None else swap_from_json(document["swap"]),
-                tuple(SourceRecord(parse_role(s["role"]), str(s["name"]), _parse_files(s["files"])) for s in document["sources"]),
-                _parse_files(document["shards"]),
-                _parse_files(document["sidecars"]),
-                {name: _tensor_from_json(entry) for name, entry in document["tensors"].items()},
-            )
-        except KeyError as error:
-            raise FormatError(f"not a sound manifest: {error} is missing", path=path) from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"not a sound manifest: {error}", path=path) from None
+        document = Node(parse_object(text, path=path, blame=_tensor_to_blame), path=path)
+        check_format(document, FORMAT)
+        shards = tuple(_file(entry) for entry in unique_by(document["shards"], "name"))
+        sources = tuple(
+            SourceRecord(read_role(s["role"]), s["name"].text(), tuple(map(_file, unique_by(s["files"], "name"))))
+            for s in unique_by(document["sources"], "role")
+        )
+        sizes = {shard.name: shard.size for shard in shards}
+        readable = {(source.role, file.name): file.size for source in sources for file in source.files}
+        tensors = {name: _tensor(entry.blaming(name), sizes, readable) for name, entry in document["tensors"].items()}
+        swap = document["swap"].optional()
+        return cls(
+            document["tool"].text(),
+            document["plan_sha256"].text(),
+            None if swap is None else swap_from_json(swap, tensors),
+            sources,
+            shards,
+            tuple(_file(entry) for entry in unique_by(document["sidecars"], "name")),
+            tensors,
+        )
 
 
 def compile_manifest(plan: Plan, records: Iterable[StepRecord], *, tool: str) -> Manifest:
@@ -145,6 +145,10 @@ def compile_manifest(plan: Plan, records: Iterable[StepRecord], *, tool: str) ->
     )  # fmt: skip
 
 
+def _tensor_to_blame(trail: tuple[str, ...]) -> str | None:
+    return trail[1] if trail[0] == "tensors" and len(trail) > 1 else None
+
+
 def _source_record(source: PlanSource) -> SourceRecord:
     return SourceRecord(source.role, source.name, tuple(FileRecord(f.name, f.size, f.header_sha256) for f in source.files))
 
@@ -153,8 +157,8 @@ def _files(records: tuple[FileRecord, ...]) -> list[dict[str, Any]]:
     return [{"name": r.name, "size": r.size, "sha256": r.sha256} for r in records]
 
 
-def _parse_files(entries: Any) -> tuple[FileRecord, ...]:
-    return tuple(FileRecord(relative_path(e["name"]), int(e["size"]), str(e["sha256"])) for e in entries)
+def _file(entry: Node) -> FileRecord:
+    return FileRecord(entry["name"].file_path(), entry["size"].integer(), entry["sha256"].text())
 
 
 def _tensor_to_json(record: TensorRecord) -> dict[str, Any]:
@@ -170,11 +174,24 @@ def _tensor_to_json(record: TensorRecord) -> dict[str, Any]:
     return entry if record.statistics is None else entry | {"statistics": record.statistics.to_json()}
 
 
-def _tensor_from_json(entry: Mapping[str, Any]) -> TensorRecord:
-    dtype, shape = DTYPES[entry["dtype"]], tuple(map(int, entry["shape"]))
-    statistics = entry.get("statistics")
-    return TensorRecord(
-        plain_name(entry["file"]), dtype, shape, int(entry["begin"]), int(entry["end"]),
-        expression_from_json(entry["made_of"], dtype, shape), str(entry["digest"]),
-        None if statistics is None else DifferenceStats.from_json(statistics),
-    )  # fmt: skip
+def _tensor(entry: Node, sizes: Mapping[str, int], readable: Mapping[tuple[Role, str], int]) -> TensorRecord:
+    dtype, shape = parse_dtype(entry["dtype"]), tuple(dim.integer() for dim in entry["shape"].elements())
+    file, begin, end = entry["file"].file_name(), entry["begin"].integer(), entry["end"].integer()
+    if not holds(dtype, shape, end - begin) or end > sizes.get(file, -1):
+        raise entry.refuse(f"[{begin}, {end}) of {file!r} does not hold {dtype} {list(shape)}")
+    made_of = expression_from_json(entry["made_of"], dtype, shape)
+    for ref in (made_of.ref,) if isinstance(made_of, Copy) else (made_of.x.ref, made_of.y.ref):
+        if ref.end > readable.get((ref.role, ref.file), -1):
+            raise entry["made_of"].refuse(f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what that source has")
+    statistics = _statistics(entry["statistics"]) if "statistics" in entry else None
+    return TensorRecord(file, dtype, shape, begin, end, made_of, entry["digest"].text(), statistics)
+
+
+def _statistics(entry: Node) -> DifferenceStats:
+    counts = {name: entry[name].integer() for name in ("count", "differing", "x_nonfinite", "y_nonfinite")}
+    names = ("sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares")
+    # a sum that overflowed is written as text, since JSON has no such numbers
+    sums = {
+        name: float(entry[name].value) if entry[name].value in ("inf", "-inf", "nan") else entry[name].number() for name in names
+    }
+    return DifferenceStats(**counts, **sums)  # type: ignore[arg-type]

@@ -17,6 +17,8 @@ EMBEDDING_MODULES = ("embed_tokens", "wte", "wpe", "tok_embeddings", "word_embed
 NORM_MODULES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
 HEAD_MODULES = ("lm_head", "output", "embed_out")
 """Modules outside the layers that are recognised, beside the stack or above it."""
+_MAX_DIGITS = 9
+"""Of a layer number: no model has more layers, and Python refuses to read numbers of thousands of digits."""
 
 
 class Selector:
@@ -79,7 +81,7 @@ def split_layer(name: str) -> tuple[str, int] | None:
     """
     parts = name.split(".")
     for at, part in enumerate(parts[:-1]):
-        if part.isascii() and part.isdecimal():
+        if part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS:
             # "07" is no layer number: two spellings of one layer would not line up.
             return (".".join(parts[:at]), int(part)) if at and (part == "0" or part[0] != "0") else None
     return None

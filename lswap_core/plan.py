@@ -13,16 +13,32 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lswap_core.checkpoint import Role, TensorRef, parse_role
-from lswap_core.draft import Blend, Copy, Expression, SwapRecord
-from lswap_core.dtypes import DTYPES, DType
-from lswap_core.errors import FormatError
-from lswap_core.header import Header, parse_header, parse_json_object, size_in_bytes
+from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.documents import MAX_SIZE, Node, parse_object
+from lswap_core.draft import Copy, Expression, SwapRecord
+from lswap_core.dtypes import DType
+from lswap_core.header import Header, parse_header
 from lswap_core.sizes import format_size
+from lswap_core.wire import (
+    check_format,
+    expression_from_json,
+    expression_to_json,
+    read_role,
+    swap_from_json,
+    swap_to_json,
+    unique_by,
+)
 
 FORMAT = "lswap-plan/1"
 SINGLE_FILE = "model.safetensors"
+SHARD_SUFFIX = ".safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+MANIFEST_FILE = "lswap_manifest.json"
+CARD_FILE = "README.md"
+CLAIM_FILE = ".lswap-partial"
+"""Marks a directory under construction as ours."""
+RESERVED = frozenset({INDEX_FILE, MANIFEST_FILE, CARD_FILE, CLAIM_FILE})
+"""Names in an output that no sidecar can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,19 +165,10 @@ class Plan:
     @classmethod
     def from_json(cls, text: str | bytes, *, path: str) -> Plan:
         """The inverse of `to_json`. `path` is named in the FormatError for anything that is not a sound plan."""
-        document = parse_json_object(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, path=path)
-        if document.get("format") != FORMAT:
-            raise FormatError(
-                f"not a plan of this version: 'format' is {document.get('format')!r}, expected {FORMAT!r}", path=path
-            )
-        try:
-            plan = _parse_plan(document, path)
-        except KeyError as error:
-            raise FormatError(f"not a sound plan: {error} is missing", path=path) from None
-        except (TypeError, ValueError, AttributeError) as error:
-            raise FormatError(f"not a sound plan: {error}", path=path) from None
-        _check_reads(plan, path)
-        return plan
+        raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+        document = Node(parse_object(raw, path=path), path=path)
+        check_format(document, FORMAT)
+        return _parse_plan(document, path)
 
     def _document(self) -> dict[str, Any]:
         return {
@@ -190,115 +197,73 @@ class Plan:
         }
 
 
-def expression_to_json(made_of: Expression) -> dict[str, Any]:
-    """`{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded, or `{"blend": [x, y], "weight": w}`."""
-    if isinstance(made_of, Blend):
-        return {"blend": [expression_to_json(made_of.x), expression_to_json(made_of.y)], "weight": made_of.weight}
-    ref = made_of.ref
-    entry: dict[str, Any] = {"copy": [ref.role, ref.file, ref.dtype.name, ref.begin, ref.end]}
-    return entry if made_of.cast is None else entry | {"cast": made_of.cast.name}
-
-
-def expression_from_json(entry: Mapping[str, Any], dtype: DType, shape: tuple[int, ...]) -> Expression:
-    """The inverse of `expression_to_json` for a tensor of that dtype and shape. Raises KeyError, TypeError or ValueError."""
-    if "blend" in entry:
-        x, y = (_copy_from_json(side, shape) for side in entry["blend"])
-        weight = float(entry["weight"])
-        if not 0 < weight < 1:
-            raise ValueError(f"a blend's weight lies between 0 and 1, not {weight}")
-        if x.dtype != y.dtype or not dtype.blendable:
-            raise ValueError(f"{x.dtype} and {y.dtype} cannot be blended")
-        made_of: Expression = Blend(x, y, weight)
-    else:
-        made_of = _copy_from_json(entry, shape)
-    if made_of.dtype != dtype:
-        raise ValueError(f"gives {made_of.dtype} where the header says {dtype}")
-    return made_of
-
-
-def _copy_from_json(entry: Mapping[str, Any], shape: tuple[int, ...]) -> Copy:
-    role, file, dtype_name, begin, end = entry["copy"]
-    dtype = DTYPES[dtype_name]
-    cast = DTYPES[entry["cast"]] if "cast" in entry else None
-    if not (type(begin) is int and type(end) is int and 0 <= begin <= end):
-        raise ValueError(f"[{begin!r}, {end!r}) is no range of bytes")
-    if end - begin != size_in_bytes(dtype, shape):
-        raise ValueError(f"[{begin}, {end}) does not hold {dtype} {list(shape)}")
-    if cast is not None and not (cast.blendable and dtype.blendable):
-        raise ValueError(f"{dtype} cannot be cast to {cast}")
-    return Copy(TensorRef(parse_role(role), str(file), dtype, shape, begin, end), cast)
-
-
-def swap_to_json(swap: SwapRecord) -> dict[str, Any]:
-    """The record as JSON."""
-    return {
-        "options": dict(swap.options),
-        "prefix": swap.prefix,
-        "shares": list(swap.shares),
-        "outside": {part: {"from": who, "tensors": list(names)} for part, (who, names) in swap.outside.items()},
-        "notes": list(swap.notes),
-    }
-
-
-def swap_from_json(entry: Mapping[str, Any]) -> SwapRecord:
-    """The inverse of `swap_to_json`. Raises KeyError, TypeError or ValueError."""
-    outside = {part: (str(value["from"]), tuple(map(str, value["tensors"]))) for part, value in entry["outside"].items()}
-    shares = tuple(float(share) for share in entry["shares"])
-    return SwapRecord(dict(entry["options"]), str(entry["prefix"]), shares, outside, tuple(map(str, entry["notes"])))
-
-
-def plain_name(name: object) -> str:
-    """`name` if it names a file in a directory and nothing else; ValueError otherwise."""
-    if not isinstance(name, str) or not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} is not a plain file name")
-    return name
-
-
-def relative_path(name: object) -> str:
-    """`name` if it is a path of plain names below a directory; ValueError otherwise."""
-    return "/".join(map(plain_name, str(name).split("/")))
-
-
-def _source_file(entry: Mapping[str, Any]) -> SourceFile:
-    return SourceFile(plain_name(entry["name"]), int(entry["size"]), str(entry["header_sha256"]), int(entry["mtime_ns"]))
-
-
-def _parse_plan(document: Mapping[str, Any], path: str) -> Plan:
+def _parse_plan(document: Node, path: str) -> Plan:
     sources = tuple(
-        PlanSource(parse_role(s["role"]), str(s["name"]), str(s["location"]), tuple(map(_source_file, s["files"])))
-        for s in document["sources"]
+        PlanSource(
+            read_role(s["role"]), s["name"].text(), s["location"].text(), tuple(map(_source_file, unique_by(s["files"], "name")))
+        )
+        for s in unique_by(document["sources"], "role")
     )
-    files = []
-    for entry in document["files"]:
-        raw = entry["header"].encode()
-        tensors = parse_json_object(raw, path=path)
-        ends = [value["data_offsets"][1] for name, value in tensors.items() if name != "__metadata__"]
-        header = parse_header(raw, data_size=max(ends, default=0), path=f"{path}: {entry['name']}")
-        if header.tensors.keys() != entry["tensors"].keys():
-            raise ValueError(f"{entry['name']}: header and tensors name different things")
-        made_of = tuple(expression_from_json(entry["tensors"][n], i.dtype, i.shape) for n, i in header.tensors.items())
-        files.append(OutputFile(plain_name(entry["name"]), header, made_of))
-    sidecars = tuple(PlanSidecar(relative_path(s["name"]), int(s["size"]), str(s["sha256"])) for s in document["sidecars"])
-    index, shard_size = document["index"], document["shard_size"]
-    swap = None if document["swap"] is None else swap_from_json(document["swap"])
-    return Plan(
+    files = tuple(_output_file(entry, path) for entry in unique_by(document["files"], "name"))
+    sidecars = tuple(_sidecar(entry) for entry in unique_by(document["sidecars"], "name"))
+    home: dict[str, str] = {}
+    for file in files:
+        for name in file.header.tensors:
+            if name in home:
+                raise document["files"].blaming(name).refuse(f"is in {home[name]} and in {file.name}")
+            home[name] = file.name
+    index = document["index"].optional()
+    if index is not None:
+        _check_index(index, home, path)
+    elif len(files) != 1:
+        raise document["index"].refuse(f"{len(files)} output files need an index")
+    swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
+    plan = Plan(
         sources,
-        tuple(files),
+        files,
         sidecars,
-        None if index is None else str(index),
-        None if shard_size is None else int(shard_size),
-        swap,
+        None if index is None else index.text(),
+        None if shard_size is None else shard_size.integer(low=1),
+        None if swap is None else swap_from_json(swap, home),
     )
-
-
-def _check_reads(plan: Plan, path: str) -> None:
-    sizes = {(source.role, file.name): file.size for source in plan.sources for file in source.files}
-    names = [file.name for file in plan.files]
-    if len(set(names)) != len(names):
-        raise FormatError("not a sound plan: two output files have one name", path=path)
+    sizes = {(source.role, file.name): file.size for source in sources for file in source.files}
     for step in plan.steps:
         for ref in step.refs:
             if ref.end > sizes.get((ref.role, ref.file), -1):
-                raise FormatError(
-                    f"reads {ref.role} {ref.file!r} beyond what the plan's sources have", path=path, tensor=step.name
-                )
+                what = f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what the plan's sources have"
+                raise document["files"].blaming(step.name).refuse(what)
+    return plan
+
+
+def _source_file(entry: Node) -> SourceFile:
+    mtime_ns = entry["mtime_ns"].integer(low=-MAX_SIZE)
+    return SourceFile(entry["name"].file_name(), entry["size"].integer(), entry["header_sha256"].text(), mtime_ns)
+
+
+def _sidecar(entry: Node) -> PlanSidecar:
+    name = entry["name"].file_path()
+    if name in RESERVED or name.endswith(SHARD_SUFFIX):
+        raise entry["name"].refuse(f"{name!r} is a name that the output needs for itself")
+    return PlanSidecar(name, entry["size"].integer(), entry["sha256"].text())
+
+
+def _output_file(entry: Node, path: str) -> OutputFile:
+    name = entry["name"].file_name()
+    if not name.endswith(SHARD_SUFFIX):
+        raise entry["name"].refuse(f"{name!r} does not end in {SHARD_SUFFIX}")
+    header = parse_header(entry["header"].text().encode(), data_size=None, path=f"{path}: {name}")
+    tensors = dict(entry["tensors"].items())
+    if tensors.keys() != header.tensors.keys():
+        raise entry.refuse("its header and its tensors name different things")
+    return OutputFile(
+        name,
+        header,
+        tuple(expression_from_json(tensors[n].blaming(n), info.dtype, info.shape) for n, info in header.tensors.items()),
+    )
+
+
+def _check_index(index: Node, home: Mapping[str, str], path: str) -> None:
+    document = Node(parse_object(index.text().encode(), path=f"{path}: index"), path=f"{path}: index")
+    document["metadata"].items()
+    if {name: file.text() for name, file in document["weight_map"].items()} != home:
+        raise document.refuse("its 'weight_map' is not where the tensors are")

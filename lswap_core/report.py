@@ -14,9 +14,9 @@ from lswap_core.checkpoint import Checkpoint
 from lswap_core.difference import DifferenceStats
 from lswap_core.draft import SwapRecord
 from lswap_core.errors import RecipeError
-from lswap_core.manifest import MANIFEST_FILE, Manifest
+from lswap_core.manifest import Manifest
 from lswap_core.names import Stack, classify_outside
-from lswap_core.plan import Plan
+from lswap_core.plan import MANIFEST_FILE, Plan
 from lswap_core.sizes import format_size
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -74,6 +74,8 @@ def plan_notes(plan: Plan) -> list[str]:
     notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.shares) - 1}"]
     if outside:
         notes.append("outside the layers: " + "; ".join(outside))
+    if len({source.name for source in plan.sources}) < len(plan.sources):
+        notes.append(f"both experts are called {plan.sources[0].name!r}; --math-name and --lang-name tell them apart in the card")
     return notes + list(swap.notes)
 
 

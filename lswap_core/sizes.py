@@ -32,9 +32,8 @@ def format_size(size_bytes: int) -> str:
     >>> format_size(999), format_size(3_140_000_000), format_size(69_000_000_000)
     ('999 B', '3.1 GB', '69.0 GB')
     """
-    value = float(size_bytes)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 999.95 or unit == "TB":
-            break
+    value, units = float(size_bytes), ["TB", "GB", "MB", "kB", "B"]
+    while value >= 999.95 and len(units) > 1:
         value /= 1000
-    return f"{size_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
+        units.pop()
+    return f"{size_bytes} B" if units[-1] == "B" else f"{value:.1f} {units[-1]}"

@@ -29,7 +29,7 @@ def emulated_library() -> Path:
         raise BackendUnavailable("there is no g++ to compile the emulation with")
     folder = Path(tempfile.mkdtemp(prefix="lswap-emulated-"))
     atexit.register(shutil.rmtree, folder)
-    made = folder / "liblswap_gpu_emulated.so"
+    made = folder / "liblswap_cuda_emulated.so"
     # Types are punned through pointers as CUDA allows.
     options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-fno-strict-aliasing", *WARNINGS]
     where = ["-I", Path(__file__).parent / "emulation", "-I", INCLUDE]

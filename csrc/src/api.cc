@@ -123,11 +123,13 @@ const char *lswap_isa_name(int32_t isa) {
 int32_t lswap_isa_runs(int32_t isa) { return lswap::usable(isa) != nullptr; }
 
 int32_t lswap_blend_stats(int32_t isa, int32_t dtype, const void *x, const void *y, double weight, void *out,
-                          uint64_t count, uint32_t threads, lswap_stats *stats) {
+                          uint64_t count, uint32_t threads, int32_t streamed, lswap_stats *stats) {
   const lswap::Isa *with = lswap::usable(isa);
   if (!with) return LSWAP_NO_SUCH_ISA;
   if (!lswap::known(dtype)) return LSWAP_NO_SUCH_DTYPE;
-  const lswap::Blend blend = {(out ? with->blend_stats : with->stats)[dtype],
+  const bool aligned = reinterpret_cast<uintptr_t>(out) % lswap::kStreamed == 0;
+  const auto &kernels = !out ? with->stats : streamed && aligned ? with->blend_stats_streamed : with->blend_stats;
+  const lswap::Blend blend = {kernels[dtype],
                               lswap::kSizes[dtype],
                               static_cast<const uint8_t *>(x),
                               static_cast<const uint8_t *>(y),

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <type_traits>
+#include <utility>
 
 #include "isa.h"
 
@@ -19,6 +20,26 @@ namespace lswap {
 namespace avx2 {
 namespace {
 
+#include "vectors.inc.h"
+
+LSWAP_INLINE Bits32 widen(Bits16 v) { return Bits32(_mm256_cvtepu16_epi32(__m128i(v))); }
+LSWAP_INLINE Bits32 widen(Bits8 v) { return Bits32(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(bits_as<int64_t>(v)))); }
+LSWAP_INLINE __m128i packed(Bits32 v) {
+  return _mm_packus_epi32(_mm256_castsi256_si128(__m256i(v)), _mm256_extracti128_si256(__m256i(v), 1));
+}
+LSWAP_INLINE Bits16 narrow_16(Bits32 v) { return Bits16(packed(v)); }
+LSWAP_INLINE Bits8 narrow_8(Bits32 v) {
+  const __m128i pairs = packed(v);
+  return bits_as<Bits8>(_mm_cvtsi128_si64(_mm_packus_epi16(pairs, pairs)));
+}
+LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm256_max_pd(a, b); }
+LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
+LSWAP_INLINE void end_stream() { _mm_sfence(); }
+LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) {
+  return Bits32(_mm256_blend_epi16(_mm256_srli_epi32(__m256i(even), 16), __m256i(odd), 0xaa));
+}
+
 #include "formats.inc.h"
 
 // F16C rounds to nearest, ties to even, keeps subnormals, and takes the canonical NaN to the canonical NaN.
@@ -27,9 +48,6 @@ struct F16 : Format<float, uint16_t> {
   LSWAP_INLINE Values decode(Codes codes) { return _mm256_cvtph_ps(__m128i(codes)); }
   LSWAP_INLINE Codes encode(Values v) { return Codes(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 };
-
-LSWAP_INLINE F32::Values largest(F32::Values a, F32::Values b) { return _mm256_max_ps(a, b); }
-LSWAP_INLINE F64::Values largest(F64::Values a, F64::Values b) { return _mm256_max_pd(a, b); }
 
 bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
 

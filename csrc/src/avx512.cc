@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <type_traits>
+#include <utility>
 
 #include "isa.h"
 
@@ -19,6 +20,18 @@ namespace lswap {
 namespace avx512 {
 namespace {
 
+#include "vectors.inc.h"
+
+LSWAP_INLINE Bits32 widen(Bits16 v) { return __builtin_convertvector(v, Bits32); }
+LSWAP_INLINE Bits32 widen(Bits8 v) { return __builtin_convertvector(v, Bits32); }
+LSWAP_INLINE Bits16 narrow_16(Bits32 v) { return __builtin_convertvector(v, Bits16); }
+LSWAP_INLINE Bits8 narrow_8(Bits32 v) { return __builtin_convertvector(v, Bits8); }
+LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm512_maskz_max_pd(0xff, a, b); }
+LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
+LSWAP_INLINE void end_stream() { _mm_sfence(); }
+LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) | (odd & 0xffff0000u); }
+
 #include "formats.inc.h"
 
 // The forms with a mask, since g++ 12 warns about what the plain ones leave undefined. The conversion rounds to nearest,
@@ -28,9 +41,6 @@ struct F16 : Format<float, uint16_t> {
   LSWAP_INLINE Values decode(Codes codes) { return _mm512_maskz_cvtph_ps(0xffff, __m256i(codes)); }
   LSWAP_INLINE Codes encode(Values v) { return Codes(_mm512_maskz_cvtps_ph(0xffff, v, _MM_FROUND_TO_NEAREST_INT)); }
 };
-
-LSWAP_INLINE F32::Values largest(F32::Values a, F32::Values b) { return _mm512_maskz_max_ps(0xffff, a, b); }
-LSWAP_INLINE F64::Values largest(F64::Values a, F64::Values b) { return _mm512_maskz_max_pd(0xff, a, b); }
 
 bool runs() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&

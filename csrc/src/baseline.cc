@@ -1,16 +1,15 @@
 // Vectors of 16 bytes: what every x86-64 and every aarch64 processor has.
 #include <type_traits>
+#include <utility>
 
 #include "isa.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
 #endif
 
 #define LSWAP_VECTOR_BYTES 16
-#if defined(__ARM_NEON)
+#if defined(__aarch64__)
 #define LSWAP_NAME "neon"
 #else
 #define LSWAP_NAME "baseline"
@@ -20,22 +19,44 @@ namespace lswap {
 namespace baseline {
 namespace {
 
+#include "vectors.inc.h"
+
+#if defined(__SSE2__)
+LSWAP_INLINE Bits32 widen(Bits16 v) {
+  return Bits32(_mm_unpacklo_epi16(_mm_cvtsi64_si128(bits_as<int64_t>(v)), _mm_setzero_si128()));
+}
+LSWAP_INLINE Bits32 widen(Bits8 v) {
+  const __m128i zero = _mm_setzero_si128(), pairs = _mm_unpacklo_epi8(_mm_cvtsi32_si128(bits_as<int32_t>(v)), zero);
+  return Bits32(_mm_unpacklo_epi16(pairs, zero));
+}
+// There is no unsigned saturation from 32 bits, so values are given the sign that the signed one expects.
+LSWAP_INLINE Bits16 narrow_16(Bits32 v) {
+  const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(__m128i(v), 16), 16);
+  return bits_as<Bits16>(_mm_cvtsi128_si64(_mm_packs_epi32(extended, extended)));
+}
+LSWAP_INLINE Bits8 narrow_8(Bits32 v) {
+  const __m128i pairs = _mm_packs_epi32(__m128i(v), __m128i(v));
+  return bits_as<Bits8>(_mm_cvtsi128_si32(_mm_packus_epi16(pairs, pairs)));
+}
+LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm_max_ps(a, b); }
+LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm_max_pd(a, b); }
+LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
+LSWAP_INLINE void end_stream() { _mm_sfence(); }
+#else
+LSWAP_INLINE Bits32 widen(Bits16 v) { return __builtin_convertvector(v, Bits32); }
+LSWAP_INLINE Bits32 widen(Bits8 v) { return __builtin_convertvector(v, Bits32); }
+LSWAP_INLINE Bits16 narrow_16(Bits32 v) { return __builtin_convertvector(v, Bits16); }
+LSWAP_INLINE Bits8 narrow_8(Bits32 v) { return __builtin_convertvector(v, Bits8); }
+LSWAP_INLINE Floats largest(Floats a, Floats b) { return a > b ? a : b; }
+LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return a > b ? a : b; }
+LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { store(to, v); }
+LSWAP_INLINE void end_stream() {}
+#endif
+LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) | (odd & 0xffff0000u); }
+
 #include "formats.inc.h"
 
 using F16 = GenericF16;
-
-#if defined(__SSE2__)
-LSWAP_INLINE F32::Values largest(F32::Values a, F32::Values b) { return _mm_max_ps(a, b); }
-LSWAP_INLINE F64::Values largest(F64::Values a, F64::Values b) { return _mm_max_pd(a, b); }
-#elif defined(__ARM_NEON)
-LSWAP_INLINE F32::Values largest(F32::Values a, F32::Values b) { return F32::Values(vmaxq_f32(float32x4_t(a), float32x4_t(b))); }
-LSWAP_INLINE F64::Values largest(F64::Values a, F64::Values b) { return F64::Values(vmaxq_f64(float64x2_t(a), float64x2_t(b))); }
-#else
-template <class V>
-LSWAP_INLINE V largest(V a, V b) {
-  return a > b ? a : b;
-}
-#endif
 
 bool runs() { return true; }
 

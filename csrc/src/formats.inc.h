@@ -1,40 +1,10 @@
-// The element types on vectors of one instruction set. Included into a namespace per instruction set, after
-// LSWAP_VECTOR_BYTES is set; see kernels.inc.h.
+// The element types, on the vectors of one instruction set; see vectors.inc.h.
 //
 // A format has a Code (an element's bits), a Value (what is computed with), and for vectors of kWidth elements
 //   decode(codes) -> values   exactly;
 //   encode(values) -> codes   to nearest, ties to even; a NaN must be the canonical one of Value.
 // kKeepsEqual: where x == y and both are finite, rounding (1-w)*x + w*y gives x's bits back without further ado, since
 // the compute type has so many more bits that its three roundings cannot reach half a unit of the last place.
-
-#define LSWAP_INLINE static inline __attribute__((always_inline))
-
-template <class T, int kCount>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(sizeof(T) * kCount)));
-};
-template <class T, int kCount>
-using Vector = typename VectorOf<T, kCount>::type;
-
-template <class To, class From>
-LSWAP_INLINE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
-  To to;
-  __builtin_memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-template <class V>
-LSWAP_INLINE V load(const uint8_t *from) {
-  V v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
-template <class V>
-LSWAP_INLINE void store(uint8_t *to, V v) {
-  __builtin_memcpy(to, &v, sizeof v);
-}
 
 // What depends on the compute type alone.
 template <class T>
@@ -78,13 +48,13 @@ using F32 = Plain<float>;
 
 struct BF16 : Format<float, uint16_t> {
   static constexpr bool kKeepsEqual = true;
-  LSWAP_INLINE Values decode(Codes codes) { return bits_as<Values>(__builtin_convertvector(codes, Bits) << 16); }
+  LSWAP_INLINE Values decode(Codes codes) { return bits_as<Values>(widen(codes) << 16); }
   // In integers: the processors' own conversion flushes subnormals.
   LSWAP_INLINE Bits rounded_high(Values v) {
     const Bits bits = bits_as<Bits>(v);
     return bits + (((bits >> 16) & 1) + 0x7fff);
   }
-  LSWAP_INLINE Codes encode(Values v) { return __builtin_convertvector(rounded_high(v) >> 16, Codes); }
+  LSWAP_INLINE Codes encode(Values v) { return narrow_16(rounded_high(v) >> 16); }
 };
 
 // A small format with subnormals: kExponent and kMantissa bits below the sign. kLargest: its last finite pattern; the
@@ -101,12 +71,14 @@ struct Mini : Format<float, CodeType> {
   static constexpr uint32_t kRebias = 127 - ((1u << (kExponent - 1)) - 1);
   static constexpr uint32_t kSign = 1u << (kSize - 1);
 
-  // Magnitude bits put where fp32 has them are the value times 2^-kRebias, subnormals included.
+  // A subnormal is read as if it had the leading one, which is then taken off: no fp32 subnormals, which cost time.
   LSWAP_INLINE Values decode(Codes codes) {
-    const Bits wide = __builtin_convertvector(codes, Bits), magnitude = wide & (kSign - 1);
-    const Values scale = Values{} + bits_as<float>((127 + kRebias) << 23);
-    const Bits value = bits_as<Bits>(bits_as<Values>(magnitude << kShift) * scale);
-    const Bits beyond = bits_as<Bits>(bits_as<Signed>(magnitude) > int(kLargest)) & 0x7f800000u;
+    const Bits wide = widen(codes), magnitude = wide & (kSign - 1);
+    const Bits normal = (magnitude << kShift) + (kRebias << 23);
+    const Values tiny = bits_as<Values>(normal + (1u << 23)) - bits_as<float>((kRebias + 1) << 23);
+    const Signed ordered = bits_as<Signed>(magnitude);
+    const Bits value = ordered < (1 << kMantissa) ? bits_as<Bits>(tiny) : normal;
+    const Bits beyond = bits_as<Bits>(ordered > int(kLargest)) & 0x7f800000u;
     return bits_as<Values>(value | beyond | (wide & kSign) << (32 - kSize));
   }
 
@@ -123,7 +95,12 @@ struct Mini : Format<float, CodeType> {
     code = ordered > 0x7f800000 ? Signed{} + int(kNan) : code;
     Bits sign = (bits >> (32 - kSize)) & kSign;
     if (kLargest + 1 == kNan) sign &= bits_as<Bits>(code != int(kNan));  // overflow is the NaN, which has one form
-    return __builtin_convertvector(bits_as<Bits>(code) | sign, Codes);
+    const Bits wide = bits_as<Bits>(code) | sign;
+    if constexpr (sizeof(CodeType) == 1) {
+      return narrow_8(wide);
+    } else {
+      return narrow_16(wide);
+    }
   }
 };
 using GenericF16 = Mini<uint16_t, 5, 10, 0x7bff, 0x7e00>;

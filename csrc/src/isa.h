@@ -12,6 +12,8 @@ constexpr size_t kBlock = 1024;  // elements whose terms are summed in the compu
 constexpr size_t kLanes = 16;    // element i of a block belongs to lane i mod 16, whatever a register holds
 constexpr size_t kSums = 5;      // sum |d|, sum d^2, <x,y>, |x|^2, |y|^2
 
+constexpr size_t kStreamed = 16;
+
 // Everything in the statistics that may be added up in any order.
 struct Counts {
   double max_abs = 0;
@@ -28,8 +30,9 @@ using Cast = void (*)(const uint8_t *x, uint8_t *out, size_t count);
 struct Isa {
   const char *name;
   bool (*runs)();
-  BlendStats blend_stats[LSWAP_DTYPES];
   BlendStats stats[LSWAP_DTYPES];  // weight and out are ignored
+  BlendStats blend_stats[LSWAP_DTYPES];
+  BlendStats blend_stats_streamed[LSWAP_DTYPES];  // out is aligned to kStreamed bytes
   BlendMany blend_many[LSWAP_DTYPES];
   Cast cast[LSWAP_DTYPES][LSWAP_DTYPES];  // [source][target]
 };

@@ -13,7 +13,7 @@ from lswap_core.kernels.backend import Backend, BackendUnavailable
 if TYPE_CHECKING:
     import torch
 
-LIBRARY = "liblswap_gpu.so"
+LIBRARY = "liblswap_cuda.so"
 _ABI = 1
 _DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 

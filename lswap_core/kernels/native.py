@@ -16,9 +16,10 @@ from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
 LIBRARY = "liblswap_cpu.so"
 _ABI = 1
 _DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
-THREADED_FROM_BYTES = 8 << 20
-"""Operands at least this large are split over the processors. Threads are started anew for each call, which takes about
-as long as 0.3 MiB of work, and the pipeline's chunks, which have threads of their own, must stay far below."""
+LARGE_FROM_BYTES = 8 << 20
+"""Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
+written past them. Threads are started anew for each call, which takes about as long as 0.3 MiB of work; the pipeline's
+chunks, which have threads of their own and use their buffers again at once, must stay far below."""
 
 
 class _Stats(ctypes.Structure):
@@ -33,14 +34,14 @@ class _Stats(ctypes.Structure):
 class Native:
     """The kernels with one instruction set.
 
-    threads: the most that one call may use, where its operands have at least `threaded_from_bytes`.
+    A call whose operands have `large_from_bytes` each or more is split over `threads`, and writes past the caches.
     """
 
-    def __init__(self, library: ctypes.CDLL, isa: int, *, threads: int, threaded_from_bytes: int = THREADED_FROM_BYTES) -> None:
+    def __init__(self, library: ctypes.CDLL, isa: int, *, threads: int, large_from_bytes: int = LARGE_FROM_BYTES) -> None:
         self._library = library
         self._isa = isa
         self._threads = threads
-        self._threaded_from_bytes = threaded_from_bytes
+        self._large_from_bytes = large_from_bytes
 
     def blend_stats(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats
@@ -57,20 +58,20 @@ class Native:
         count = len(inputs)
         addresses = (ctypes.c_void_p * count)(*(data.ctypes.data for data in inputs))
         shares = (ctypes.c_double * count)(*weights)
-        elements, threads = out.nbytes * 8 // dtype.bits, self._threads_for(out)
+        elements, threads = out.nbytes * 8 // dtype.bits, self._threads if self._is_large(out) else 1
         number = _DTYPES[dtype.name]
         _check(self._library.lswap_blend_many(self._isa, number, addresses, shares, count, out.ctypes.data, elements, threads))
 
     def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None:
         """See `lswap_core.kernels.cast`; arguments are checked there."""
-        elements, threads = x.nbytes * 8 // source.bits, self._threads_for(x)
+        elements, threads = x.nbytes * 8 // source.bits, self._threads if self._is_large(x) else 1
         numbers = _DTYPES[source.name], _DTYPES[target.name]
         _check(self._library.lswap_cast(self._isa, numbers[0], x.ctypes.data, numbers[1], out.ctypes.data, elements, threads))
 
     def _blend(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: int | None, before: DifferenceStats
     ) -> DifferenceStats:
-        count = x.nbytes * 8 // dtype.bits
+        count, large = x.nbytes * 8 // dtype.bits, self._is_large(x)
         s = _Stats(
             before.sum_abs, before.sum_squares, before.max_abs, before.dot, before.x_squares, before.y_squares,
             before.differing, before.x_nonfinite, before.y_nonfinite,
@@ -78,7 +79,7 @@ class Native:
         _check(
             self._library.lswap_blend_stats(
                 self._isa, _DTYPES[dtype.name], x.ctypes.data, y.ctypes.data, weight, out, count,
-                self._threads_for(x), ctypes.byref(s),
+                self._threads if large else 1, large, ctypes.byref(s),
             )
         )  # fmt: skip
         return DifferenceStats(
@@ -86,20 +87,20 @@ class Native:
             s.x_nonfinite, s.y_nonfinite,
         )  # fmt: skip
 
-    def _threads_for(self, data: Bytes) -> int:
-        return self._threads if data.nbytes >= self._threaded_from_bytes else 1
+    def _is_large(self, data: Bytes) -> bool:
+        return data.nbytes >= self._large_from_bytes
 
 
-def load(*, threads: int | None = None, threaded_from_bytes: int = THREADED_FROM_BYTES) -> Backend:
+def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
     """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
     unless told otherwise. Raises BackendUnavailable.
     """
     library = open_library()
     isa = next(number for number in range(len(instruction_sets())) if library.lswap_isa_runs(number))
-    return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), threaded_from_bytes=threaded_from_bytes)
+    return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
 
 
-def load_with(isa: str, *, threads: int = 1, threaded_from_bytes: int = 0) -> Backend:
+def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
     """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
     library = open_library()
     known = instruction_sets()
@@ -107,7 +108,7 @@ def load_with(isa: str, *, threads: int = 1, threaded_from_bytes: int = 0) -> Ba
         raise BackendUnavailable(f"the library was built without {isa}; it has {', '.join(known)}")
     if not library.lswap_isa_runs(known.index(isa)):
         raise BackendUnavailable(f"this processor has no {isa}")
-    return Native(library, known.index(isa), threads=threads, threaded_from_bytes=threaded_from_bytes)
+    return Native(library, known.index(isa), threads=threads, large_from_bytes=large_from_bytes)
 
 
 @cache
@@ -130,7 +131,7 @@ def open_library() -> ctypes.CDLL:
     for name, result, arguments in (
         ("lswap_isa_name", ctypes.c_char_p, [i32]),
         ("lswap_isa_runs", i32, [i32]),
-        ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, pointer]),
+        ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
         ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
         ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
     ):

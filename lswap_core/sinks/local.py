@@ -13,16 +13,12 @@ from threading import local
 from lswap_core.descriptors import Descriptors
 from lswap_core.digests import Digest
 from lswap_core.errors import RecipeError
-from lswap_core.manifest import MANIFEST_FILE
-from lswap_core.plan import OutputFile, Step
+from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE, OutputFile, Step
 from lswap_core.ports import Source, Tally
 from lswap_core.sizes import format_size
 
 _PIECE_BYTES = 256 * 1024
 """See `lswap_core.evaluate.CHUNK_BYTES`."""
-_CLAIM = ".lswap-partial"
-"""Marks a partial directory as ours, so that a directory of somebody else's by that name is never emptied. Goes just
-before the rename, when the manifest is there to say the same."""
 
 
 class LocalSink:
@@ -32,7 +28,9 @@ class LocalSink:
         """Claim the partial directory. RecipeError where the destination exists, lies in, is or holds one of `sources`
         (paths), or is being written by another process.
         """
-        self._destination = Path(os.path.realpath(destination))
+        # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
+        absolute = Path(os.path.abspath(destination))
+        self._destination = Path(os.path.realpath(absolute.parent)) / absolute.name
         self._refuse_impossible(sources)
         self._partial = self._destination.with_name(f".{self._destination.name}.partial")
         self._directory = self._claim()
@@ -83,7 +81,7 @@ class LocalSink:
         without the last, a power cut left only the partial name on ext4, XFS and btrfs.
         """
         self._descriptors.close()
-        (self._partial / _CLAIM).unlink()
+        (self._partial / CLAIM_FILE).unlink()
         for folder, _, files in os.walk(self._partial, topdown=False):
             for name in files:
                 _sync(Path(folder, name))
@@ -128,12 +126,12 @@ class LocalSink:
             os.close(directory)
             raise RecipeError(f"{self._destination} is being written by another process; wait for it or choose another --out")
         leftovers = list(self._partial.iterdir())
-        if leftovers and not {_CLAIM, MANIFEST_FILE} & {path.name for path in leftovers}:
+        if leftovers and not {CLAIM_FILE, MANIFEST_FILE} & {path.name for path in leftovers}:
             os.close(directory)
             raise RecipeError(f"{self._partial} is in the way and not of this program's making; move it or choose another --out")
         for path in leftovers:  # of a run that was killed
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        (self._partial / _CLAIM).touch()
+        (self._partial / CLAIM_FILE).touch()
         return directory
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from hashlib import file_digest
+from functools import partial
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
+from lswap_core.documents import is_plain_name, parse_object
 from lswap_core.errors import FormatError, StalePlanError
-from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_json_object, parse_length
-from lswap_core.manifest import MANIFEST_FILE
-from lswap_core.plan import INDEX_FILE, SINGLE_FILE, plain_name
+from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
+from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SINGLE_FILE
 
 _SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
 _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -37,14 +40,15 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
         return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.stem, (shard,))
     index = root / INDEX_FILE
     text = None
-    if index.exists() or index.is_symlink():
-        text = _read_small(root, INDEX_FILE, MAX_HEADER_BYTES).decode("utf-8", "replace")
-        shards = _indexed_shards(root, text)
+    if os.path.lexists(index):
+        raw = read_small(root, INDEX_FILE)
+        shards = _indexed_shards(root, raw)
+        text = raw.decode()
     else:
         shards = (read_shard(root, _only_file(root)),)
     config = None
-    if (root / "config.json").exists():
-        config = parse_json_object(_read_small(root, "config.json", MAX_HEADER_BYTES), path=str(root / "config.json"))
+    if os.path.lexists(root / "config.json"):
+        config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"))
     at = str(root.absolute())
     return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
 
@@ -127,34 +131,47 @@ def _confined(root: Path, name: str) -> Path:
     return root / name
 
 
-def _read_small(root: Path, name: str, limit: int) -> bytes:
+def open_confined(root: Path, name: str) -> BufferedReader:
+    """Open a regular file in `root` that does not lead out of it; FormatError for anything else."""
     path = _confined(root, name)
-    with open(_open_regular(path, str(path)), "rb") as file:
-        if os.fstat(file.fileno()).st_size > limit:
-            raise FormatError(f"has over {limit} bytes; no such file is that large", path=str(path))
+    return open(_open_regular(path, str(path)), "rb")
+
+
+def read_small(root: Path, name: str) -> bytes:
+    """All of a file beside the weights. FormatError where it is no regular file in `root`, or too large to be believed."""
+    with open_confined(root, name) as file:
+        if os.fstat(file.fileno()).st_size > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"has over {MAX_HEADER_BYTES} bytes, too many for a file beside the weights; move it away", path=str(root / name)
+            )
         return file.read()
 
 
-def _indexed_shards(root: Path, text: str) -> tuple[Shard, ...]:
+def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
     path = str(root / INDEX_FILE)
-    weight_map = parse_json_object(text.encode(), path=path).get("weight_map")
+    document = parse_object(raw, path=path, blame=lambda trail: trail[-1])
+    weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("has no 'weight_map' of tensor names to files", path=path)
+    if not isinstance(document.get("metadata") or {}, dict):
+        raise FormatError(f"its 'metadata' must be an object, not {document['metadata']!r:.60}", path=path)
     by_file: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
-        try:
-            by_file.setdefault(plain_name(file), set()).add(tensor)
-        except ValueError as error:
-            raise FormatError(f"its file {error} in this directory", path=path, tensor=tensor) from None
-    if (root / SINGLE_FILE).exists() and SINGLE_FILE not in by_file:
+        if not is_plain_name(file):
+            raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
+        by_file.setdefault(file, set()).add(tensor)
+    if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
         raise FormatError(
             f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path
         )
     shards = []
     for file in sorted(by_file):
-        if not (root / file).exists():
-            raise FormatError(f"shard {file} is missing", path=path, tensor=min(by_file[file]))
-        shard = read_shard(root, file)
+        try:
+            shard = read_shard(root, file)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG) or os.path.lexists(root / file):
+                raise
+            raise FormatError(f"shard {file} is missing", path=path, tensor=min(by_file[file])) from None
         shards.append(shard)
         for tensor in sorted(by_file[file] - shard.header.tensors.keys()):
             raise FormatError(f"the index says that it is in {file}, but it is not", path=path, tensor=tensor)
@@ -166,7 +183,7 @@ def _indexed_shards(root: Path, text: str) -> tuple[Shard, ...]:
 
 def _only_file(root: Path) -> str:
     """The one safetensors file of a directory without an index."""
-    if (root / SINGLE_FILE).exists():
+    if os.path.lexists(root / SINGLE_FILE):
         return SINGLE_FILE
     found = sorted(file.name for file in root.glob("*.safetensors"))
     if found:
@@ -190,9 +207,10 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
         wanted = file.suffix in _SIDECAR_SUFFIXES or file.name.startswith(_SIDECAR_STEMS)
         hidden = any(part.startswith((".", "__")) for part in file.relative_to(root).parts)
         if wanted and not hidden and name not in _NOT_SIDECARS and not name.endswith(".index.json") and not file.is_dir():
-            path = _confined(root, name)
-            with open(_open_regular(path, str(path)), "rb") as data:
-                yield Sidecar(name, os.fstat(data.fileno()).st_size, file_digest(data, "sha256").hexdigest(), path.read_bytes)
+            if not (name.isprintable() and all(map(is_plain_name, name.split("/")))):
+                raise FormatError("its name has characters that no manifest can hold; rename it", path=str(root / name))
+            data = read_small(root, name)
+            yield Sidecar(name, len(data), hashlib.sha256(data).hexdigest(), partial(read_small, root, name))
 
 
 def _published_name(root: Path) -> str:

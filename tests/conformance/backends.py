@@ -13,6 +13,7 @@ import pytest
 from lswap_core.kernels import _cuda, _triton, native, reference
 from lswap_core.kernels.backend import Backend, BackendUnavailable
 from tests import emulated_cuda
+from tests.conformance import emulated
 
 Speed = Literal["fast", "slow"]
 
@@ -35,10 +36,15 @@ BACKENDS: dict[str, Entry] = {
     "reference": Entry(reference.load),
     "native": Entry(native.load),
     **{f"native, {isa}": Entry(partial(native.load_with, isa)) for isa in ("avx512", "avx2", "baseline", "neon")},
+    **{
+        f"native, {isa}, large calls": Entry(partial(native.load_with, isa, threads=3, large_from_bytes=0))
+        for isa in ("avx512", "avx2", "baseline", "neon")
+    },
+    "native, neon in qemu": Entry(emulated.load_neon),
+    "native, 64 threads": Entry(partial(native.load, threads=64, large_from_bytes=0)),
     "triton": Entry(_triton.load, "slow" if os.environ.get("TRITON_INTERPRET") == "1" else "fast"),
     "cuda": Entry(_cuda.load),
     "cuda, emulated": Entry(emulated_cuda.load),
-    **{f"native, {n} threads": Entry(partial(native.load, threads=n, threaded_from_bytes=0)) for n in (2, 3, 64)},
 }
 
 

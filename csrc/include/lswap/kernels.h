@@ -40,9 +40,10 @@ LSWAP_API const char *lswap_isa_name(int32_t isa);
 LSWAP_API int32_t lswap_isa_runs(int32_t isa);
 
 /* out[i] = round((1 - weight) * x[i] + weight * y[i]), and stats goes on with these elements; out may be NULL for the
- * statistics alone. threads: the most to use, at least one. */
+ * statistics alone. threads: the most to use, at least one. streamed: out is written past the caches, for an output too
+ * large for them (where it is aligned to 16 bytes; ignored elsewhere). */
 LSWAP_API int32_t lswap_blend_stats(int32_t isa, int32_t dtype, const void *x, const void *y, double weight, void *out,
-                                    uint64_t count, uint32_t threads, struct lswap_stats *stats);
+                                    uint64_t count, uint32_t threads, int32_t streamed, struct lswap_stats *stats);
 
 /* out[i] = round(sum of weights[k] * inputs[k][i]), first input first; there is at least one. */
 LSWAP_API int32_t lswap_blend_many(int32_t isa, int32_t dtype, const void *const *inputs, const double *weights,

@@ -1,0 +1,1 @@
+"""Experts that transformers itself trained and saved, merged by the command line and loaded again."""

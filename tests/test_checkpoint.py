@@ -1,0 +1,76 @@
+"""Checkpoints as values."""
+
+from __future__ import annotations
+
+import pytest
+
+from lswap_core.checkpoint import Checkpoint, parse_role
+from lswap_core.errors import FormatError, RecipeError
+from tests.catalogue import checkpoint, llama
+
+
+def test_refs_are_absolute_and_tile_each_file() -> None:
+    shapes = llama(2)
+    names = list(shapes)
+    found = checkpoint(shapes, files=[names[:4], names[4:]])
+    assert list(found.tensors) == names
+    for shard in found.shards:
+        at = shard.header.data_begin
+        for ref in (ref for ref in found.tensors.values() if ref.file == shard.name):
+            assert ref.begin == at
+            at = ref.end
+            assert ref.size_bytes == ref.end - ref.begin
+        assert at == shard.header.file_size
+
+
+def test_a_tensor_has_one_place() -> None:
+    one = checkpoint(llama(1))
+    with pytest.raises(FormatError, match="is also in model.safetensors") as caught:
+        Checkpoint("math", "/m", "/m", "m", (*one.shards, *one.shards))
+    assert caught.value.tensor in one.tensors
+
+
+def test_roles() -> None:
+    assert [parse_role(role) for role in ("math", "lang", "base")] == ["math", "lang", "base"]
+    with pytest.raises(RecipeError, match="unknown role 'a'; a source is one of math, lang, base"):
+        parse_role("a")
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "tied"),
+    [
+        (None, 4, False),
+        ({"num_hidden_layers": 4}, 4, False),
+        ({"n_layer": 4, "num_layers": 4, "tie_word_embeddings": True}, 4, True),
+        ({"text_config": {"num_hidden_layers": 4, "tie_word_embeddings": True}}, 4, True),
+        ({"text_config": {"num_hidden_layers": 4}, "tie_word_embeddings": True}, 4, True),
+        ({"llm_config": {"num_hidden_layers": 4}, "text_config": None}, 4, False),
+        ({"num_hidden_layers": 3, "num_nextn_predict_layers": 1}, 3, False),
+        ({"num_hidden_layers": 4, "num_nextn_predict_layers": None}, 4, False),
+    ],
+)
+def test_config_is_read_where_the_language_model_is_described(config: dict | None, layers: int, tied: bool) -> None:
+    found = checkpoint(llama(4), config=config)
+    assert found.stack().count == layers
+    assert found.tied == tied
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a positive number of layers"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
+        ({"num_hidden_layers": 4, "n_layer": 5}, "contradicts itself"),
+        ({"num_hidden_layers": 5}, "config.json says 5 layers; numbered stacks: model.layers (4 layers)"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(config: dict, words: str) -> None:
+    with pytest.raises(RecipeError, match="/models/math") as caught:
+        checkpoint(llama(4), config=config).stack()
+    assert words in str(caught.value)
+
+
+def test_fingerprints_tell_headers_apart() -> None:
+    one, two = (checkpoint(llama(n)).shards[0] for n in (1, 2))
+    assert one.header_sha256 != two.header_sha256
+    assert one.header_sha256 == checkpoint(llama(1), "lang").shards[0].header_sha256

@@ -1,0 +1,75 @@
+"""The manifest as a value."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lswap_core.difference import DifferenceStats
+from lswap_core.draft import Blend, Draft
+from lswap_core.errors import FormatError
+from lswap_core.layout import lay_out
+from lswap_core.manifest import Manifest, StepRecord, compile_manifest
+from lswap_core.recipe import LayerSwap
+from tests.catalogue import checkpoint, llama
+
+
+def manifest(files: Any = None) -> Manifest:
+    math, lang = checkpoint(llama(3), files=files, sidecars={"config.json": "{}"}), checkpoint(llama(3), "lang")
+    plan = lay_out(LayerSwap(bottom=1, transition=1).draft(math=math, lang=lang))
+    done = [
+        StepRecord(s.name, f"xxh3-128:{n:032x}", DifferenceStats(count=n, sum_abs=0.1) if isinstance(s.made_of, Blend) else None)
+        for n, s in enumerate(plan.steps)
+    ]
+    return compile_manifest(plan, done, tool="lswap_core test")
+
+
+def test_json_round_trip() -> None:
+    one = manifest()
+    text = one.to_json()
+    again = Manifest.from_json(text.encode(), path="m")
+    assert again == one
+    assert again.to_json() == text
+
+
+def test_it_names_no_place() -> None:
+    assert "/models" not in manifest().to_json()
+
+
+def test_the_index_is_one_of_the_sidecars() -> None:
+    names = list(llama(3))
+    assert [record.name for record in manifest().sidecars] == ["config.json"]
+    assert [r.name for r in manifest([names[:3], names[3:]]).sidecars] == ["config.json", "model.safetensors.index.json"]
+
+
+def test_a_manifest_of_surgery_by_hand() -> None:
+    plan = lay_out(Draft.of(checkpoint({"t": ("U8", (1,))})))
+    one = compile_manifest(plan, [StepRecord("t", "d")], tool="x")
+    assert Manifest.from_json(one.to_json().encode(), path="m") == one
+    with pytest.raises(KeyError):
+        compile_manifest(plan, [], tool="x")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("format",), "x", "'format' is 'x'"),
+        (("tensors",), None, "tensors: expected an object, found None"),
+        (("shards", 0, "name"), "../x", "'..' is not a plain file name"),
+        (("tensors", "lm_head.weight", "file"), "a/b", "'a/b' is not a plain file name"),
+        (("tensors", "lm_head.weight", "dtype"), "F99", "unknown dtype 'F99'"),
+        (("tensors", "lm_head.weight", "made_of"), {}, "'copy' is missing"),
+        (("tensors", "model.layers.1.mlp.weight", "statistics", "count"), "many", "statistics.count: expected a whole number"),
+    ],
+)
+def test_an_unsound_manifest_is_refused(path: tuple[Any, ...], value: Any, words: str) -> None:
+    document = json.loads(manifest().to_json())
+    inner = document
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(FormatError) as caught:
+        Manifest.from_json(json.dumps(document).encode(), path="m.json")
+    assert words in str(caught.value)

@@ -1,0 +1,227 @@
+"""Layouts and plans: laws, and what a plan file can and cannot be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lswap_core.draft import Copy, Draft
+from lswap_core.dtypes import DTYPES
+from lswap_core.errors import FormatError
+from lswap_core.header import reference_order
+from lswap_core.layout import lay_out
+from lswap_core.names import layers, named
+from lswap_core.plan import Plan
+from lswap_core.recipe import LayerSwap
+from tests.catalogue import checkpoint, llama
+
+SWAPS = [
+    LayerSwap(bottom=2, top=1, transition=1),
+    LayerSwap(bottom=1, transition=2, ramp="linear", embed="lang"),
+    LayerSwap(lang_layers=(3,), norm="blend"),
+    LayerSwap(),
+]
+swaps = st.sampled_from(SWAPS)
+
+
+def pair(files: Any = None, **options: Any) -> dict[str, Any]:
+    return {"math": checkpoint(llama(6), files=files, **options), "lang": checkpoint(llama(6), "lang")}
+
+
+@st.composite
+def drafts(draw: st.DrawFn) -> Draft:
+    names = draw(st.permutations(list(llama(6))))
+    cuts = sorted(draw(st.sets(st.integers(1, len(names) - 1), max_size=4)))
+    files = [names[a:b] for a, b in zip([0, *cuts], [*cuts, len(names)], strict=True)]
+    return draw(swaps).draft(**pair(files))
+
+
+@given(drafts(), st.one_of(st.none(), st.integers(1, 3000)))
+def test_steps_tile_every_output_exactly(draft: Draft, shard_size: int | None) -> None:
+    plan = lay_out(draft, shard_size)
+    assert sorted(step.name for step in plan.steps) == sorted(draft.tensors)
+    for file in plan.files:
+        at = file.header.data_begin
+        for step in file.steps():
+            assert (step.file, step.begin) == (file.name, at)
+            assert (step.dtype, step.shape) == (step.made_of.dtype, step.made_of.shape)
+            assert step.made_of == draft.tensors[step.name]
+            at = step.end
+        assert at == file.header.file_size
+        assert file.header.metadata["format"] == "pt"
+
+
+@given(drafts(), st.one_of(st.none(), st.integers(1, 3000)))
+def test_json_round_trip_and_equal_plans_give_equal_text(draft: Draft, shard_size: int | None) -> None:
+    plan = lay_out(draft, shard_size)
+    text = plan.to_json()
+    again = Plan.from_json(text, path="p")
+    assert again.to_json() == text == lay_out(draft, shard_size).to_json()
+    assert (again.digest, again.steps, again.files, again.sources) == (plan.digest, plan.steps, plan.files, plan.sources)
+
+
+@given(drafts())
+def test_the_default_layout_is_maths_own(draft: Draft) -> None:
+    plan = lay_out(draft)
+    host = draft.host
+    assert [(file.name, file.header.raw) for file in plan.files] == [(shard.name, shard.header.raw) for shard in host.shards]
+    assert plan.index == host.index
+
+
+@given(drafts(), st.integers(1, 3000))
+def test_a_layout_anew(draft: Draft, shard_size: int) -> None:
+    plan = lay_out(draft, shard_size)
+    count = len(plan.files)
+    names = [f"model-{k:05d}-of-{count:05d}.safetensors" for k in range(1, count + 1)]
+    assert [file.name for file in plan.files] == (names if count > 1 else ["model.safetensors"])
+    for file in plan.files:
+        sizes = [step.size_bytes for step in file.steps()]
+        assert sum(sizes) <= shard_size or len(sizes) == 1
+        shapes = {name: (info.dtype, info.shape) for name, info in file.header.tensors.items()}
+        assert list(shapes) == reference_order(shapes)
+    if count > 1:
+        index = json.loads(plan.index or "")
+        assert index["metadata"]["total_size"] == sum(step.size_bytes for step in plan.steps)
+        assert index["weight_map"] == {step.name: step.file for step in plan.steps}
+    else:
+        assert plan.index is None
+
+
+def test_metadata_says_pt_whatever_maths_say() -> None:
+    draft = LayerSwap(bottom=1).draft(**pair(metadata={"format": "np", "kept": "yes"})).tag(made_by="hand")
+    (file,) = lay_out(draft).files
+    assert dict(file.header.metadata) == {"format": "pt", "kept": "yes", "made_by": "hand"}
+    assert dict(lay_out(draft, 10**9).files[0].header.metadata) == {"format": "pt", "made_by": "hand"}
+
+
+@pytest.mark.parametrize("stated", ["3", 5, None, 3.0])
+def test_an_index_with_a_wrong_size_is_written_anew(stated: object) -> None:
+    names = list(llama(6))
+    draft = LayerSwap(bottom=1).draft(**pair([names[:5], names[5:]], total_size=stated))
+    plan = lay_out(draft)
+    assert plan.index != draft.host.index or stated is None
+    total = json.loads(plan.index or "")["metadata"]["total_size"]
+    assert total == sum(step.size_bytes for step in plan.steps)
+
+
+def test_a_lone_shard_with_an_index_keeps_both() -> None:
+    draft = LayerSwap(bottom=1).draft(**pair([list(llama(6))]))
+    plan = lay_out(draft)
+    assert [file.name for file in plan.files] == ["model-00001-of-00001.safetensors"]
+    assert plan.index == draft.host.index
+
+
+def test_a_draft_of_other_tensors_is_laid_out_anew() -> None:
+    host = checkpoint(llama(6), files=[["lm_head.weight"], [n for n in llama(6) if n != "lm_head.weight"]])
+    for draft in (Draft.of(host).drop(layers(0, 1)), Draft.of(host).cast(named("*"), DTYPES["F32"])):
+        assert [file.name for file in lay_out(draft).files] == ["model.safetensors"]
+    assert lay_out(Draft.of(host)).files[0].name == "model-00001-of-00002.safetensors"
+
+
+def test_an_empty_checkpoint_has_a_plan() -> None:
+    plan = lay_out(Draft.of(checkpoint({})))
+    assert plan.steps == ()
+    assert plan.summary() == "0 tensors; reads 0 B, writes 40 B"
+    assert lay_out(Draft.of(checkpoint({})), 5).files[0].name == "model.safetensors"
+
+
+def test_sums() -> None:
+    plan = lay_out(SWAPS[0].draft(**pair(sidecars={"config.json": "{}"})))
+    blended = 2 * 3 * 32
+    total = sum(step.size_bytes for step in plan.steps)
+    assert plan.read_bytes == total + blended
+    assert plan.write_bytes == plan.files[0].header.file_size + 2
+    assert plan.summary() == "6 layers: 3 lang, 2 blended, 1 math; reads 904 B, writes 2.5 kB"
+
+
+def test_the_digest_is_of_content_not_of_places() -> None:
+    def plan(location: str, bottom: int = 1) -> Plan:
+        math, lang = checkpoint(llama(3), location=location), checkpoint(llama(3), "lang")
+        return lay_out(LayerSwap(bottom=bottom).draft(math=math, lang=lang))
+
+    assert plan("/a").digest == plan("/b").digest != plan("/a", 2).digest
+
+
+PLAN = lay_out(SWAPS[0].draft(**pair(sidecars={"additional_chat_templates/x.jinja": "{}"})))
+NAME = "model.layers.2.attn.weight"
+
+
+def mutated(change: Any) -> str:
+    document = json.loads(PLAN.to_json())
+    change(document)
+    return json.dumps(document)
+
+
+def set_at(*path: Any, to: Any) -> Any:
+    def change(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        document[path[-1]] = to
+
+    return change
+
+
+def without(*path: Any) -> Any:
+    def change(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        del document[path[-1]]
+
+    return change
+
+
+STEP = ("files", 0, "tensors", NAME)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_at("format", to="lswap-plan/9"), "'format' is 'lswap-plan/9', expected 'lswap-plan/1'"),
+        (without("sources"), "'sources' is missing"),
+        (without("swap", "shares"), "'shares' is missing"),
+        (set_at("files", to=3), "files: expected a list, found 3"),
+        (set_at("files", 0, "name", to="../x"), "'../x' is not a plain file name"),
+        (set_at("files", 0, "name", to=""), "is not a plain file name"),
+        (set_at("sidecars", 0, "name", to="../../etc"), "'..' is not a plain file name"),
+        (set_at("sidecars", 0, "name", to="/etc"), "'' is not a plain file name"),
+        (set_at("sources", 0, "role", to="boss"), "unknown role 'boss'"),
+        (set_at("files", 0, "header", to="{}"), "name different things"),
+        (without(*STEP), "name different things"),
+        (set_at(*STEP, "weight", to=1.0), "lies between 0 and 1; at either end it is a copy"),
+        (set_at(*STEP, "weight", to=1e-46), "lies between 0 and 1; at either end it is a copy"),
+        (set_at("swap", "outside", "norm", "tensors", to=["x"]), "swap.outside.norm: names 'x', which is no tensor of the output"),
+        (set_at(*STEP, "weight", to="x"), "weight: expected a number from 0 to 1, found 'x'"),
+        (set_at(*STEP, "blend", to=[]), "blend: expected a list of 2, found []"),
+        (set_at(*STEP, "blend", 0, "copy", 2, to="F16"), "F16 and BF16 cannot be blended"),
+        (set_at(*STEP, to={"copy": ["math", "model.safetensors", "F16", 1600, 1632]}), "gives F16 where BF16 is expected"),
+        (set_at(*STEP, "blend", 0, "copy", 3, to=-2), "blend.0.copy.3: expected a whole number from 0"),
+        (set_at(*STEP, "blend", 0, "copy", 4, to=10**9), "does not hold BF16 [4, 4]"),
+        (set_at(*STEP, to={"copy": ["math", "model.safetensors", "I16", 1600, 1632], "cast": "BF16"}), "I16 cannot be cast to BF16"),
+        (set_at(*STEP, to={"copy": ["math", "model.safetensors", "BF16", 10**6, 10**6 + 32]}), "beyond what the plan's sources have"),
+        (set_at(*STEP, to={"copy": ["base", "model.safetensors", "BF16", 1600, 1632]}), "beyond what the plan's sources have"),
+        (lambda d: d["files"].append(d["files"][0]), "two of them have one name, 'model.safetensors'"),
+    ],
+)  # fmt: skip
+def test_an_unsound_plan_is_refused(change: Any, words: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        Plan.from_json(mutated(change), path="plan.json")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith("plan.json")
+
+
+def test_a_plan_of_casts_round_trips() -> None:
+    math, lang = checkpoint(llama(3)), checkpoint(llama(3, dtype="F32"), "lang")
+    plan = lay_out(LayerSwap(bottom=1, transition=1, cast=True).draft(math=math, lang=lang), 100)
+    assert Plan.from_json(plan.to_json().encode(), path="p") == plan
+    made_of = next(step.made_of for step in plan.steps if step.name == "model.layers.0.mlp.weight")
+    assert isinstance(made_of, Copy)
+    assert made_of.cast is DTYPES["BF16"]
+
+
+def test_a_plan_without_a_recipe_round_trips() -> None:
+    plan = lay_out(Draft.of(checkpoint(llama(1))).drop(named("lm_head.*")))
+    assert Plan.from_json(plan.to_json(), path="p") == plan
