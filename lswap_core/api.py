@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from hashlib import file_digest
 from importlib.metadata import version
@@ -13,17 +13,20 @@ from pathlib import Path
 from lswap_core import executor, kernels, report
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
+from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.manifest import FileRecord, Manifest, compile_manifest
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
-from lswap_core.ports import Progress
+from lswap_core.ports import Progress, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource, open_confined, open_local, read_shard, read_small
+from lswap_core.streaming import StreamingEvaluator
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = ["diff", "execute", "lay_out", "merge", "open_checkpoint", "read_plan", "verify"]
 
+DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
 
 
@@ -66,21 +69,26 @@ def execute(
     locations: Mapping[str, StrPath] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    device: str = "auto",
 ) -> Manifest:
     """Make the output at `into`, which must not exist; it appears there whole or not at all.
 
-    locations: where a source lies now, by role, if not where it was planned. Raises StalePlanError where a source is
-    not what was planned, RecipeError for an impossible destination, OSError for what the disk refuses.
+    locations: where a source lies now, by role, if not where it was planned. device: `cpu`, `cuda`, or `auto`, which
+    takes the CPU; the bytes are the same. Raises StalePlanError where a source is
+    not what was planned, RecipeError for an impossible destination or device, OSError for what the disk refuses.
     """
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
+    evaluating = _evaluating(device)
     moved = {parse_role(role): os.fspath(path) for role, path in (locations or {}).items()}
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
     sidecars = _sidecar_bytes(plan, checkpoints.get("math"))
     sink = LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])
     with closing(sink):
         with LocalSource(checkpoints) as source:
-            done = executor.run(plan, source, sink, kernels, progress=progress or Silence(), workers=workers or default_workers())
+            done = executor.run(
+                plan, source, sink, evaluating(source), progress=progress or Silence(), workers=workers or default_workers()
+            )
             source.check()
         manifest = compile_manifest(plan, done, tool=f"lswap_core {version('lswap-core')}")
         for name, data in sidecars.items():
@@ -102,10 +110,11 @@ def merge(
     shard_size: int | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    device: str = "auto",
 ) -> Manifest:
     """Plan and execute in one call."""
     draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
-    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers)
+    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers, device=device)
 
 
 def read_manifest(output: StrPath) -> Manifest:
@@ -158,6 +167,20 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
     with LocalSource({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, progress=progress or Silence(), workers=workers or default_workers())
+
+
+def _evaluating(device: str) -> Callable[[Source], Evaluator]:
+    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
+    if device not in DEVICES:
+        raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
+    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
+        return lambda source: Evaluator(source, kernels)
+    try:
+        from lswap_core import gpu
+    except ImportError as error:
+        raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+    slots = gpu.open_slots()
+    return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:

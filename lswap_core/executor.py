@@ -1,8 +1,9 @@
-"""Plan + Source + Sink + Kernels -> the records of what was done. Knows no paths."""
+"""Plan + Source + Sink + Evaluator -> the records of what was done. Knows no paths, and no devices."""
 
 from __future__ import annotations
 
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from threading import Event
 
 from lswap_core.difference import DifferenceStats
@@ -11,21 +12,20 @@ from lswap_core.draft import Blend, Copy
 from lswap_core.evaluate import Evaluator
 from lswap_core.manifest import StepRecord
 from lswap_core.plan import Plan, Step
-from lswap_core.ports import Kernels, Progress, Sink, Source, Tally
+from lswap_core.ports import Progress, Sink, Source, Tally
 
 
 class _StoppedError(Exception):
     """Raised in workers once another has failed, or the user has had enough; never leaves this module."""
 
 
-def run(plan: Plan, source: Source, sink: Sink, kernels: Kernels, *, progress: Progress, workers: int) -> list[StepRecord]:
+def run(plan: Plan, source: Source, sink: Sink, evaluator: Evaluator, *, progress: Progress, workers: int) -> list[StepRecord]:
     """Execute every step and return the records in the plan's order. Publishing is the caller's.
 
     The bytes depend neither on `workers` nor on the order in which steps end. After an error or Ctrl-C no further step
     begins, and those in flight end at their next chunk.
     """
     stop = Event()
-    evaluator = Evaluator(source, kernels)
 
     def tally(done_bytes: int) -> None:
         if stop.is_set():
@@ -56,9 +56,10 @@ def perform(step: Step, source: Source, sink: Sink, evaluator: Evaluator, tally:
         return StepRecord(step.name, sink.copy(step, source, tally))
     digest = Digest()
     statistics = DifferenceStats()
-    for chunk in evaluator.chunks(step.made_of):
-        digest.update(chunk.data)
-        sink.write(step, chunk.offset, chunk.data)
-        tally(len(chunk.data))
-        statistics = chunk.statistics
+    with closing(evaluator.chunks(step.made_of)) as chunks:
+        for chunk in chunks:
+            digest.update(chunk.data)
+            sink.write(step, chunk.offset, chunk.data)
+            tally(len(chunk.data))
+            statistics = chunk.statistics
     return StepRecord(step.name, digest.text(), statistics if isinstance(step.made_of, Blend) else None)

@@ -65,7 +65,7 @@ def compile_all(capability: int, folder: Path) -> dict[str, dict[str, Any]]:
             where = folder / f"{name}-{dtype}"
             where.with_suffix(".ptx").write_text(made.asm["ptx"])
             where.with_suffix(".cubin").write_bytes(made.asm["cubin"])
-            report[where.name] = usage(where.with_suffix(".cubin"))
+            report[where.name] = usage(where.with_suffix(".cubin")) | {"ptx": str(where.with_suffix(".ptx"))}
     return report
 
 

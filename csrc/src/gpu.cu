@@ -32,6 +32,9 @@ struct Shape {
   static constexpr int kRows = kColumns == 1 ? 4 : 8 / kColumns;      // of a segment: 128 bytes, of fp8 64
   static constexpr int kUnits = kRows * kColumns;                     // of 16 bytes, of a segment
   static constexpr int kSegments = kRowsOfBlock / kRows;
+  // Blocks that a multiprocessor should hold, 16 warps of 16-bit elements with 128 bytes under way in each thread. Of the
+  // rest fewer, or registers are spilt (nvcc 13.0, sm_100). Not measured.
+  static constexpr int kResident = sizeof(typename F::Word) == 2 ? 4 : 2;
 };
 
 template <class F>
@@ -223,7 +226,7 @@ __device__ __forceinline__ void put_sums(const Lanes<F> &lanes, Stage<F> &stage,
 }
 
 template <class F, bool kWrite>
-__global__ void __launch_bounds__(kWarps * 32) blend_tiles(const int64_t *records, const int32_t *owners, int64_t tiles,
+__global__ void __launch_bounds__(kWarps * 32, Shape<F>::kResident) blend_tiles(const int64_t *records, const int32_t *owners, int64_t tiles,
                                                            double *sums, int64_t all_blocks, double *tallies) {
   using S = Shape<F>;
   __shared__ Stage<F> stages[kWarps];
@@ -357,16 +360,25 @@ __global__ void __launch_bounds__(kThreads) mix_many(const int64_t *addresses, c
   put<kCount>(words, elements_at<F>(*out), at, elements, aligned);
 }
 
-template <class Source, class Target>
-__global__ void __launch_bounds__(kThreads) round_to(const int64_t *x, const int64_t *out, int64_t elements, bool aligned) {
-  constexpr int kCount = 16 / (sizeof(typename Source::Word) > sizeof(typename Target::Word) ? sizeof(typename Source::Word)
-                                                                                             : sizeof(typename Target::Word));
-  const int64_t at = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * kCount;
+template <class Target, class Real>
+__device__ __forceinline__ void put_rounded(Real value, int64_t out, int64_t at) {
+  elements_at<Target>(out)[at] = Target::template encode<true>(value);
+}
+
+// One element to a thread: casts are rare, and as many kernels as pairs of formats take long to compile.
+template <class Source>
+__global__ void __launch_bounds__(kThreads) round_to(int32_t target, const int64_t *x, const int64_t *out, int64_t elements) {
+  const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (at >= elements) return;
-  const auto words = loaded<kCount>(elements_at<Source>(*x), at, elements, aligned);
-  Pack<typename Target::Word, kCount> rounded;
-  for (int k = 0; k < kCount; ++k) rounded.words[k] = Target::template encode<true>(Source::decode(words.words[k]));
-  put<kCount>(rounded, elements_at<Target>(*out), at, elements, aligned);
+  const auto value = Source::decode(elements_at<Source>(*x)[at]);
+  switch (target) {
+    case LSWAP_F64: return put_rounded<F64>(value, *out, at);
+    case LSWAP_F32: return put_rounded<F32>(value, *out, at);
+    case LSWAP_F16: return put_rounded<F16>(value, *out, at);
+    case LSWAP_BF16: return put_rounded<BF16>(value, *out, at);
+    case LSWAP_F8_E4M3: return put_rounded<F8E4M3>(value, *out, at);
+    default: return put_rounded<F8E5M2>(value, *out, at);
+  }
 }
 
 template <class Call>
@@ -433,18 +445,11 @@ int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, const doub
   });
 }
 
-int32_t lswap_gpu_cast(int32_t source, int32_t target, const int64_t *x, const int64_t *out, int64_t elements,
-                       int32_t aligned, void *stream) {
-  return lswap::with_format(source, [=](auto from) {
-    return lswap::with_format(target, [=](auto to) {
-      using From = decltype(from);
-      using To = decltype(to);
-      constexpr size_t widest =
-          sizeof(typename From::Word) > sizeof(typename To::Word) ? sizeof(typename From::Word) : sizeof(typename To::Word);
-      constexpr int64_t per_block = lswap::kThreads * (16 / widest);
-      return lswap::launch(lswap::round_to<From, To>, lswap::grid_for(elements, per_block), lswap::kThreads, stream, x, out,
-                           elements, aligned != 0);
-    });
+int32_t lswap_gpu_cast(int32_t source, int32_t target, const int64_t *x, const int64_t *out, int64_t elements, void *stream) {
+  if (target < 0 || target >= LSWAP_DTYPES) return cudaErrorInvalidValue;
+  return lswap::with_format(source, [=](auto format) {
+    return lswap::launch(lswap::round_to<decltype(format)>, lswap::grid_for(elements, lswap::kThreads), lswap::kThreads,
+                         stream, target, x, out, elements);
   });
 }
 

@@ -65,26 +65,31 @@ class CudaLauncher:
             )
         )  # fmt: skip
 
-    def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:
+    def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:  # noqa: ARG002
         """See Launcher."""
         numbers = _DTYPES[source.name], _DTYPES[target.name]
-        self._check(self._library.lswap_gpu_cast(*numbers, x.data_ptr(), out.data_ptr(), elements, aligned, _stream(x)))
+        self._check(self._library.lswap_gpu_cast(*numbers, x.data_ptr(), out.data_ptr(), elements, _stream(x)))
 
     def _check(self, status: int) -> None:
         if status:
             raise CudaError(f"CUDA error {status}: {self._library.lswap_gpu_error(status).decode()}")
 
 
+def load_launcher() -> CudaLauncher:
+    """The kernels, for tensors that lie on the device. Raises BackendUnavailable where the library was not built."""
+    return CudaLauncher(open_library(_found()))
+
+
 def load() -> Backend:
     """The backend. Raises BackendUnavailable where the library was not built, torch is not installed, or there is no
     CUDA device.
     """
-    library = open_library(_found())
+    launcher = load_launcher()
     try:
         from lswap_core.kernels import _device
     except ImportError as error:
         raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
-    return _device.DeviceBackend(CudaLauncher(library), _device.cuda_device())
+    return _device.DeviceBackend(launcher, _device.cuda_device())
 
 
 def open_library(path: Path) -> ctypes.CDLL:
@@ -103,7 +108,7 @@ def open_library(path: Path) -> ctypes.CDLL:
         ("blend", i32, [i32, pointer, pointer, i64, pointer, i64, pointer, i32, pointer]),
         ("add_up", i32, [i32, pointer, i64, pointer, i64, pointer, i64, pointer, pointer]),
         ("blend_many", i32, [i32, pointer, pointer, i32, pointer, i64, i32, pointer]),
-        ("cast", i32, [i32, i32, pointer, pointer, i64, i32, pointer]),
+        ("cast", i32, [i32, i32, pointer, pointer, i64, pointer]),
     ):
         function = getattr(library, f"lswap_gpu_{name}")
         function.restype, function.argtypes = result, arguments

@@ -41,12 +41,12 @@ class TritonLauncher:
 
         self._kernels: ModuleType = _triton_kernels
         self._elementwise: ModuleType = _triton_elementwise
-        self._interpreted = interpreted
+        self.interpreted = interpreted
         self._chunk = INTERPRETED_BLOCKS * BLOCK_ELEMENTS if interpreted else CHUNK
 
     def tile_blocks(self, dtype: DType) -> int:
         """See Launcher."""
-        return INTERPRETED_BLOCKS if self._interpreted else TILE_BLOCKS[dtype.bits // 8]
+        return INTERPRETED_BLOCKS if self.interpreted else TILE_BLOCKS[dtype.bits // 8]
 
     def blend(
         self, records: torch.Tensor, tiles: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, dtype: DType, *, write: bool
@@ -57,7 +57,7 @@ class TritonLauncher:
         with np.errstate(all="ignore"):  # the interpreter computes with numpy
             launch(
                 records, tiles, sums, tallies, sums.shape[1], dtype.name, blocks, rows,
-                rows if self._interpreted else CAREFUL_ROWS, write,
+                rows if self.interpreted else CAREFUL_ROWS, write,
                 num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
 
@@ -85,15 +85,23 @@ class TritonLauncher:
             launch(x, out, elements, source.name, target.name, self._chunk, aligned, enable_fp_fusion=False)
 
 
+def load_launcher() -> TritonLauncher:
+    """The kernels, for tensors that lie on the device. Raises BackendUnavailable where Triton is not installed."""
+    try:
+        from triton import knobs
+
+        return TritonLauncher(interpreted=bool(knobs.runtime.interpret))
+    except ImportError as error:
+        raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+
+
 def load() -> Backend:
     """The backend. Raises BackendUnavailable where torch or Triton is not installed, or there is no CUDA device."""
     try:
-        import torch
-        from triton import knobs
+        from torch import device
 
         from lswap_core.kernels import _device
     except ImportError as error:
         raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
-    interpreted = bool(knobs.runtime.interpret)
-    launcher = TritonLauncher(interpreted=interpreted)
-    return _device.DeviceBackend(launcher, torch.device("cpu") if interpreted else _device.cuda_device())
+    launcher = load_launcher()
+    return _device.DeviceBackend(launcher, device("cpu") if launcher.interpreted else _device.cuda_device())

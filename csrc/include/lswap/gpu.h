@@ -42,7 +42,7 @@ LSWAP_API int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, 
 
 /* out[i] = x[i], rounded to another type. x, out: one address each. */
 LSWAP_API int32_t lswap_gpu_cast(int32_t source, int32_t target, const int64_t *x, const int64_t *out, int64_t elements,
-                                 int32_t aligned, void *stream);
+                                 void *stream);
 
 #ifdef __cplusplus
 }
