@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from hashlib import file_digest
 from importlib.metadata import version
@@ -13,13 +13,15 @@ from pathlib import Path
 from lswap_core import executor, kernels, report
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
+from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.manifest import FileRecord, Manifest, compile_manifest
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
-from lswap_core.ports import Progress
+from lswap_core.ports import Progress, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink, check_destination
 from lswap_core.sources.local import LocalSource, open_confined, open_local, read_shard, read_small
+from lswap_core.streaming import StreamingEvaluator
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
 
 STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """Weights, which a directory should hold only if its manifest says so."""
+DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
 
 
@@ -91,19 +94,22 @@ def execute(
     locations: Mapping[str, StrPath] | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    device: str = "auto",
 ) -> Manifest:
     """Make the output at `into`, which must not exist; it appears there whole or not at all.
 
-    locations: where a source lies now, by role, if not where it was planned. Raises StalePlanError where a source is
-    not what was planned, RecipeError for an impossible destination, OSError for what the disk refuses.
+    locations: where a source lies now, by role, if not where it was planned. device: `cpu`, `cuda`, or `auto`, which
+    takes the CPU; the bytes are the same. Raises StalePlanError where a source is
+    not what was planned, RecipeError for an impossible destination or device, OSError for what the disk refuses.
     """
     threads = _threads(workers)
+    evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     with closing(LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])) as sink:
         with LocalSource(checkpoints) as source:
-            done = executor.run(plan, source, sink, kernels, progress=progress or Silence(), workers=threads)
+            done = executor.run(plan, source, sink, evaluating(source), progress=progress or Silence(), workers=threads)
             source.check()
         manifest = compile_manifest(plan, done, tool=f"lswap_core {version('lswap-core')}")
         for name, data in sidecars.items():
@@ -125,10 +131,11 @@ def merge(
     shard_size: int | None = None,
     progress: Progress | None = None,
     workers: int | None = None,
+    device: str = "auto",
 ) -> Manifest:
     """Plan and execute in one call."""
     draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
-    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers)
+    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers, device=device)
 
 
 def read_manifest(output: StrPath) -> Manifest:
@@ -198,6 +205,20 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     if idle := sorted(given.keys() - used):
         raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
     return given
+
+
+def _evaluating(device: str) -> Callable[[Source], Evaluator]:
+    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
+    if device not in DEVICES:
+        raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
+    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
+        return lambda source: Evaluator(source, kernels)
+    try:
+        from lswap_core import gpu
+    except ImportError as error:
+        raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+    slots = gpu.open_slots()
+    return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:

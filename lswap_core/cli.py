@@ -120,7 +120,8 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
     from lswap_core import api
 
     bar = _progress(arguments, f"writing {Path(into).name}")
-    manifest = api.execute(plan, into=into, locations=locations, progress=bar, workers=arguments.workers)
+    running = {"workers": arguments.workers, "device": arguments.device}
+    manifest = api.execute(plan, into=into, locations=locations, progress=bar, **running)
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
@@ -254,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(merge)
     merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    _add_device(merge)
     _add_running(merge, _merge)
 
     plan = commands.add_parser("plan", help="plan a merge from the headers alone")
@@ -266,6 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
     apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     _add_locations(apply, "where {role} lies now, if not where it was planned")
+    _add_device(apply)
     _add_running(apply, _apply)
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
@@ -319,6 +322,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shard-size", metavar="SIZE", help="lay the output out anew in shards of this size, as 5GB (default: as math's)"
+    )
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to blend; auto is the CPU (default: auto)"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from threading import local
 
@@ -40,26 +40,26 @@ class Evaluator:
         self._kernels = kernels
         self._buffers = local()
 
-    def chunks(self, made_of: Expression) -> Iterator[Chunk]:
+    def chunks(self, made_of: Expression) -> Generator[Chunk, None, None]:
         """The tensor's bytes from first to last."""
         if isinstance(made_of, Blend):
             return self._blended(made_of)
         return self._plain(made_of) if made_of.cast is None else self._rounded(made_of, made_of.cast)
 
-    def _plain(self, copy: Copy) -> Iterator[Chunk]:
+    def _plain(self, copy: Copy) -> Generator[Chunk, None, None]:
         for begin in range(0, copy.ref.size_bytes, CHUNK_BYTES):
             data = self._buffer("out", min(CHUNK_BYTES, copy.ref.size_bytes - begin))
             self._source.read_into(copy.ref, begin, data)
             yield Chunk(begin, data, DifferenceStats())
 
-    def _rounded(self, copy: Copy, dtype: DType) -> Iterator[Chunk]:
-        for first, count in _element_ranges(copy):
+    def _rounded(self, copy: Copy, dtype: DType) -> Generator[Chunk, None, None]:
+        for first, count in element_ranges(copy, OPERAND_BYTES):
             yield Chunk(first * dtype.bits // 8, self._operand("x", copy, first, count), DifferenceStats())
 
-    def _blended(self, blend: Blend) -> Iterator[Chunk]:
+    def _blended(self, blend: Blend) -> Generator[Chunk, None, None]:
         dtype = blend.dtype
         statistics = DifferenceStats()
-        for first, count in _element_ranges(blend.x):
+        for first, count in element_ranges(blend.x, OPERAND_BYTES):
             x = self._operand("x", blend.x, first, count)
             y = self._operand("y", blend.y, first, count)
             out = self._buffer("out", len(x))
@@ -84,8 +84,9 @@ class Evaluator:
         return memoryview(kept)[:size]
 
 
-def _element_ranges(copy: Copy) -> Iterator[tuple[int, int]]:
+def element_ranges(copy: Copy, most_bytes: int) -> Iterator[tuple[int, int]]:
+    """First element and number of elements of each piece of a tensor, of which none has more than `most_bytes`."""
     width = copy.ref.dtype.bits // 8
-    total, most = copy.ref.size_bytes // width, OPERAND_BYTES // width
+    total, most = copy.ref.size_bytes // width, most_bytes // width
     for first in range(0, total, most):
         yield first, min(most, total - first)

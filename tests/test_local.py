@@ -15,6 +15,7 @@ from lswap_core import executor
 from lswap_core.descriptors import Descriptors
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
+from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.plan import Plan
 from lswap_core.sinks.local import LocalSink
@@ -116,7 +117,7 @@ def test_an_unpublished_output_leaves_nothing(tmp_path: Path) -> None:
     with source:
         from lswap_core import kernels
 
-        executor.run(plan, source, sink, kernels, progress=Quiet(), workers=2)
+        executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
     assert [path.name for path in tmp_path.iterdir() if path.name != "sources"] == [".out.partial"]
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]

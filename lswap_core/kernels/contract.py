@@ -47,7 +47,7 @@ def blend_stats(
     """
     kind = _dtype("dtype", dtype)
     views = {"x": _view("x", x), "y": _view("y", y), "out": _view("out", out)}
-    _check_weight("weight", weight)
+    check_weight("weight", weight)
     _check_sizes(kind, views)
     _check_out(views)
     _check_before(before)
@@ -77,7 +77,7 @@ def blend_many(
     if not inputs or len(inputs) != len(weights):
         raise ValueError(f"{len(inputs)} inputs and {len(weights)} weights; expected as many weights as inputs, at least one")
     for number, weight in enumerate(weights):
-        _check_weight(f"weights[{number}]", weight)
+        check_weight(f"weights[{number}]", weight)
     if not math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=1e-6):
         raise ValueError(f"the weights add up to {math.fsum(weights)}; expected 1")
     views = {
@@ -122,7 +122,8 @@ def _view(name: str, buffer: Buffer) -> Bytes:
     return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
 
 
-def _check_weight(name: str, weight: float) -> None:
+def check_weight(name: str, weight: float) -> None:
+    """Raises ValueError, with the name, for what is no share."""
     if not (type(weight) in (int, float) and 0 <= weight <= 1):
         raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
 

@@ -22,7 +22,7 @@ NUMPY = {
 FLOATS = tuple(NUMPY)
 WEIGHTS = (0.5, 0.1, 1 / 3, 0.999, 1e-30, 0.0, 1.0)
 SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 255, 1000, 1023, 1024, 1025, 1040, 2047, 2048, 3001, 5 * 1024 + 8, 20_011)
-SLOW_SIZES = (0, 1, 17, 1023, 1024, 1025, 3001)
+SLOW_SIZES = (0, 1, 1025, 3001)
 
 Bits = NDArray[np.unsignedinteger]
 
@@ -94,13 +94,15 @@ def blends(dtype: str, speed: Speed) -> Iterator[Case]:
     count = 3 * 1024 + 100 if speed == "slow" else 20_011
     edges = np.array(special(dtype), word(dtype))
     first, second = (side.ravel() for side in np.meshgrid(edges, edges))
-    for weight in WEIGHTS[:3] if speed == "slow" else WEIGHTS:
+    for weight in WEIGHTS[2:3] if speed == "slow" else WEIGHTS:
         yield _case("edges against edges", dtype, first, second, weight)
-    for number, weight in enumerate((0.25, 0.7) if speed == "slow" else (0.25, 0.7, *WEIGHTS)):
+    for number, weight in enumerate((0.7,) if speed == "slow" else (0.25, 0.7, *WEIGHTS)):
         for make in (random_bits, ordinary, spread):
             x, y = make(dtype, count, 2 * number), make(dtype, count, 2 * number + 1)
-            yield _case(f"{make.__name__} {number}", dtype, x, y, weight)
             yield _case(f"{make.__name__} {number}, half equal", dtype, x, half_equal(x, y), weight)
+            if speed == "slow":
+                continue
+            yield _case(f"{make.__name__} {number}", dtype, x, y, weight)
             yield _case(f"{make.__name__} {number}, equal", dtype, x, x, weight)
     yield from _lonely_nonfinite(dtype, speed)
 
@@ -109,15 +111,16 @@ def _every_pattern(dtype: str, speed: Speed) -> Iterator[Case]:
     every = np.arange(1 << 16, dtype=np.uint16)
     partners = special(dtype) + [int(b) for b in random_bits(dtype, 8, 99)]
     if speed == "slow":
-        partners = partners[1::9]
+        partners = partners[1::18]
     for number, partner in enumerate(partners):
         for weight in (WEIGHTS[number % len(WEIGHTS)],) if speed == "slow" else WEIGHTS:
             yield _case(f"every pattern against {partner:#06x}", dtype, every, np.full_like(every, partner), weight)
     for weight in (1 / 3,) if speed == "slow" else WEIGHTS:
         yield _case("every pattern against the next", dtype, every, every + np.uint16(1), weight)
-        yield _case("every pattern against itself", dtype, every, every, weight)
-        yield _case("every pattern against its opposite", dtype, every, every ^ np.uint16(0x8000), weight)
         yield _case("every pattern against a random one", dtype, every, random_bits(dtype, 1 << 16, 98), weight)
+        if speed == "fast":
+            yield _case("every pattern against itself", dtype, every, every, weight)
+            yield _case("every pattern against its opposite", dtype, every, every ^ np.uint16(0x8000), weight)
 
 
 def _every_pair(dtype: str, speed: Speed) -> Iterator[Case]:
@@ -132,8 +135,8 @@ def _lonely_nonfinite(dtype: str, speed: Speed) -> Iterator[Case]:
     if word(dtype).itemsize > 2:
         values = np.array(special(dtype), word(dtype))
     bad = values[~finite(dtype, values)]
-    picked = [int(b) for b in (bad[0], bad[-1])]
-    for place in (5, 1500) if speed == "slow" else (0, 15, 16, 1023, 1024, 2047, 3000, 3010):
+    picked = [int(b) for b in (bad[0], bad[-1])][: 1 if speed == "slow" else 2]
+    for place in (1500,) if speed == "slow" else (0, 15, 16, 1023, 1024, 2047, 3000, 3010):
         for side in ("x", "y"):
             for pattern in picked:
                 x, y = ordinary(dtype, 3011, 1), ordinary(dtype, 3011, 2)

@@ -1,0 +1,85 @@
+"""Slots on a CUDA device, for `lswap_core.streaming`: pinned memory here, as much there, and a stream for each.
+
+This module imports torch; `import lswap_core` does not import it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lswap_core.difference import DifferenceStats
+from lswap_core.dtypes import DType
+from lswap_core.errors import RecipeError
+from lswap_core.kernels._device import Launcher, blend_batch, cuda_device, load_launcher
+from lswap_core.kernels.backend import BackendUnavailable
+from lswap_core.kernels.batch import STATISTICS, Operands, from_row
+
+SLOTS = 3
+"""One on its way to the device, one there, one on its way back. Not measured."""
+SLOT_BYTES = 16 << 20
+"""Of each of x, y and out, so a slot is 48 MiB: at PCIe's 55 GB/s 0.3 ms for each of them, to which a launch (some 10 us)
+adds little. Not measured."""
+
+
+def open_slots() -> list[CudaSlot]:
+    """The slots of the current CUDA device. Raises RecipeError where there is none, or nothing to compute with."""
+    try:
+        device, launcher = cuda_device(), load_launcher()
+    except BackendUnavailable as reason:
+        raise RecipeError(f"--device cuda: {reason}; --device cpu needs none") from reason
+    return [CudaSlot(launcher, device) for _ in range(SLOTS)]
+
+
+class _Carried:
+    """The statistics of a tensor so far, (1, 10) on the device, and the event after which they are there."""
+
+    def __init__(self, before: _Carried | None, device: torch.device) -> None:
+        self.ready: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        if before is None:
+            self.statistics = torch.zeros((1, len(STATISTICS)), dtype=torch.float64, device=device)
+        else:
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(before.ready)
+            before.statistics.record_stream(stream)
+            self.statistics = before.statistics.clone()
+
+
+class CudaSlot:
+    """See `lswap_core.streaming.Slot`."""
+
+    def __init__(self, launcher: Launcher, device: torch.device) -> None:
+        self._launcher = launcher
+        self._device = device
+        self._here = [torch.empty(SLOT_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(3)]
+        self._there = [torch.empty(SLOT_BYTES, dtype=torch.uint8, device=device) for _ in range(3)]
+        self._row = torch.zeros((1, len(STATISTICS)), dtype=torch.float64, pin_memory=True)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # the memory is that one's
+        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        self.x, self.y, self.out = (_view(side) for side in self._here)
+
+    def submit(self, size_bytes: int, weight: float, dtype: DType, before: object | None) -> object:
+        """See Slot."""
+        assert before is None or isinstance(before, _Carried)
+        with torch.cuda.stream(self._stream):
+            for here, there in zip(self._here[:2], self._there[:2], strict=True):
+                there[:size_bytes].copy_(here[:size_bytes], non_blocking=True)
+            carried = _Carried(before, self._device)
+            x, y, out = (there.data_ptr() for there in self._there)
+            operands = Operands(x, y, out, size_bytes * 8 // dtype.bits, weight)
+            blend_batch(self._launcher, [operands], dtype, carried.statistics)
+            carried.ready.record()
+            self._here[2][:size_bytes].copy_(self._there[2][:size_bytes], non_blocking=True)
+            self._row.copy_(carried.statistics, non_blocking=True)
+            self._done.record()
+        return carried
+
+    def wait(self) -> DifferenceStats:
+        """See Slot."""
+        self._done.synchronize()
+        return from_row(self._row.tolist()[0])
+
+
+def _view(pinned: Tensor) -> memoryview:
+    return memoryview(pinned.numpy())  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+"""The Triton backend: kernels, launched on a CUDA device, or run by the interpreter where TRITON_INTERPRET=1.
+
+Triton reads that variable when the kernels are defined, so a process has one or the other.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lswap_core.difference import BLOCK_ELEMENTS
+from lswap_core.dtypes import DType
+from lswap_core.kernels.backend import Backend, BackendUnavailable
+
+if TYPE_CHECKING:
+    import torch
+
+TILE_BLOCKS = {1: 8, 2: 16, 4: 16, 8: 8}
+"""Blocks in a tile, by the bytes of an element: half a row of 16-bit lanes to a thread of the one warp. Not measured;
+compiled for sm_90, bf16 takes 168 registers of 255 (nothing spilt), and 12 warps with 128 bytes of x and y under way
+in each of their threads are 49 KiB per multiprocessor, where 4.3 TB/s at 1 us ask for 32."""
+ROWS = {1: 4, 2: 4, 4: 2, 8: 1}
+"""Rows of 16 elements that are loaded at once: 128 bytes of a block, a whole line (64 of fp8). Not measured."""
+CAREFUL_ROWS = 1
+"""Likewise where a tile is walked carefully, which is rare: with 4, that would be what takes registers (220 for bf16)."""
+WARPS = 1
+"""One warp to a tile shares nothing with others and waits for none. Not measured."""
+INTERPRETED_BLOCKS = 64
+"""Blocks in a tile, and in a chunk, where the interpreter runs them, whose time goes by operations, not by elements."""
+CHUNK = 1024
+"""Elements that a program of the lesser kernels takes, and partials that are read at once. Not measured."""
+
+
+class TritonLauncher:
+    """See `lswap_core.kernels._device.Launcher`."""
+
+    def __init__(self, *, interpreted: bool) -> None:
+        from lswap_core.kernels import _triton_elementwise, _triton_kernels
+
+        self._kernels: ModuleType = _triton_kernels
+        self._elementwise: ModuleType = _triton_elementwise
+        self.interpreted = interpreted
+        self._chunk = INTERPRETED_BLOCKS * BLOCK_ELEMENTS if interpreted else CHUNK
+
+    def tile_blocks(self, dtype: DType) -> int:
+        """See Launcher."""
+        return INTERPRETED_BLOCKS if self.interpreted else TILE_BLOCKS[dtype.bits // 8]
+
+    def blend(
+        self, records: torch.Tensor, tiles: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, dtype: DType, *, write: bool
+    ) -> None:
+        """See Launcher."""
+        blocks, rows = self.tile_blocks(dtype), ROWS[dtype.bits // 8]
+        launch = self._kernels.tile_kernel[(len(tiles),)]
+        with np.errstate(all="ignore"):  # the interpreter computes with numpy
+            launch(
+                records, tiles, sums, tallies, sums.shape[1], dtype.name, blocks, rows,
+                rows if self.interpreted else CAREFUL_ROWS, write,
+                num_warps=WARPS, enable_fp_fusion=False,
+            )  # fmt: skip
+
+    def add_up(
+        self, records: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, statistics: torch.Tensor, dtype: DType
+    ) -> None:
+        """See Launcher."""
+        launch = self._kernels.totals_kernel[statistics.shape]
+        tile = self.tile_blocks(dtype) * BLOCK_ELEMENTS
+        with np.errstate(all="ignore"):
+            launch(records, sums, tallies, statistics, sums.shape[1], tallies.shape[1], tile, CHUNK, enable_fp_fusion=False)
+
+    def blend_many(
+        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+    ) -> None:
+        """See Launcher."""
+        launch = self._elementwise.blend_many_kernel[(-(-elements // self._chunk),)]
+        with np.errstate(all="ignore"):
+            launch(addresses, shares, out, elements, len(addresses), dtype.name, self._chunk, aligned, enable_fp_fusion=False)
+
+    def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:
+        """See Launcher."""
+        launch = self._elementwise.cast_kernel[(-(-elements // self._chunk),)]
+        with np.errstate(all="ignore"):
+            launch(x, out, elements, source.name, target.name, self._chunk, aligned, enable_fp_fusion=False)
+
+
+def load_launcher() -> TritonLauncher:
+    """The kernels, for tensors that lie on the device. Raises BackendUnavailable where Triton is not installed."""
+    try:
+        from triton import knobs
+
+        return TritonLauncher(interpreted=bool(knobs.runtime.interpret))
+    except ImportError as error:
+        raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+
+
+def load() -> Backend:
+    """The backend. Raises BackendUnavailable where torch or Triton is not installed, or there is no CUDA device."""
+    try:
+        from torch import device
+
+        from lswap_core.kernels import _device
+    except ImportError as error:
+        raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+    launcher = load_launcher()
+    return _device.DeviceBackend(launcher, device("cpu") if launcher.interpreted else _device.cuda_device())
