@@ -30,13 +30,17 @@ def sources(dtype: str) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], 
     tile |= {"CAREFUL_ROWS": _triton.CAREFUL_ROWS, "WRITE": True}
     many = {"addresses": "*i64", "shares": "*fp64", "out": "*i64", "elements": "i64", "inputs": "i32"}
     blocked = {"CHUNK": _triton.CHUNK, "ALIGNED": True}
-    return {
+    hot = {
         "tile": (
             _triton_kernels.tile_kernel,
             {"records": "*i64", "tile_owners": "*i32", "sums": "*fp64", "tallies": "*fp64", "all_blocks": "i32"},
             tile,
             _triton.WARPS,
-        ),
+        )
+    }
+    if dtype != "BF16":  # the rest is alike for every dtype
+        return hot
+    return hot | {
         "totals": (
             _triton_kernels.totals_kernel,
             tables | {"statistics": "*fp64", "all_blocks": "i32", "all_tiles": "i32"},

@@ -14,7 +14,7 @@ from lswap_core.kernels import reference
 from lswap_core.kernels._device import DeviceBackend, blend_batch
 from lswap_core.kernels.batch import Operands, from_row, to_row
 from tests.conformance import cases
-from tests.conformance.backends import backend_or_skip
+from tests.conformance.backends import BACKENDS, backend_or_skip
 from tests.conformance.cases import FLOATS, Bits
 
 DEVICE_BACKENDS = ("triton", "cuda", "cuda, emulated")
@@ -62,6 +62,8 @@ def test_a_batch_gives_each_tensor_what_the_reference_gives_it(backend: str, dty
     found = backend_or_skip(backend)
     assert isinstance(found, DeviceBackend)
     kind, items = DTYPES[dtype], ordinary_items(dtype)
+    if slow := BACKENDS[backend].speed == "slow":
+        items = [items[0], items[2], items[6]]
     before = DifferenceStats(1024, 3, 0.25, 1.5, 2.0, -0.5, 1e3, 1e-3, 4, 5)
     operands, outs, kept = [], [], []
     for item in items:
@@ -71,7 +73,7 @@ def test_a_batch_gives_each_tensor_what_the_reference_gives_it(backend: str, dty
         kept += [x, y]
         operands.append(Operands(x.data_ptr(), y.data_ptr(), out.data_ptr(), len(item.x), item.weight))
     runs = []
-    for _ in range(2):
+    for _ in range(1 if slow else 2):
         statistics = torch.tensor([to_row(before)] * len(items), dtype=torch.float64).to(found.device)
         blend_batch(found.launcher, operands, kind, statistics)
         runs.append(statistics.tolist())
@@ -80,7 +82,7 @@ def test_a_batch_gives_each_tensor_what_the_reference_gives_it(backend: str, dty
         statistics = reference.blend_stats(item.x.view(np.uint8), item.y.view(np.uint8), item.weight, kind, expected, before)
         assert outs[number].cpu().numpy().tobytes() == expected.tobytes(), f"tensor {number}"
         assert from_row(runs[0][number]).to_json() == statistics.to_json(), f"tensor {number}"
-    assert [from_row(row).to_json() for row in runs[0]] == [from_row(row).to_json() for row in runs[1]]
+    assert all([from_row(row).to_json() for row in run] == [from_row(row).to_json() for row in runs[0]] for run in runs)
 
 
 def test_an_empty_batch_is_nothing() -> None:
