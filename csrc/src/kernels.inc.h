@@ -1,83 +1,6 @@
 // The kernels, once for all instruction sets; see vectors.inc.h.
 
-template <class V>
-LSWAP_INLINE V canonical(V v) {
-  using C = Computing<typename std::remove_reference<decltype(v[0])>::type>;
-  return v == v ? v : V{} + bits_as<typename std::remove_reference<decltype(v[0])>::type>(C::kNan);
-}
-
-// Sums of a block, lane by lane.
-template <class F>
-struct Sums {
-  using Values = typename F::Values;
-  using Value = typename F::Value;
-  Values terms[kSums][F::kParts] = {}, largest_abs[F::kParts] = {};
-
-  __attribute__((always_inline)) void add(int part, Values x, Values y) {
-    using C = Computing<Value>;
-    const Values d = y - x, abs = bits_as<Values>(bits_as<typename F::Bits>(d) & C::kMagnitude);
-    terms[0][part] += abs;
-    terms[1][part] += d * d;
-    terms[2][part] += x * y;
-    terms[3][part] += x * x;
-    terms[4][part] += y * y;
-    largest_abs[part] = largest(abs, largest_abs[part]);
-  }
-
-  // Lanes in order, in fp64. lane(i): where lane i's sum is, as an index into all parts.
-  template <class Lane>
-  __attribute__((always_inline)) void fold(double *sums, Lane lane) const {
-    Value lanes[kSums][kLanes];
-    __builtin_memcpy(lanes, terms, sizeof lanes);
-    double folded[kSums] = {};
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kLanes; ++i) {
-#pragma GCC unroll 5
-      for (size_t k = 0; k < kSums; ++k) folded[k] += double(lanes[k][lane(i)]);
-    }
-    __builtin_memcpy(sums, folded, sizeof folded);
-  }
-};
-
-// What the blocks of one call share: everything whose order does not matter.
-template <class F>
-struct Tally {
-  typename F::Values largest_abs[F::kParts] = {};
-  uint64_t differing = 0, x_nonfinite = 0, y_nonfinite = 0;
-
-  __attribute__((always_inline)) void take_largest(const Sums<F> &sums) {
-    for (int part = 0; part < F::kParts; ++part) largest_abs[part] = largest(sums.largest_abs[part], largest_abs[part]);
-  }
-
-  void give(Counts *counts) const {
-    for (const auto &part : largest_abs) {
-      for (int i = 0; i < F::kWidth; ++i) counts->max_abs = part[i] > counts->max_abs ? part[i] : counts->max_abs;
-    }
-    counts->differing += differing;
-    counts->x_nonfinite += x_nonfinite;
-    counts->y_nonfinite += y_nonfinite;
-  }
-};
-
-template <class V>
-using Comparison = decltype(std::declval<V>() == std::declval<V>());
-
-// How many elements of a comparison were set, of comparisons added up over a block: 64 rows fit into a code of 8 bits.
-template <class V>
-LSWAP_INLINE uint64_t total(V minus) {
-  constexpr int kCount = sizeof(minus) / sizeof(minus[0]);
-  if constexpr (sizeof(minus[0]) == 1) {
-    const auto pairs = bits_as<Vector<int16_t, kCount / 2>>(minus);
-    return total((pairs >> 8) + (pairs << 8 >> 8));
-  } else if constexpr (sizeof(minus[0]) == 2) {
-    const auto pairs = bits_as<Vector<int32_t, kCount / 2>>(minus);
-    return total((pairs >> 16) + (pairs << 16 >> 16));
-  } else {
-    int64_t sum = 0;
-    for (int i = 0; i < kCount; ++i) sum += minus[i];
-    return uint64_t(-sum);
-  }
-}
+#include "sums.inc.h"
 
 constexpr size_t kLine = 64;  // bytes of a cache line
 
@@ -172,7 +95,7 @@ LSWAP_INLINE bool block(const uint8_t *x, const uint8_t *y, typename F::Value w0
   }
   all.fold(sums, [](size_t lane) { return lane; });
   if (!kCareful && !squares_are_finite(sums)) return false;
-  tally->take_largest(all);
+  tally->largest_abs = largest(all.largest_abs, tally->largest_abs);
   tally->differing += kBlock;
   for (int part = 0; part < F::kParts; ++part) {
     tally->differing -= total(same[part]);
@@ -222,7 +145,7 @@ LSWAP_INLINE bool paired_block(const uint8_t *x, const uint8_t *y, float w0, flo
     return (2 * pair + within % 2) * kWidth + within / 2;
   });
   if (!squares_are_finite(sums)) return false;
-  tally->take_largest(all);
+  tally->largest_abs = largest(all.largest_abs, tally->largest_abs);
   tally->differing += kBlock;
   for (const auto &pair : same) tally->differing -= total(pair);
   return true;

@@ -40,7 +40,7 @@ BACKENDS: dict[str, Entry] = {
         f"native, {isa}, large calls": Entry(partial(native.load_with, isa, threads=3, large_from_bytes=0))
         for isa in ("avx512", "avx2", "baseline", "neon")
     },
-    "native, neon in qemu": Entry(emulated.load_neon),
+    "native, neon in qemu": Entry(emulated.load_neon, speed="slow"),
     "native, 64 threads": Entry(partial(native.load, threads=64, large_from_bytes=0)),
     "triton": Entry(_triton.load, "slow" if os.environ.get("TRITON_INTERPRET") == "1" else "fast"),
     "cuda": Entry(_cuda.load),

@@ -27,10 +27,12 @@ ISA_RUNS, BLEND_STATS, BLEND_MANY, CAST = range(4)
 
 def load_neon() -> Backend:
     compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
-    for tool in (compiler, emulator):
-        if shutil.which(tool) is None:
-            raise BackendUnavailable(f"there is no {tool}")
-    return Emulated([emulator, str(_built(compiler, ("api", "baseline")))])
+    if shutil.which(compiler) is None:
+        raise BackendUnavailable(f"there is no {compiler}")
+    binary = _built(compiler, ("api", "baseline"))
+    if shutil.which(emulator) is None:
+        raise BackendUnavailable(f"it compiles, but there is no {emulator} to run it")
+    return Emulated([emulator, str(binary)])
 
 
 def _built(compiler: str, sources: Sequence[str]) -> Path:
