@@ -56,11 +56,11 @@ def blend_batch(launcher: Launcher, tensors: Sequence[Operands], dtype: DType, s
     batch = lay_out_batch(tensors, dtype, tile_blocks=launcher.tile_blocks(dtype))
     device = statistics.device
     with torch.cuda.device(device if device.type == "cuda" else -1):
-        records = torch.from_numpy(batch.records).to(device)
+        records = _uploaded(batch.records, device)
         sums = torch.empty((SUMS, batch.blocks), dtype=torch.float64, device=device)
         tallies = torch.empty((TALLIES, len(batch.tiles)), dtype=torch.float64, device=device)
         if len(batch.tiles):
-            tiles = torch.from_numpy(batch.tiles).to(device)
+            tiles = _uploaded(batch.tiles, device)
             launcher.blend(records, tiles, sums, tallies, dtype, write=any(tensor.out for tensor in tensors))
         if tensors:
             launcher.add_up(records, sums, tallies, statistics, dtype)
@@ -156,6 +156,12 @@ class DeviceBackend:
 
     def _words(self, addresses: Sequence[int]) -> torch.Tensor:
         return torch.tensor(addresses, dtype=torch.int64).to(self.device)
+
+
+def _uploaded(table: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """From pinned memory, or the host would wait until the device comes to the copy."""
+    here = torch.from_numpy(table)
+    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
 
 
 def _fetch(found: torch.Tensor, out: NDArray[Any]) -> None:

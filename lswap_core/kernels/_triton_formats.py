@@ -22,23 +22,18 @@ def inlined(function: Any) -> Any:
 @inlined
 def operand(word: tl.tensor, begin: tl.tensor, FORMAT: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
     """A pointer to element `begin` of the operand whose address `word` points at."""
-    address = tl.load(word).to(pointer_to(FORMAT))
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address + begin
-
-
-@inlined
-def pointer_to(FORMAT: tl.constexpr) -> tl.tensor:
-    """The type of a pointer to elements."""
+    address = tl.load(word)
     if FORMAT == "F64":
-        return tl.pointer_type(tl.uint64)
+        pointer = address.to(tl.pointer_type(tl.uint64))
     elif FORMAT == "F32":
-        return tl.pointer_type(tl.uint32)
+        pointer = address.to(tl.pointer_type(tl.uint32))
     elif FORMAT == "F16" or FORMAT == "BF16":
-        return tl.pointer_type(tl.uint16)
+        pointer = address.to(tl.pointer_type(tl.uint16))
     else:
-        return tl.pointer_type(tl.uint8)
+        pointer = address.to(tl.pointer_type(tl.uint8))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer + begin
 
 
 @inlined
