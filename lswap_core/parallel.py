@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
@@ -15,6 +17,18 @@ Result = TypeVar("Result")
 
 class _StoppedError(Exception):
     """Raised in workers once another has failed; never leaves this module."""
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold signals back. One that interrupts `submit` can leave a lock of the pool taken, for which its threads would then
+    wait for ever; threads begun meanwhile leave signals to the main one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_all(
@@ -34,7 +48,8 @@ def run_all(
     progress.begin(total_bytes)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lswap")
     try:
-        futures = [pool.submit(work, item, tally) for item in items]
+        with _undisturbed():
+            futures = [pool.submit(work, item, tally) for item in items]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
