@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -191,3 +192,11 @@ def test_what_is_wrong_is_named(text: str, tensor: str | None, words: str) -> No
 def test_json_from_outside_is_a_utf8_object(raw: bytes) -> None:
     with pytest.raises(FormatError, match=r"^f: "):
         parse_object(raw, path="f")
+
+
+def test_a_config_may_hold_infinities_as_python_writes_them() -> None:
+    raw = b'{"time_step_limit": [0.0, Infinity, -Infinity]}'
+    assert parse_object(raw, path="f", infinities=True) == {"time_step_limit": [0.0, math.inf, -math.inf]}
+    for text, allowed in ((raw, False), (b'{"a": NaN}', True)):
+        with pytest.raises(FormatError, match="is not JSON"):
+            parse_object(text, path="f", infinities=allowed)

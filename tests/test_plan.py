@@ -232,6 +232,15 @@ def test_an_index_in_a_plan_is_checked(metadata: object) -> None:
         Plan.from_json(json.dumps(document), path="p")
 
 
+def test_an_index_in_a_plan_says_where_the_tensors_are() -> None:
+    names = list(llama(6))
+    document = json.loads(lay_out(SWAPS[0].draft(**pair([names[:5], names[5:]]))).to_json())
+    index = json.loads(document["index"])
+    index["weight_map"][names[0]] = "model-00002-of-00002.safetensors"
+    with pytest.raises(FormatError, match="is not where the tensors are"):
+        Plan.from_json(json.dumps(document | {"index": json.dumps(index)}), path="p")
+
+
 @pytest.mark.parametrize("size", [0, -5])
 def test_a_shard_holds_something(size: int) -> None:
     with pytest.raises(RecipeError, match="holds nothing"):
