@@ -45,11 +45,16 @@ def run_all(
             raise _StoppedError
         progress.advance(done_bytes)
 
+    def begin(item: Item) -> Result:
+        if stop.is_set():
+            raise _StoppedError
+        return work(item, tally)
+
     progress.begin(total_bytes)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lswap")
     try:
         with _undisturbed():
-            futures = [pool.submit(work, item, tally) for item in items]
+            futures = [pool.submit(begin, item) for item in items]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
