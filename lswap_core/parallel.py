@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
 from lswap_core.ports import Progress, Tally
 
+_POLL_SECONDS = 0.005
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -39,6 +41,8 @@ def run_all(
     After an error or Ctrl-C no further item is begun, and those in flight end when they next call their tally.
     """
     stop = Event()
+    finished: list[Item] = []
+    failed: list[BaseException] = []
 
     def tally(done_bytes: int) -> None:
         if stop.is_set():
@@ -48,16 +52,24 @@ def run_all(
     def begin(item: Item) -> Result:
         if stop.is_set():
             raise _StoppedError
-        return work(item, tally)
+        try:
+            result = work(item, tally)
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finished.append(item)
+        return result
 
     progress.begin(total_bytes)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="lswap")
     try:
         with _undisturbed():
             futures = [pool.submit(begin, item) for item in items]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
+        # Not concurrent.futures.wait: a signal in it can leave the futures locked, and their threads waiting for ever.
+        while len(finished) < len(items) and not failed:
+            time.sleep(_POLL_SECONDS)
+        if failed:
+            raise failed[0]
         return [future.result() for future in futures]
     finally:
         stop.set()

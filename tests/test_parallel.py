@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -57,3 +58,20 @@ def test_an_error_stops_the_others_at_their_next_piece() -> None:
         run_all(work, range(1000), total_bytes=0, progress=progress, workers=4)
     assert len(begun) <= 8
     assert progress.ended == 1
+
+
+def test_interruptions_do_not_hang() -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+    interrupted = 0
+    for attempt in range(40):
+        timer = threading.Timer(0.0005 * (attempt % 20), signal.pthread_kill, (main, signal.SIGINT))
+        try:
+            timer.start()
+            run_all(lambda item, tally: time.sleep(0.001), range(400), total_bytes=0, progress=Count(), workers=3)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            interrupted += 1
+        timer.join()
+    assert interrupted == 40
+    assert threading.active_count() < 10
