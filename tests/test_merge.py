@@ -149,7 +149,13 @@ def odd_pairs(draw: st.DrawFn) -> tuple[Model, Model, list[list[list[str]]], int
     return models[0], models[1], layouts, count
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(odd_pairs(), st.data())
 def test_odd_checkpoints_against_the_oracle(tmp_path_factory: pytest.TempPathFactory, made: Any, data: st.DataObject) -> None:
     math_model, lang_model, layouts, count = made
