@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lswap_core.layout import lay_out
     from lswap_core.manifest import Manifest
     from lswap_core.names import layers, named
+    from lswap_core.options import WriteOptions
     from lswap_core.plan import Plan
     from lswap_core.recipe import LayerSwap
 
@@ -44,13 +45,14 @@ _HOME = {
     "LayerSwap": "recipe",
     "Manifest": "manifest",
     "Plan": "plan",
+    "WriteOptions": "options",
     "lay_out": "layout",
 }
 
 __all__ = [
     "Blend", "Checkpoint", "Copy", "Draft", "FormatError", "LayerSwap", "LswapError", "Manifest", "MismatchError", "Plan",
-    "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TensorRef", "VerificationError", "diff", "execute",
-    "lay_out", "layers", "merge", "named", "open_checkpoint", "read_manifest", "read_plan", "verify",
+    "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TensorRef", "VerificationError", "WriteOptions",
+    "diff", "execute", "lay_out", "layers", "merge", "named", "open_checkpoint", "read_manifest", "read_plan", "verify",
 ]  # fmt: skip
 
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from hashlib import file_digest
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from lswap_core import executor, kernels, report
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
-from lswap_core.manifest import FileRecord, Manifest, compile_manifest
+from lswap_core.manifest import Manifest, compile_manifest
+from lswap_core.options import WriteOptions
+from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
-from lswap_core.ports import Progress, Source
+from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
-from lswap_core.sinks.local import LocalSink, check_destination
-from lswap_core.sources.local import LocalSource, open_confined, open_local, read_shard, read_small
+from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.partial import check_destination
+from lswap_core.sources.local import LocalSource, open_local
 from lswap_core.streaming import StreamingEvaluator
+from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
@@ -29,23 +34,19 @@ __all__ = [
     "write_plan",
 ]  # fmt: skip
 
-STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-"""Weights, which a directory should hold only if its manifest says so."""
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
 
 
-class Silence:
-    """Progress that nobody watches."""
+class Execution(TypedDict, total=False):
+    """What `execute` takes beside a plan and a place; see there."""
 
-    def begin(self, total_bytes: int) -> None:
-        """See `lswap_core.ports.Progress`."""
-
-    def advance(self, done_bytes: int) -> None:
-        """See `lswap_core.ports.Progress`."""
-
-    def end(self) -> None:
-        """See `lswap_core.ports.Progress`."""
+    progress: Progress | None
+    workers: int | None
+    device: str
+    options: WriteOptions
+    restart: bool
+    traffic: Traffic | None
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
@@ -95,30 +96,47 @@ def execute(
     progress: Progress | None = None,
     workers: int | None = None,
     device: str = "auto",
+    options: WriteOptions = WriteOptions(),
+    restart: bool = False,
+    traffic: Traffic | None = None,
 ) -> Manifest:
     """Make the output at `into`, which must not exist; it appears there whole or not at all.
 
-    locations: where a source lies now, by role, if not where it was planned. device: `cpu`, `cuda`, or `auto`, which
-    takes the CPU; the bytes are the same. Raises StalePlanError where a source is
-    not what was planned, RecipeError for an impossible destination or device, OSError for what the disk refuses.
+    A run that fails or is killed leaves what it finished beside `into`, and the same call goes on from there, unless
+    `restart` says to begin anew. locations: where a source lies now, by role, if not where it was planned. device: `cpu`,
+    `cuda`, or `auto`, which takes the CPU; the bytes are the same. traffic: told how many bytes came in which way. Raises
+    StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
+    for what the disk refuses.
     """
     threads = _threads(workers)
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    with closing(LocalSink(into, sources=[checkpoint.location for checkpoint in checkpoints.values()])) as sink:
-        with LocalSource(checkpoints) as source:
-            done = executor.run(plan, source, sink, evaluating(source), progress=progress or Silence(), workers=threads)
-            source.check()
-        manifest = compile_manifest(plan, done, tool=f"lswap_core {version('lswap-core')}")
-        for name, data in sidecars.items():
-            sink.put(name, data)
-        if plan.index is not None:
-            sink.put(INDEX_FILE, plan.index.encode())
-        sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
-        sink.put(MANIFEST_FILE, manifest.to_json().encode())
-        sink.publish()
+    places = [checkpoint.location for checkpoint in checkpoints.values()]
+    with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+        try:
+            with LocalSource(checkpoints) as source:
+                run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
+                done = run(plan, source, sink, evaluating(source))
+                source.check()
+            if options.digest == "sha256":
+                run_all(
+                    lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads
+                )
+            tool = f"lswap_core {version('lswap-core')}"
+            manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
+            for name, data in sidecars.items():
+                sink.put(name, data)
+            if plan.index is not None:
+                sink.put(INDEX_FILE, plan.index.encode())
+            sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+            sink.put(MANIFEST_FILE, manifest.to_json().encode())
+            sink.publish()
+        except BaseException as error:
+            if sink.kept:
+                error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
+            raise
     return manifest
 
 
@@ -129,24 +147,11 @@ def merge(
     lang: StrPath,
     into: StrPath,
     shard_size: int | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    device: str = "auto",
+    **how: Unpack[Execution],
 ) -> Manifest:
-    """Plan and execute in one call."""
+    """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
     draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
-    return execute(lay_out(draft, shard_size), into=into, progress=progress, workers=workers, device=device)
-
-
-def read_manifest(output: StrPath) -> Manifest:
-    """The manifest of the output directory; FormatError where it is none, FileNotFoundError where there is none."""
-    root = Path(output)
-    if not os.path.lexists(root / MANIFEST_FILE):
-        what = f"no output of this program: there is no {MANIFEST_FILE} in it"
-        raise FileNotFoundError(errno.ENOENT, what, str(root))
-    if (root / MANIFEST_FILE).is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory, not a manifest", str(root / MANIFEST_FILE))
-    return Manifest.from_json(read_small(root, MANIFEST_FILE), path=str(root / MANIFEST_FILE))
+    return execute(lay_out(draft, shard_size), into=into, **how)
 
 
 def verify(
@@ -163,11 +168,11 @@ def verify(
     root = Path(output)
     manifest = read_manifest(root)
     sources = _merged_sources(manifest, locations) if locations else {}
-    issues = list(_sidecar_issues(root, manifest, sources.get(manifest.host)))
+    issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
         try:
-            shards.append(_intact_shard(root, record, manifest))
+            shards.append(intact_shard(root, record, manifest))
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
@@ -181,6 +186,7 @@ def verify(
             progress=progress or Silence(),
             workers=_threads(workers),
         )
+    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
@@ -260,38 +266,3 @@ def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dic
     if issues:
         raise VerificationError("these are not the sources of the merge", issues)
     return opened
-
-
-def _intact_shard(root: Path, record: FileRecord, manifest: Manifest) -> Shard:
-    """The output shard, if its size, header and tensors are what the manifest says."""
-    shard = read_shard(root, record.name)
-    if (shard.header.file_size, shard.header_sha256) != (record.size, record.sha256):
-        raise FormatError("size or header is not what the manifest says", path=str(root / record.name))
-    start = shard.header.data_begin
-    for name, info in shard.header.tensors.items():
-        said = manifest.tensors.get(name)
-        if said is None or (said.file, said.dtype, said.begin) != (record.name, info.dtype, start + info.begin):
-            raise FormatError("is not where the manifest says, or not what it says", path=str(root / record.name), tensor=name)
-    return shard
-
-
-def _sidecar_issues(root: Path, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
-    for record in manifest.sidecars:
-        try:
-            with open_confined(root, record.name) as file:
-                found = file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            yield f"{record.name}: {error.strerror}"
-        except FormatError as error:
-            yield str(error)
-        else:
-            if found != record.sha256:
-                yield f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
-    if host is not None:
-        theirs = {sidecar.name: sidecar for sidecar in host.sidecars}
-        for record in manifest.sidecars:
-            if record.name != INDEX_FILE and (record.name not in theirs or theirs[record.name].sha256 != record.sha256):
-                yield f"{record.name}: is not that of {manifest.host}, {host.location}"
-    known = {shard.name for shard in manifest.shards}
-    for stray in sorted(file.name for pattern in STRAY for file in root.glob(pattern) if file.name not in known):
-        yield f"{stray}: is not in the manifest; some loaders read whatever weights they find"

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from lswap_core.arguments import build_parser
 from lswap_core.display import counted, one_line
 from lswap_core.errors import LswapError, RecipeError
-from lswap_core.recipe import PARTS, RAMPS, LayerSwap, parse_layers
+from lswap_core.options import WriteOptions
+from lswap_core.recipe import LayerSwap, parse_layers
 from lswap_core.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ _SWAP_OPTIONS = ("bottom", "top", "transition", "transition_bottom", "transition
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser(_COMMANDS).parse_args(argv)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return int(arguments.run(arguments))
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(arguments, error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     except KeyboardInterrupt as error:
-        return _fail(arguments, error, "interrupted; nothing was left behind", _INTERRUPTED)
+        what = "interrupted" if getattr(error, "__notes__", None) else "interrupted; nothing was left behind"
+        return _fail(arguments, error, what, _INTERRUPTED)
     finally:
         if signal.getsignal(signal.SIGINT) is _interrupt:  # else this process is on its way out, undisturbed
             for number, handler in before.items():
@@ -61,6 +64,7 @@ def _interrupt(number: int, _frame: object) -> NoReturn:
 
 
 def _fail(arguments: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
+    message = "; ".join([message, *getattr(error, "__notes__", ())])
     print(f"lswap_core: error: {one_line(message)}", file=sys.stderr)
     if arguments.json:
         issues = list(getattr(error, "issues", ()))
@@ -118,15 +122,27 @@ def _make_plan(arguments: argparse.Namespace) -> Plan:
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
+    from lswap_core.traffic import METHODS, Traffic
 
-    bar = _progress(arguments, f"writing {Path(into).name}")
-    running = {"workers": arguments.workers, "device": arguments.device}
-    manifest = api.execute(plan, into=into, locations=locations, progress=bar, **running)
+    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    traffic = Traffic()
+    manifest = api.execute(
+        plan,
+        into=into,
+        locations=locations,
+        progress=_progress(arguments, f"writing {Path(into).name}"),
+        workers=arguments.workers,
+        device=arguments.device,
+        options=WriteOptions(**given),
+        restart=arguments.restart,
+        traffic=traffic,
+    )
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         _say(f"{into}: {plan.summary()}")
+        _say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
     return 0
 
 
@@ -195,11 +211,16 @@ def _verify(arguments: argparse.Namespace) -> int:
     locations = _locations(arguments)
     bar = _progress(arguments, "verifying")
     manifest = api.verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
+    unread = () if locations else manifest.undigested
+    held = len(manifest.tensors) - len(unread)
     if arguments.json:
-        _print_json({"verified": len(manifest.tensors), "against": ["manifest", *locations]})
+        _print_json({"verified": held, "against": ["manifest", *locations], "unread": list(unread)})
     elif not arguments.quiet:
         against = "its manifest says" + (f", and as {' and '.join(locations)} give them" if locations else "")
-        _say(f"{arguments.output}: {counted(len(manifest.tensors), 'tensor')}, all as {against}")
+        _say(f"{arguments.output}: {counted(held, 'tensor')}, all as {against}")
+        if unread:
+            roles = " and ".join(f"--{source.role}" for source in manifest.sources)
+            _say(f"- {counted(len(unread), 'tensor')} shared with a source, without a digest, not read; give {roles} to compare")
     return 0
 
 
@@ -237,103 +258,4 @@ def _progress(arguments: argparse.Namespace, what: str) -> Progress | None:
     return Bar(what)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
-    )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")
-    _add_sources(merge)
-    _add_recipe(merge)
-    merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
-    merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
-    _add_device(merge)
-    _add_running(merge, _merge)
-
-    plan = commands.add_parser("plan", help="plan a merge from the headers alone")
-    _add_sources(plan)
-    _add_recipe(plan)
-    plan.add_argument("--out", metavar="FILE", help="where to write the plan as JSON")
-    _add_running(plan, _plan, workers=False)
-
-    apply = commands.add_parser("apply", help="execute a plan")
-    apply.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
-    apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
-    _add_locations(apply, "where {role} lies now, if not where it was planned")
-    _add_device(apply)
-    _add_running(apply, _apply)
-
-    inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
-    inspect.add_argument("--tensors", action="store_true", help="list every tensor")
-    inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
-    _add_running(inspect, _inspect, workers=False)
-
-    diff = commands.add_parser("diff", help="compare two checkpoints: names, shapes, dtypes, bytes (exit 1 if they differ)")
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
-    _add_running(diff, _diff)
-
-    verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
-    verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
-    _add_locations(verify, "derive every byte again from {role}")
-    _add_running(verify, _verify)
-    return parser
-
-
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
-        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
-        parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
-
-
-def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
-    for role in ("math", "lang", "base"):
-        parser.add_argument(f"--{role}", metavar="PATH", help=text.format(role=role))
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    layers = parser.add_argument_group("layers")
-    layers.add_argument("--bottom", type=int, metavar="N", help="layers from lang at the bottom")
-    layers.add_argument("--top", type=int, metavar="N", help="layers from lang at the top")
-    layers.add_argument("--transition", type=int, metavar="N", help="blended layers at each seam (default: 0)")
-    layers.add_argument("--transition-bottom", type=int, metavar="N", help="blended layers at the bottom seam alone")
-    layers.add_argument("--transition-top", type=int, metavar="N", help="blended layers at the top seam alone")
-    layers.add_argument("--lang-layers", metavar="SET", help="layers from lang by number, as 0-3,30,31, instead of the above")
-    layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
-    layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
-    layers.add_argument(
-        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
-    )
-    layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
-    outside = parser.add_argument_group("outside the layers")
-    for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):
-        outside.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {what} (default: math)")
-    parser.add_argument(
-        "--cast", action="store_true", default=None, help="round lang's tensors to math's dtypes where they differ"
-    )
-    parser.add_argument(
-        "--shard-size", metavar="SIZE", help="lay the output out anew in shards of this size, as 5GB (default: as math's)"
-    )
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to blend; auto is the CPU (default: auto)"
-    )
-
-
-def _add_running(parser: argparse.ArgumentParser, run: Any, *, workers: bool = True) -> None:
-    if workers:
-        parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per processor, at most 8)")
-    parser.add_argument("--quiet", action="store_true", help="print errors only")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(run=run)
+_COMMANDS = {"merge": _merge, "plan": _plan, "apply": _apply, "inspect": _inspect, "diff": _diff, "verify": _verify}

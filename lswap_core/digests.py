@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 import xxhash
+
+from lswap_core.manifest import StepRecord
+from lswap_core.plan import Step
 
 ALGORITHM = "xxh3-128"
 
@@ -19,3 +25,31 @@ class Digest:
     def text(self) -> str:
         """`algorithm:hex` of all bytes so far."""
         return f"{ALGORITHM}:{self._state.hexdigest()}"
+
+
+class RunDigests:
+    """Digests of neighbouring steps, fed with their bytes from first to last; some may be left out."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = steps
+        self._begins = [step.begin for step in steps]
+        self._digests = [Digest() for _ in steps]
+        self._fed = [0] * len(steps)
+
+    def feed(self, at: int, data: memoryview) -> None:
+        """`data` lies at `at` in the output file."""
+        end = at + len(data)
+        number = bisect_right(self._begins, at) - 1
+        while number < len(self._steps) and self._begins[number] < end:
+            begin, stop = max(self._begins[number], at), min(self._steps[number].end, end)
+            if begin < stop:
+                self._digests[number].update(data[begin - at : stop - at])
+                self._fed[number] += stop - begin
+            number += 1
+
+    def records(self) -> list[StepRecord]:
+        """One for each step, without a digest where bytes were left out."""
+        return [
+            StepRecord(step.name, digest.text() if fed == step.size_bytes else None)
+            for step, digest, fed in zip(self._steps, self._digests, self._fed, strict=True)
+        ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -170,7 +171,7 @@ class Node:
 
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
         """A number from `low` to `high`."""
-        if type(self.value) not in (int, float) or abs(self.value) > 1.7e308 or not low <= self.value <= high:
+        if type(self.value) not in (int, float) or not abs(self.value) <= sys.float_info.max or not low <= self.value <= high:
             raise self._expected(f"a number from {low} to {high}" if math.isfinite(low) else "a number")
         return float(self.value)
 

@@ -7,35 +7,51 @@ from functools import partial
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Blend, Copy
+from lswap_core.draft import Blend
 from lswap_core.evaluate import Evaluator
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
-from lswap_core.plan import Plan, Step
+from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Sink, Source, Tally
+from lswap_core.runs import Run, runs
 
 
-def run(plan: Plan, source: Source, sink: Sink, evaluator: Evaluator, *, progress: Progress, workers: int) -> list[StepRecord]:
-    """Execute every step and return the records in the plan's order. Publishing is the caller's.
+def run(
+    plan: Plan, source: Source, sink: Sink, evaluator: Evaluator, *, progress: Progress, workers: int, digests: bool = True
+) -> list[StepRecord]:
+    """Execute every step that the sink does not have already; returns all records, in the plan's order. Publishing is the
+    caller's. digests: take one of every computed tensor.
 
-    The bytes depend neither on `workers` nor on the order in which steps end. Raises what source and sink raise.
+    The bytes depend neither on `workers` nor on the order in which runs end. Raises what source and sink raise.
     """
-    sink.create(plan.files)
-    work = partial(perform, source=source, sink=sink, evaluator=evaluator)
-    total_bytes = sum(step.size_bytes for step in plan.steps)
-    return run_all(work, plan.steps, total_bytes=total_bytes, progress=progress, workers=workers)
+    done = dict(sink.begin(plan, source))
+    left = [step for step in plan.steps if step.name not in done]
+    work = partial(perform, source=source, sink=sink, evaluator=evaluator, digests=digests)
+    total_bytes = sum(step.size_bytes for step in left)
+    for records in run_all(work, list(runs(left)), total_bytes=total_bytes, progress=progress, workers=workers):
+        done |= {record.name: record for record in records}
+    return [done[step.name] for step in plan.steps]
 
 
-def perform(step: Step, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator) -> StepRecord:
-    """One step: a plain copy is the sink's, which may know how not to move bytes; the rest is computed."""
-    if isinstance(step.made_of, Copy) and step.made_of.cast is None:
-        return StepRecord(step.name, sink.copy(step, source, tally))
+def perform(
+    run: Run, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator, digests: bool = True
+) -> list[StepRecord]:
+    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed."""
+    records = sink.copy(run, source, tally) if run.copied else [_compute(run, tally, sink, evaluator, digests)]
+    sink.finish(run, records)
+    return records
+
+
+def _compute(run: Run, tally: Tally, sink: Sink, evaluator: Evaluator, digests: bool) -> StepRecord:
+    (step,) = run.steps
     digest = Digest()
     statistics = DifferenceStats()
     with closing(evaluator.chunks(step.made_of)) as chunks:
         for chunk in chunks:
-            digest.update(chunk.data)
-            sink.write(step, chunk.offset, chunk.data)
+            if digests:
+                digest.update(chunk.data)
+            sink.write(run, chunk.offset, chunk.data)
             tally(len(chunk.data))
             statistics = chunk.statistics
-    return StepRecord(step.name, digest.text(), statistics if isinstance(step.made_of, Blend) else None)
+    blended = isinstance(step.made_of, Blend)
+    return StepRecord(step.name, digest.text() if digests else None, statistics if blended else None)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lswap_core.checkpoint import Role
@@ -31,22 +32,32 @@ FORMAT = "lswap-manifest/1"
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What executing one step gave: the digest of the bytes it wrote (`algorithm:hex`) and, for a blend, statistics."""
+    """What executing one step gave: the digest of its bytes (`algorithm:hex`; None where none was taken, as of bytes that
+    are shared with the source) and, for a blend, statistics.
+    """
 
     name: str
-    digest: str
+    digest: str | None
     statistics: DifferenceStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file: its size, and the SHA-256 of its header (a shard of the output), of header and sample (a shard of a source)
-    or of all of it (any other file).
-    """
+    """A file: its size, and the SHA-256 of header and sample (a shard of a source) or of all of it (a small file)."""
 
     name: str
     size: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
+    """A shard of the output: its size, the SHA-256 of its header and, where one was asked for, of all of it."""
+
+    name: str
+    size: int
+    header_sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class TensorRecord:
     begin: int
     end: int
     made_of: Expression
-    digest: str
+    digest: str | None
     statistics: DifferenceStats | None
 
 
@@ -84,9 +95,15 @@ class Manifest:
     host: Role
     swap: SwapRecord | None
     sources: tuple[SourceRecord, ...]
-    shards: tuple[FileRecord, ...]
+    shards: tuple[ShardRecord, ...]
     sidecars: tuple[FileRecord, ...]
     tensors: Mapping[str, TensorRecord]
+
+    @property
+    def undigested(self) -> tuple[str, ...]:
+        """Tensors of which no digest was taken: their bytes are their source's, shared, or nobody asked for one."""
+        hashed = {shard.name for shard in self.shards if shard.sha256 is not None}
+        return tuple(n for n, record in self.tensors.items() if record.digest is None and record.file not in hashed)
 
     def to_json(self) -> str:
         """The manifest as JSON text."""
@@ -97,7 +114,7 @@ class Manifest:
             "host": self.host,
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [{"role": s.role, "name": s.name, "files": _files(s.files)} for s in self.sources],
-            "shards": _files(self.shards),
+            "shards": [_shard_to_json(shard) for shard in self.shards],
             "sidecars": _files(self.sidecars),
             "tensors": {name: _tensor_to_json(record) for name, record in self.tensors.items()},
         }
@@ -108,7 +125,7 @@ class Manifest:
         """The inverse of `to_json`; FormatError names `path` for anything else."""
         document = Node(parse_object(text, path=path, blame=_tensor_to_blame), path=path)
         check_format(document, FORMAT)
-        shards = tuple(_file(entry) for entry in unique_by(document["shards"], "name"))
+        shards = tuple(_shard(entry) for entry in unique_by(document["shards"], "name"))
         sources = tuple(
             SourceRecord(read_role(s["role"]), s["name"].text(), tuple(map(_file, unique_by(s["files"], "name"))))
             for s in unique_by(document["sources"], "role")
@@ -129,8 +146,12 @@ class Manifest:
         )
 
 
-def compile_manifest(plan: Plan, records: Iterable[StepRecord], *, tool: str) -> Manifest:
-    """The manifest of an executed plan. KeyError if a step has no record."""
+def compile_manifest(
+    plan: Plan, records: Iterable[StepRecord], *, tool: str, shard_sha256: Mapping[str, str] = MappingProxyType({})
+) -> Manifest:
+    """The manifest of an executed plan. shard_sha256: of whole output shards, by name, as far as they were taken.
+    KeyError if a step has no record.
+    """
     by_name = {record.name: record for record in records}
     sidecars = [FileRecord(s.name, s.size, s.sha256) for s in plan.sidecars]
     if plan.index is not None:
@@ -142,7 +163,10 @@ def compile_manifest(plan: Plan, records: Iterable[StepRecord], *, tool: str) ->
         plan.host,
         plan.swap,
         tuple(map(_source_record, plan.sources)),
-        tuple(FileRecord(f.name, f.header.file_size, hashlib.sha256(f.header.encode()).hexdigest()) for f in plan.files),
+        tuple(
+            ShardRecord(f.name, f.header.file_size, hashlib.sha256(f.header.encode()).hexdigest(), shard_sha256.get(f.name))
+            for f in plan.files
+        ),
         tuple(sidecars),
         {
             step.name: TensorRecord(
@@ -166,20 +190,31 @@ def _files(records: tuple[FileRecord, ...]) -> list[dict[str, Any]]:
     return [{"name": r.name, "size": r.size, "sha256": r.sha256} for r in records]
 
 
+def _shard_to_json(record: ShardRecord) -> dict[str, Any]:
+    entry = {"name": record.name, "size": record.size, "header_sha256": record.header_sha256}
+    return entry if record.sha256 is None else entry | {"sha256": record.sha256}
+
+
+def _shard(entry: Node) -> ShardRecord:
+    sha256 = entry["sha256"].text() if "sha256" in entry else None
+    return ShardRecord(entry["name"].file_path(), entry["size"].integer(), entry["header_sha256"].text(), sha256)
+
+
 def _file(entry: Node) -> FileRecord:
     return FileRecord(entry["name"].file_path(), entry["size"].integer(), entry["sha256"].text())
 
 
 def _tensor_to_json(record: TensorRecord) -> dict[str, Any]:
-    entry = {
+    entry: dict[str, Any] = {
         "file": record.file,
         "dtype": record.dtype.name,
         "shape": list(record.shape),
         "begin": record.begin,
         "end": record.end,
         "made_of": expression_to_json(record.made_of),
-        "digest": record.digest,
     }
+    if record.digest is not None:
+        entry["digest"] = record.digest
     return entry if record.statistics is None else entry | {"statistics": record.statistics.to_json()}
 
 
@@ -192,11 +227,13 @@ def _tensor(entry: Node, sizes: Mapping[str, int], readable: Mapping[tuple[Role,
     for ref in made_of.refs:
         if ref.end > readable.get((ref.role, ref.file), -1):
             raise entry["made_of"].refuse(f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what that source has")
-    statistics = _statistics(entry["statistics"]) if "statistics" in entry else None
-    return TensorRecord(file, dtype, shape, begin, end, made_of, entry["digest"].text(), statistics)
+    statistics = parse_statistics(entry["statistics"]) if "statistics" in entry else None
+    digest = entry["digest"].text() if "digest" in entry else None
+    return TensorRecord(file, dtype, shape, begin, end, made_of, digest, statistics)
 
 
-def _statistics(entry: Node) -> DifferenceStats:
+def parse_statistics(entry: Node) -> DifferenceStats:
+    """The inverse of `DifferenceStats.to_json`."""
     counts = {name: entry[name].integer() for name in ("count", "differing", "x_nonfinite", "y_nonfinite")}
     names = ("sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares")
     # a sum that overflowed is written as text, since JSON has no such numbers

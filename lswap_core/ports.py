@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from lswap_core.checkpoint import TensorRef
+from lswap_core.checkpoint import Role, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
-from lswap_core.plan import OutputFile, Step
+from lswap_core.manifest import StepRecord
+from lswap_core.plan import Plan
+from lswap_core.runs import Run
 
 Tally = Callable[[int], None]
 """Called with a number of bytes as they are done. It may raise to stop the work between two pieces."""
@@ -18,22 +20,35 @@ class Source(Protocol):
     """Bytes of the source tensors. Safe to use from several threads."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the tensor's bytes from `offset` on. Raises StalePlanError where the file is no longer
-        what was planned, OSError where it cannot be read; never returns short.
+        """Fill `buffer` with the file's bytes from `offset` after the tensor's first on. Raises StalePlanError where the
+        file is no longer what was planned, OSError where it cannot be read; never returns short.
         """
+
+    def descriptor(self, role: Role, file: str) -> int | None:
+        """A file descriptor that the kernel can copy from, valid for this thread until it asks for another file of that
+        role; None where there is no such thing. Raises as `read_into`.
+        """
+
+    def path_of(self, role: Role, file: str) -> str:
+        """Where the file is, for messages and links."""
 
 
 class Sink(Protocol):
-    """An output that is absent or complete. Safe to use from several threads between `create` and `publish`."""
+    """An output that is absent or complete. Safe to use from several threads between `begin` and `publish`."""
 
-    def create(self, files: tuple[OutputFile, ...]) -> None:
-        """Make room for every file and write its header."""
+    def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
+        """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
+        plan has finished; returns the records of the steps that are done.
+        """
 
-    def copy(self, step: Step, source: Source, tally: Tally) -> str:
-        """Bring a tensor over byte for byte; returns the digest of its bytes."""
+    def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
+        """Bring the tensors of a copied run over byte for byte."""
 
-    def write(self, step: Step, offset: int, data: memoryview) -> None:
-        """Write `data` at `offset` within the tensor."""
+    def write(self, run: Run, offset: int, data: memoryview) -> None:
+        """Write `data` at `offset` within a computed run."""
+
+    def finish(self, run: Run, records: list[StepRecord]) -> None:
+        """Take note that a run is done."""
 
     def put(self, name: str, data: bytes) -> None:
         """Add a small file."""
@@ -42,7 +57,7 @@ class Sink(Protocol):
         """Make everything durable, then visible under the final name."""
 
     def close(self) -> None:
-        """Remove what is unpublished."""
+        """Remove what is unpublished, unless it is worth going on from."""
 
 
 class Kernels(Protocol):
@@ -65,3 +80,16 @@ class Progress(Protocol):
     def advance(self, done_bytes: int) -> None: ...
 
     def end(self) -> None: ...
+
+
+class Silence:
+    """Progress that nobody watches."""
+
+    def begin(self, total_bytes: int) -> None:
+        """See `Progress`."""
+
+    def advance(self, done_bytes: int) -> None:
+        """See `Progress`."""
+
+    def end(self) -> None:
+        """See `Progress`."""

@@ -124,7 +124,7 @@ def test_json_everywhere(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None
     assert plan == result("plan", *sources, *SWAP)
     manifest = result("merge", *sources, *SWAP, "--out", "out")
     assert manifest == json.loads(Path("out/lswap_manifest.json").read_text())
-    assert result("verify", "out", *sources) == {"verified": 27, "against": ["manifest", "math", "lang"]}
+    assert result("verify", "out", *sources) == {"verified": 27, "against": ["manifest", "math", "lang"], "unread": []}
     assert result("inspect", "math")["stack"] == {"prefix": "model.layers", "count": 8}
     assert result("diff", "math", "math")["bytes"] == []
     assert len(result("diff", "math", "out", status=1)["bytes"]) == 15
@@ -433,7 +433,7 @@ def test_a_disk_that_is_too_small(pair: Pair, capsys: pytest.CaptureFixture[str]
             file.truncate(8 + len(text) + (1 << 43))
     status, out, err = run(capsys, "merge", "--math", "hugemath", "--lang", "hugelang", "--bottom", "1", "--out", "out")
     assert (status, out) == (1, "")
-    assert "the output takes 8.8 TB, the disk has" in err
+    assert "8.8 TB are to be written, the disk has" in err
     assert not list(Path().glob("*out*")) + list(Path().glob(".*"))
 
 

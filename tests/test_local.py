@@ -7,11 +7,12 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lswap_core import executor
+from lswap_core import LayerSwap, WriteOptions, executor, kernels, merge
 from lswap_core.descriptors import Descriptors
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
@@ -20,7 +21,8 @@ from lswap_core.layout import lay_out
 from lswap_core.plan import Plan
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource, open_local
-from tests.build import llama_pair, read_model, tree
+from lswap_core.traffic import Traffic
+from tests.build import llama_pair, tree
 
 
 def hub_cache(root: Path, source: Path, *, inside: bool = True) -> Path:
@@ -111,16 +113,51 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o640, file
 
 
-def test_an_unpublished_output_leaves_nothing(tmp_path: Path) -> None:
+def test_an_output_without_a_finished_step_leaves_nothing(tmp_path: Path) -> None:
     plan, source = plan_of(tmp_path)
     sink = LocalSink(tmp_path / "out")
     with source:
-        from lswap_core import kernels
-
-        executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
+        assert sink.begin(plan, source) == {}
     assert [path.name for path in tmp_path.iterdir() if path.name != "sources"] == [".out.partial"]
     sink.close()
     assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+
+
+def test_an_unpublished_output_is_gone_on_from(tmp_path: Path) -> None:
+    plan, source = plan_of(tmp_path)
+    with source:
+        sink = LocalSink(tmp_path / "out")
+        first = executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
+        sink.close()
+        assert [path.name for path in tmp_path.iterdir() if path.name != "sources"] == [".out.partial"]
+        traffic = Traffic()
+        again = LocalSink(tmp_path / "out", traffic=traffic)
+        assert executor.run(plan, source, again, Evaluator(source, kernels), progress=Quiet(), workers=2) == first
+        assert traffic.bytes_by_method == {"resume": sum(step.size_bytes for step in plan.steps)}
+        again.close()
+        anew = LocalSink(tmp_path / "out", restart=True)
+        assert anew.begin(plan, source) == {}
+        anew.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+
+
+def test_an_unfinished_merge_of_another_plan_is_refused_by_name(tmp_path: Path) -> None:
+    plan, source = plan_of(tmp_path)
+    with source:
+        sink = LocalSink(tmp_path / "out")
+        executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
+        sink.close()
+        before = tree(tmp_path)
+        other = replace(plan, sidecars=())
+        sink = LocalSink(tmp_path / "out")
+        with pytest.raises(RecipeError, match=r"\.out\.partial holds an unfinished merge of another plan; .*--restart"):
+            sink.begin(other, source)
+        sink.close()
+        sink = LocalSink(tmp_path / "out", options=WriteOptions(digest="none"))
+        with pytest.raises(RecipeError, match=r"\.out\.partial holds an unfinished merge begun with --digest auto"):
+            sink.begin(plan, source)
+        sink.close()
+        assert tree(tmp_path) == before
 
 
 def test_two_writers_of_one_output(tmp_path: Path) -> None:
@@ -139,15 +176,14 @@ def test_leftovers_of_a_killed_run_are_cleared_and_nobody_elses(tmp_path: Path) 
         LocalSink(tmp_path / "out")
     assert (partial / "precious").read_text() == "mine"
     (partial / ".lswap-partial").touch()
-    sink = LocalSink(tmp_path / "out")
-    assert {path.name for path in partial.iterdir()} == {".lswap-partial"}
-    sink.close()
+    LocalSink(tmp_path / "out").close()
+    assert not partial.exists()
 
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     plan, source = plan_of(tmp_path)
     sink = LocalSink(tmp_path / "out")
-    sink.create(plan.files)
+    sink.begin(plan, source)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "theirs").touch()
     with pytest.raises(RecipeError, match="exists"):
@@ -158,33 +194,35 @@ def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"theirs"}
 
 
+@pytest.mark.parametrize("number", [1, 2, 4, 7])
 @pytest.mark.parametrize("call", ["pwrite", "fsync", "preadv"])
-def test_what_the_disk_refuses_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    from lswap_core import LayerSwap, merge
-
+def test_what_the_disk_refuses_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
     pair = llama_pair(tmp_path / "sources")
-    before = tree(tmp_path)
+    sources = tree(tmp_path)
+    swap = LayerSwap(bottom=1, transition=1)
+    merge(swap, math=pair.math, lang=pair.lang, into=tmp_path / "expected")
     real, calls = getattr(os, call), []
 
     def refuse(*args: object) -> object:
         calls.append(args)
-        if len(calls) == 4:
+        if len(calls) == number:
             raise OSError(errno.EIO, "Input/output error")
         return real(*args)
 
     monkeypatch.setattr(os, call, refuse)
-    with pytest.raises(OSError, match="Input/output error"):
-        merge(LayerSwap(bottom=1, transition=1), math=pair.math, lang=pair.lang, into=tmp_path / "out")
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        merge(swap, math=pair.math, lang=pair.lang, into=tmp_path / "out")
     monkeypatch.undo()
-    assert tree(tmp_path) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
-    merge(LayerSwap(bottom=1, transition=1), math=pair.math, lang=pair.lang, into=tmp_path / "out")
-    assert read_model(tmp_path / "out").keys() == pair.math_model.keys()
+    assert caught.value.filename
+    assert tree(tmp_path / "sources") == {name.removeprefix("sources/"): data for name, data in sources.items()}
+    assert not (tmp_path / "out").exists()
+    assert bool(getattr(caught.value, "__notes__", None)) == (tmp_path / ".out.partial").exists()
+    merge(swap, math=pair.math, lang=pair.lang, into=tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "expected")
+    assert {path.name for path in tmp_path.iterdir()} == {"sources", "expected", "out"}
 
 
 def test_short_reads_and_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lswap_core import LayerSwap, merge
-
     pair = llama_pair(tmp_path / "sources")
     swap = LayerSwap(bottom=1, transition=1)
     merge(swap, math=pair.math, lang=pair.lang, into=tmp_path / "a")

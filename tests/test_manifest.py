@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
+import sys
 from typing import Any
 
 import pytest
@@ -32,6 +35,24 @@ def test_json_round_trip() -> None:
     again = Manifest.from_json(text.encode(), path="m")
     assert again == one
     assert again.to_json() == text
+
+
+@pytest.mark.parametrize("value", [sys.float_info.max, -sys.float_info.max, 5e-324, math.inf, -math.inf, math.nan, 0.0])
+def test_statistics_of_any_size_round_trip(value: float) -> None:
+    plan = lay_out(Draft.of(checkpoint({"t": ("F64", (1,))})))
+    one = compile_manifest(plan, [StepRecord("t", None, DifferenceStats(count=1, max_abs=value, dot=value))], tool="x")
+    found = Manifest.from_json(one.to_json().encode(), path="m").tensors["t"]
+    assert found.digest is None
+    assert found.statistics is not None
+    assert struct.pack("<2d", found.statistics.max_abs, found.statistics.dot) == struct.pack("<2d", value, value)
+
+
+@pytest.mark.parametrize("value", [2 * 10**308, -(10**400), "1"])
+def test_statistics_beyond_any_size_are_refused(value: object) -> None:
+    document = json.loads(manifest().to_json())
+    document["tensors"]["model.layers.1.mlp.weight"]["statistics"]["dot"] = value
+    with pytest.raises(FormatError, match="expected a number"):
+        Manifest.from_json(json.dumps(document).encode(), path="m.json")
 
 
 def test_it_names_no_place() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -150,10 +151,10 @@ def odd_pairs(draw: st.DrawFn) -> tuple[Model, Model, list[list[list[str]]], int
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
+    max_examples=2000 if os.environ.get("LSWAP_LONG") else 60,
+    derandomize=not os.environ.get("LSWAP_LONG"),
     database=None,
+    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(odd_pairs(), st.data())

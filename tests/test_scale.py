@@ -103,5 +103,5 @@ def test_executing_it_is_refused_where_it_does_not_fit(tmp_path: Path) -> None:
     ]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "the output takes 811.7 GB" in done.stderr
+    assert "811.7 GB are to be written" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lang", "math"]

@@ -1,170 +1,256 @@
-"""A directory on a local or mounted disk, built beside its final place and published by one rename."""
+"""An output on a local or mounted disk: built beside its final place, resumable, published by one rename."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from hashlib import file_digest
 from pathlib import Path
-from threading import local
+from threading import Lock, local
 
 from lswap_core.descriptors import Descriptors
-from lswap_core.digests import Digest
-from lswap_core.documents import is_unicode
-from lswap_core.errors import RecipeError
-from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE, OutputFile, Step
+from lswap_core.digests import RunDigests
+from lswap_core.manifest import StepRecord
+from lswap_core.options import WriteOptions
+from lswap_core.plan import MANIFEST_FILE, Plan, Step
 from lswap_core.ports import Source, Tally
+from lswap_core.runs import Run, base_of, is_plain
+from lswap_core.sinks.copying import Copier, Span
+from lswap_core.sinks.durable import sync_directory, sync_file, write_all
+from lswap_core.sinks.earlier import find_earlier, finished, is_intact
+from lswap_core.sinks.journal import Journal
+from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
+from lswap_core.sinks.placing import WRITTEN, place
+from lswap_core.sinks.writeback import Writeback
 from lswap_core.sizes import format_size
+from lswap_core.traffic import Traffic
 
 _PIECE_BYTES = 256 * 1024
 """See `lswap_core.evaluate.CHUNK_BYTES`."""
-
-
-def check_destination(destination: str | os.PathLike[str], sources: Iterable[str]) -> Path:
-    """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
-    FileNotFoundError where its parent does not exist.
-    """
-    # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
-    absolute = Path(os.path.abspath(destination))
-    place = Path(os.path.realpath(absolute.parent)) / absolute.name
-    if not is_unicode(str(place)):
-        raise RecipeError(f"the output's path {str(place)!r} is no Unicode text; choose another --out")
-    for source in sources:
-        real = Path(os.path.realpath(source))
-        if place == real or place.is_relative_to(real) or real.is_relative_to(place):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another --out")
-    if os.path.lexists(place):
-        raise RecipeError(f"{place} exists; an output is never written over, choose another --out or remove it")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(place.parent))
-    return place
+_COMMIT_SECONDS = 5.0
+"""What a power cut costs, at most, beside the steps in flight."""
 
 
 class LocalSink:
-    """Writes to `.<name>.partial` beside `destination`. A lock, which a dead process does not hold, keeps others out."""
+    """Writes to `.<name>.partial` beside `destination`. What was finished there is kept when a run fails, for the next one."""
 
-    def __init__(self, destination: str | os.PathLike[str], *, sources: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        destination: str | os.PathLike[str],
+        *,
+        sources: Iterable[str] = (),
+        options: WriteOptions = WriteOptions(),
+        traffic: Traffic | None = None,
+        restart: bool = False,
+    ) -> None:
         """Claim the partial directory. RecipeError where the destination exists, lies in, is or holds one of `sources`
-        (paths), or is being written by another process.
+        (paths), or is being written by another process. restart: discard what an earlier run left.
         """
-        self._destination = check_destination(destination, sources)
-        self._partial = self._destination.with_name(f".{self._destination.name}.partial")
-        self._directory = self._claim()
-        self._published = False
+        self._partial = Partial(check_destination(destination, sources))
+        self._options = options
+        self._traffic = traffic or Traffic()
+        self._restart = restart
+        self._copier = Copier(options.copy_method, self._traffic)
+        self._writeback = Writeback()
         self._descriptors = Descriptors(self._open)
         self._buffers = local()
+        self._journal: Journal | None = None
+        self._lock, self._committing = Lock(), Lock()
+        self._touched: set[str] = set()
+        self._events = 0
+        self._committed_at = time.monotonic()
+        self._steps_left: Counter[str] = Counter()
+        self._shared: frozenset[str] = frozenset()
+        self._open_still = True
+        self.shard_sha256: dict[str, str] = {}
+        """Of whole shards, as far as they were asked for."""
+        self.kept = not restart and self._partial.holds_work
+        """What was finished is kept in the partial directory, for the same command to go on from."""
 
-    def create(self, files: tuple[OutputFile, ...]) -> None:
-        """See `lswap_core.ports.Sink`. OSError (ENOSPC) where the disk has no room for them."""
-        needed = sum(file.header.file_size for file in files)
-        free = shutil.disk_usage(self._partial).free
-        if needed > free:
-            what = f"the output takes {format_size(needed)}, the disk has {format_size(free)} free"
-            raise OSError(errno.ENOSPC, what, str(self._destination.parent))
-        for file in files:
-            with open(self._partial / file.name, "xb") as handle:
-                handle.write(file.header.encode())
-                handle.truncate(file.header.file_size)
+    def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
+        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way."""
+        earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
+        self.kept = earlier is not None
+        self._partial.clear(keep=[JOURNAL_FILE, MANIFEST_FILE, *earlier.placed] if earlier else ())
+        intact = {f.name for f in plan.files if earlier and f.name in earlier.placed and is_intact(self.partial, f)}
+        placed, shared = {}, set()
+        for file in plan.files:
+            base = base_of(file)
+            if earlier is not None and file.name in intact:
+                how = earlier.placed[file.name]
+            else:
+                path = self.partial / file.name
+                how = place(file, base, source, path, copier=self._copier, link=self._options.link)
+            placed[file.name] = how
+            if base is not None and how != WRITTEN:
+                shared |= {step.name for step in base.shared}
+                self._traffic.add(how, sum(step.size_bytes for step in base.shared))
+        self._shared = frozenset(shared)
+        held = finished(self.partial, plan, earlier, intact) if earlier is not None else {}
+        done = dict(held)
+        if self._options.digest in ("auto", "none"):
+            done |= {name: StepRecord(name, None) for name in shared}
+        self._steps_left.update(step.file for step in plan.steps if step.name not in done)
+        self._check_space(step for step in plan.steps if step.name not in done and step.name not in shared)
+        for file in plan.files:
+            sync_file(self.partial / file.name)
+        sync_directory(self.partial)
+        self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in held))
+        self._journal = Journal(self.partial / JOURNAL_FILE, plan.digest, self._options.digest)
+        self._journal.start(placed, list(held.values()))
+        (self.partial / MANIFEST_FILE).unlink(missing_ok=True)  # what it told stands in the journal now
+        self._events = 1 if held else 0
+        return done
 
-    def copy(self, step: Step, source: Source, tally: Tally) -> str:
+    def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.ports.Sink`."""
-        digest = Digest()
-        (ref,) = step.made_of.refs
-        buffer: bytearray = self._buffers.__dict__.setdefault("copy", bytearray(_PIECE_BYTES))
-        for offset in range(0, ref.size_bytes, _PIECE_BYTES):
-            piece = memoryview(buffer)[: min(_PIECE_BYTES, ref.size_bytes - offset)]
-            source.read_into(ref, offset, piece)
-            digest.update(piece)
-            self.write(step, offset, piece)
-            tally(len(piece))
-        return digest.text()
+        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        if run.steps[0].name in self._shared:  # nothing to be written; only a digest was asked for
+            self._through(run, 0, run.size_bytes, source, tally, digests, write=False)
+        else:
+            self._transfer(run, source, tally, digests)
+        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
 
-    def write(self, step: Step, offset: int, data: memoryview) -> None:
+    def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.ports.Sink`."""
-        fd = self._descriptors.get("out", step.file)
-        at = step.begin + offset
-        while data:
+        self._write(run, offset, data)
+        self._traffic.add("compute", len(data))
+
+    def finish(self, run: Run, records: list[StepRecord]) -> None:
+        """See `lswap_core.ports.Sink`."""
+        assert self._journal is not None
+        with self._lock:
+            self._events = self._journal.record(records)
+            self._touched.add(run.file)
+            self._steps_left[run.file] -= len(run.steps)
+            complete = not self._steps_left[run.file]
+            due = time.monotonic() - self._committed_at > _COMMIT_SECONDS
+            self.kept = True
+        if complete and self._options.digest == "sha256":
+            self.hash_shard(run.file)  # now, while its pages are in the cache
+        if due and self._committing.acquire(blocking=False):
             try:
-                count = os.pwrite(fd, data, at)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self._partial / step.file)) from None
-            data, at = data[count:], at + count
+                self._commit()
+            finally:
+                self._committing.release()
+
+    def hash_shard(self, name: str) -> None:
+        """Take the SHA-256 of a whole shard, unless that was done."""
+        if name not in self.shard_sha256:
+            with open(self.partial / name, "rb", buffering=0) as file:
+                self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
         """See `lswap_core.ports.Sink`."""
-        path = self._partial / name
+        path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "xb") as handle:  # never over a shard
             handle.write(data)
 
     def publish(self) -> None:
-        """See `lswap_core.ports.Sink`: files, then directories, are synced before the rename and the parent after it;
-        without the last, a power cut left only the partial name on ext4, XFS and btrfs.
-        """
-        self._descriptors.close()
-        (self._partial / CLAIM_FILE).unlink()
-        for folder, _, files in os.walk(self._partial, topdown=False):
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
-        self._refuse_existing()
-        self._partial.rename(self._destination)
-        self._published = True
-        _sync(self._destination.parent)
+        """See `lswap_core.ports.Sink`."""
+        self._let_go()
+        self._partial.publish()
+        self.kept, self._open_still = False, False
+        self._partial.release()
 
     def close(self) -> None:
-        """Remove what is unpublished, and let go of the lock."""
+        """See `lswap_core.ports.Sink`."""
+        if self._open_still:
+            self._let_go()
+            if not self.kept:
+                self._partial.remove()
+            self._partial.release()
+
+    @property
+    def partial(self) -> Path:
+        """Where it is built."""
+        return self._partial.path
+
+    def _let_go(self) -> None:
         self._descriptors.close()
-        if not self._published:
-            # The claim goes last: whatever is left by a second interruption is still known as ours.
-            (self._partial / CLAIM_FILE).touch()
-            _clear(self._partial)
-            (self._partial / CLAIM_FILE).unlink()
-            self._partial.rmdir()
-        os.close(self._directory)
+        if self._journal is not None:
+            self._journal.close()
+
+    def _check_space(self, left: Iterable[Step]) -> None:
+        """Raise ENOSPC where the steps that are left do not fit. What is shared with a source takes no room."""
+        needed = sum(step.size_bytes for step in left if not (self._copier.shares and is_plain(step)))
+        free = shutil.disk_usage(self.partial).free
+        if needed > free:
+            what = f"{format_size(needed)} are to be written, the disk has {format_size(free)} free"
+            raise OSError(errno.ENOSPC, what, str(self._partial.destination.parent))
 
     def _open(self, _slot: str, name: str) -> int:
-        return os.open(self._partial / name, os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(self.partial / name, os.O_RDWR | os.O_CLOEXEC)
 
-    def _refuse_existing(self) -> None:
-        if os.path.lexists(self._destination):
-            raise RecipeError(f"{self._destination} exists; an output is never written over, choose another --out or remove it")
+    def _commit(self) -> None:
+        """Make what was written so far durable, then say so in the journal: never the other way round."""
+        assert self._journal is not None
+        with self._lock:
+            events, touched, self._touched = self._events, self._touched, set()
+        for name in touched:
+            sync_file(self.partial / name)
+        self._journal.synced(events)
+        self._committed_at = time.monotonic()
 
-    def _claim(self) -> int:
-        self._partial.mkdir(exist_ok=True)
-        directory = os.open(self._partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # Bytes
+
+    def _transfer(self, run: Run, source: Source, tally: Tally, digests: RunDigests | None) -> None:
+        """By sharing extents where that can be; else by the kernel where no digest is wanted; else through a buffer, in which
+        the bytes are digested while they are in the cache.
+        """
+        theirs, end = source.descriptor(run.source.role, run.source.file), run.size_bytes
+        if theirs is None:
+            return self._through(run, 0, end, source, tally, digests)
+        span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
+        if (body := self._copier.clone(span)) is not None:
+            self._through(run, 0, body[0], source, tally, digests)
+            if digests is not None and self._options.digest != "auto":
+                self._through(run, *body, source, tally, digests, write=False)
+            else:
+                tally(body[1] - body[0])
+            return self._through(run, body[1], end, source, tally, digests)
+        if digests is not None and self._options.copy_method == "auto":
+            return self._through(run, 0, end, source, tally, digests)
+
+        def advance(begin: int, stop: int) -> None:
+            self._writeback.wrote(span.target, run.begin + begin, run.begin + stop)
+            if digests is None:
+                tally(stop - begin)
+            else:
+                self._through(run, begin, stop, source, tally, digests, write=False)
+
+        done = self._copier.move(span, advance)
+        return self._through(run, done, end, source, tally, digests)
+
+    def _through(
+        self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
+    ) -> None:
+        """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
+        for offset, piece in self._pieces(end - begin):
+            source.read_into(run.source, begin + offset, piece)
+            if digests is not None:
+                digests.feed(run.begin + begin + offset, piece)
+            if write:
+                self._write(run, begin + offset, piece)
+            tally(len(piece))
+        if write and end > begin:
+            self._traffic.add("read_write", end - begin)
+
+    def _write(self, run: Run, offset: int, data: memoryview) -> None:
+        fd, at = self._descriptors.get("out", run.file), run.begin + offset
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
-            ours = os.path.samestat(os.fstat(directory), os.stat(self._partial))
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            os.close(directory)
-            raise RecipeError(f"{self._destination} is being written by another process; wait for it or choose another --out")
-        leftovers = list(self._partial.iterdir())
-        if leftovers and not {CLAIM_FILE, MANIFEST_FILE} & {path.name for path in leftovers}:
-            os.close(directory)
-            raise RecipeError(f"{self._partial} is in the way and not of this program's making; move it or choose another --out")
-        (self._partial / CLAIM_FILE).touch()
-        _clear(self._partial)  # what a run that was killed left
-        return directory
+            write_all(fd, data, at)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.partial / run.file)) from None
+        self._writeback.wrote(fd, at, at + len(data))
 
-
-def _clear(folder: Path) -> None:
-    """Remove everything in it but the claim."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != CLAIM_FILE:
-            path.unlink()
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    def _pieces(self, size: int) -> Iterable[tuple[int, memoryview]]:
+        """Offsets of the pieces of something, and a buffer for each, the same one."""
+        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
+        for offset in range(0, size, _PIECE_BYTES):
+            yield offset, memoryview(buffer)[: min(_PIECE_BYTES, size - offset)]

@@ -100,6 +100,14 @@ class LocalSource:
                 )
             at += count
 
+    def descriptor(self, role: Role, file: str) -> int | None:
+        """See `lswap_core.ports.Source`."""
+        return self._descriptors.get(role, file)
+
+    def path_of(self, role: Role, file: str) -> str:
+        """See `lswap_core.ports.Source`."""
+        return self._shards[role, file][0].path_of(file)
+
     def check(self) -> None:
         """Raise StalePlanError if any file changed since it was catalogued."""
         for role, file in self._shards:
@@ -123,6 +131,7 @@ class LocalSource:
         if (now.st_size, now.st_mtime_ns) != (planned.header.file_size, planned.mtime_ns):
             os.close(fd)
             raise StalePlanError(f"{path}: changed after it was planned ({now.st_size} bytes now); plan again")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice the usual read-ahead
         return fd
 
 

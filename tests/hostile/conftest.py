@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import cli
+from lswap_core.arguments import build_parser
 
 from .corpus import make_expert
 
@@ -77,7 +78,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # Building the parser takes longer than all else that a refusal takes, and there are a thousand of them.
-_parser = cache(cli._parser)
+_parser = cache(lambda: build_parser(cli._COMMANDS))
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     handler = signal.getsignal(signal.SIGTERM)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(cli, "_parser", _parser)
+    monkeypatch.setattr(cli, "build_parser", lambda _: _parser())
 
     def run(*arguments: str | Path) -> Outcome:
         before, descriptors = picture(tmp_path), open_descriptors()

@@ -446,15 +446,18 @@ def _manifest_cases() -> list[Case]:
     for key in ("role", "name", "files"):
         case(f"source-without-{key}", drop(f"sources/0/{key}"), f"'{key}'")
     for place in ("sources/0/files", "shards", "sidecars"):
-        for key in ("name", "size", "sha256"):
+        checksum = "header_sha256" if place == "shards" else "sha256"
+        for key in ("name", "size", checksum):
             case(f"{place.replace('/', '-')}-without-{key}", drop(f"{place}/0/{key}"), f"'{key}'")
             if key == "size":
                 for name, value in NOT_SIZE.items():
                     case(f"{place.replace('/', '-')}-size-is-{name}", put(f"{place}/0/size", value))
-            if key == "sha256":
+            if key == checksum:
                 for name, value in NOT_TEXT.items():
-                    case(f"{place.replace('/', '-')}-sha256-is-{name}", put(f"{place}/0/sha256", value))
-    for key in ("file", "dtype", "shape", "begin", "end", "made_of", "digest"):
+                    case(f"{place.replace('/', '-')}-{key}-is-{name}", put(f"{place}/0/{key}", value))
+    for name, value in NOT_TEXT.items():
+        case(f"shards-sha256-is-{name}", add("shards/0/sha256", value))
+    for key in ("file", "dtype", "shape", "begin", "end", "made_of"):
         case(f"tensor-without-{key}", drop(f"{tensor}/{key}"), f"'{key}'", EMBED)
     for key in (
         "count", "differing", "sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares", "x_nonfinite", "y_nonfinite",

@@ -1,0 +1,128 @@
+"""The command line's grammar: commands and their options. Nothing is done here, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
+from lswap_core.recipe import PARTS, RAMPS
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
+    parser = _Parser(
+        prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")
+    _add_sources(merge)
+    _add_recipe(merge)
+    merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    _add_writing(merge)
+    _add_running(merge, run["merge"])
+
+    plan = commands.add_parser("plan", help="plan a merge from the headers alone")
+    _add_sources(plan)
+    _add_recipe(plan)
+    plan.add_argument("--out", metavar="FILE", help="where to write the plan as JSON")
+    _add_running(plan, run["plan"], workers=False)
+
+    apply = commands.add_parser("apply", help="execute a plan")
+    apply.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
+    apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    _add_locations(apply, "where {role} lies now, if not where it was planned")
+    _add_writing(apply)
+    _add_running(apply, run["apply"])
+
+    inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
+    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
+    inspect.add_argument("--tensors", action="store_true", help="list every tensor")
+    inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
+    _add_running(inspect, run["inspect"], workers=False)
+
+    diff = commands.add_parser("diff", help="compare two checkpoints: names, shapes, dtypes, bytes (exit 1 if they differ)")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    _add_running(diff, run["diff"])
+
+    verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
+    verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    _add_locations(verify, "derive every byte again from {role}")
+    _add_running(verify, run["verify"])
+    return parser
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
+        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
+        parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
+
+
+def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
+    for role in ("math", "lang", "base"):
+        parser.add_argument(f"--{role}", metavar="PATH", help=text.format(role=role))
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    layers = parser.add_argument_group("layers")
+    layers.add_argument("--bottom", type=int, metavar="N", help="layers from lang at the bottom")
+    layers.add_argument("--top", type=int, metavar="N", help="layers from lang at the top")
+    layers.add_argument("--transition", type=int, metavar="N", help="blended layers at each seam (default: 0)")
+    layers.add_argument("--transition-bottom", type=int, metavar="N", help="blended layers at the bottom seam alone")
+    layers.add_argument("--transition-top", type=int, metavar="N", help="blended layers at the top seam alone")
+    layers.add_argument("--lang-layers", metavar="SET", help="layers from lang by number, as 0-3,30,31, instead of the above")
+    layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
+    layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
+    layers.add_argument(
+        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
+    )
+    layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
+    outside = parser.add_argument_group("outside the layers")
+    for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):
+        outside.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {what} (default: math)")
+    parser.add_argument(
+        "--cast", action="store_true", default=None, help="round lang's tensors to math's dtypes where they differ"
+    )
+    parser.add_argument(
+        "--shard-size", metavar="SIZE", help="lay the output out anew in shards of this size, as 5GB (default: as math's)"
+    )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    writing = parser.add_argument_group("writing")
+    writing.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to blend; auto is the CPU (default: auto)"
+    )
+    writing.add_argument(
+        "--copy-method", choices=COPY_METHODS, help="the only way of copying to try; auto: all, the fastest first (default: auto)"
+    )
+    writing.add_argument(
+        "--digest",
+        choices=DIGESTS,
+        help="what to record of the tensors' bytes; auto: XXH3 of all that this run moves; sha256: of whole shards as well",
+    )
+    writing.add_argument(
+        "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
+    )
+    writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
+
+
+def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:
+    if workers:
+        parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per processor, at most 8)")
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)

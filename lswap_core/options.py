@@ -1,0 +1,38 @@
+"""How an output is written: choices that change its speed and what is recorded of it, never its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lswap_core.errors import RecipeError
+
+CopyMethod = Literal["auto", "clone", "copy_file_range", "sendfile", "read_write"]
+DigestKind = Literal["auto", "none", "xxh3", "sha256"]
+Link = Literal["none", "hard"]
+COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
+DIGESTS: tuple[DigestKind, ...] = get_args(DigestKind)
+LINKS: tuple[Link, ...] = get_args(Link)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """copy_method: the only way of copying to try before reading and writing; `auto` tries all, best first.
+
+    digest: of which bytes a digest is recorded. `auto`: XXH3 (128 bits) of every tensor that this process moved, none of one
+    that shares its source's extents or file; `xxh3`: of every tensor; `sha256`: that, and the SHA-256 of every shard, as
+    the hub shows it; `none`. link: `hard` links a shard in which nothing changed to its source's file.
+
+    Raises RecipeError for any other value.
+    """
+
+    copy_method: CopyMethod = "auto"
+    digest: DigestKind = "auto"
+    link: Link = "none"
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[Any, ...]] = {"copy_method": COPY_METHODS, "digest": DIGESTS, "link": LINKS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                flag = "--" + name.replace("_", "-")
+                raise RecipeError(f"{flag} is {getattr(self, name)!r}; expected one of {', '.join(known)}")

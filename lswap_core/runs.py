@@ -1,0 +1,102 @@
+"""What can be copied together: runs of tensors whose bytes are neighbours in the source and in the output alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.draft import Copy
+from lswap_core.plan import OutputFile, Step
+
+RUN_BYTES = 64 * 1024 * 1024
+"""Most bytes in a run of several tensors: enough for copying to pay no heed to calls, little enough to share among threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Steps that are done together: neighbouring copies from one source file, or one step that is computed."""
+
+    steps: tuple[Step, ...]
+
+    @property
+    def file(self) -> str:
+        """The output file."""
+        return self.steps[0].file
+
+    @property
+    def begin(self) -> int:
+        """Where it begins in the output file."""
+        return self.steps[0].begin
+
+    @property
+    def end(self) -> int:
+        """Where it ends in the output file."""
+        return self.steps[-1].end
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def copied(self) -> bool:
+        """Its bytes are the source's."""
+        return is_plain(self.steps[0])
+
+    @property
+    def source(self) -> TensorRef:
+        """Where its first byte comes from; for a computed step, that of its first operand."""
+        return self.steps[0].made_of.refs[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The source file that an output file was made after: `shared` steps have in both the same bytes at the same place."""
+
+    role: Role
+    file: str
+    shared: tuple[Step, ...]
+    whole: bool
+
+
+def is_plain(step: Step) -> bool:
+    """It copies bytes, without rounding."""
+    return isinstance(step.made_of, Copy) and step.made_of.cast is None
+
+
+def base_of(file: OutputFile) -> Base | None:
+    """The source file with most bytes at the same offsets, if there is one. Headers are for the caller to compare."""
+    in_place = [step for step in file.steps() if is_plain(step) and step.made_of.refs[0].begin == step.begin]
+    weights: Counter[tuple[Role, str]] = Counter()
+    for step in in_place:
+        weights[_origin(step)] += step.size_bytes
+    if not weights:
+        return None
+    (role, name), _ = weights.most_common(1)[0]
+    shared = tuple(step for step in in_place if _origin(step) == (role, name))
+    return Base(role, name, shared, whole=len(shared) == len(file.made_of))
+
+
+def runs(steps: Iterable[Step], *, apart: Collection[str] = (), most_bytes: int = RUN_BYTES) -> Iterator[Run]:
+    """Steps, given in the order of files and offsets, as runs. Those named in `apart` do not share a run with others."""
+    for _, of_file in groupby(steps, key=lambda step: step.file):
+        pending: list[Step] = []
+        for step in of_file:
+            if pending and not (_follows(pending[-1], step, apart) and step.end - pending[0].begin <= most_bytes):
+                yield Run(tuple(pending))
+                pending = []
+            pending.append(step)
+        yield Run(tuple(pending))
+
+
+def _follows(before: Step, step: Step, apart: Collection[str]) -> bool:
+    if not (is_plain(before) and is_plain(step)) or (before.name in apart) != (step.name in apart):
+        return False
+    near, far = before.made_of.refs[0], step.made_of.refs[0]
+    return before.end == step.begin and _origin(before) == _origin(step) and near.end == far.begin
+
+
+def _origin(step: Step) -> tuple[Role, str]:
+    return step.made_of.refs[0].role, step.made_of.refs[0].file

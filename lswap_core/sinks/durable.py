@@ -1,0 +1,41 @@
+"""Writing that is complete, and stays."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_all(fd: int, data: bytes | memoryview, at: int | None = None) -> None:
+    """All of `data`, at an offset or else where the file is."""
+    rest = memoryview(data)
+    while rest:
+        count = os.write(fd, rest) if at is None else os.pwrite(fd, rest, at)
+        rest = rest[count:]
+        at = None if at is None else at + count
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's bytes durable. Where that fails the file is removed: what the page cache still shows may not be on the
+    disk, and a second try would say that all is well.
+    """
+    try:
+        _sync(path, os.O_RDONLY)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's names durable."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        os.close(fd)

@@ -1,0 +1,141 @@
+"""The journal of an output under construction: what of it is finished, so that a run that was cut off can be resumed.
+
+One line per event: the XXH3 of the rest of the line, in hexadecimal, and a JSON object. Of a journal that was cut off, or
+that a power cut has damaged, everything before the first line that is not sound counts.
+
+    {"journal": "lswap-journal/1", "plan": DIGEST, "digest": KIND}   what it is the journal of
+    {"placed": {FILE: "clone", ...}}      the files are there with their headers, durably, and how they came to be
+    {"done": [[STEP, DIGEST, STATISTICS], ...]}      the bytes of these steps were written
+    {"synced": N}      the first N events of that kind are durable
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import xxhash
+
+from lswap_core.documents import Node, parse_object
+from lswap_core.errors import FormatError
+from lswap_core.manifest import StepRecord, parse_statistics
+from lswap_core.sinks.durable import sync_directory, write_all
+
+FORMAT = "lswap-journal/1"
+_SUM_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a journal tells: of which plan, how files were placed, which records are durable and which may not be."""
+
+    plan: str
+    digest: str
+    placed: Mapping[str, str]
+    durable: Mapping[str, StepRecord]
+    unsure: Mapping[str, StepRecord]
+
+
+class Journal:
+    """A journal to write to. Safe to use from several threads."""
+
+    def __init__(self, path: Path, plan: str, digest: str) -> None:
+        """Nothing is on disk before `start`."""
+        self._path = path
+        self._head = {"journal": FORMAT, "plan": plan, "digest": digest}
+        self._lock = Lock()
+        self._fd = -1
+        self._events = 0
+
+    def start(self, placed: Mapping[str, str], done: Sequence[StepRecord]) -> None:
+        """Begin anew, in place of whatever journal there is, with what is durable already."""
+        fresh = self._path.with_name(self._path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        self._fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        events: list[dict[str, Any]] = [self._head, {"placed": dict(placed)}]
+        events += [{"done": [_to_json(record) for record in done]}, {"synced": 1}] if done else []
+        self._events = len(done) and 1
+        write_all(self._fd, b"".join(map(_line, events)))
+        os.fsync(self._fd)
+        fresh.rename(self._path)
+        sync_directory(self._path.parent)
+
+    def record(self, done: Sequence[StepRecord]) -> int:
+        """Note that steps were written; returns how many times that was noted."""
+        line = _line({"done": [_to_json(record) for record in done]})
+        with self._lock:
+            write_all(self._fd, line)
+            self._events += 1
+            return self._events
+
+    def synced(self, events: int) -> None:
+        """Note that what the first `events` calls of `record` told is durable by now."""
+        with self._lock:
+            write_all(self._fd, _line({"synced": events}))
+            os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_journal(path: Path) -> Progress | None:
+    """What the journal at `path` tells; None where there is none that got as far as the placing of files."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return None
+    head: Node | None = None
+    placed: dict[str, str] | None = None
+    done: list[list[StepRecord]] = []
+    synced = 0
+    try:
+        for line in lines:
+            event = _parse(line, path)
+            if "journal" in event and event["journal"].text() == FORMAT:
+                head = event
+            elif "placed" in event:
+                placed = {file: how.text() for file, how in event["placed"].items()}
+            elif "done" in event:
+                done.append([_from_json(entry) for entry in event["done"].elements()])
+            else:
+                synced = event["synced"].integer(high=len(done))
+    except FormatError:
+        pass  # the line that was being written when the run was cut off, or what a power cut left of it
+    if head is None or placed is None:
+        return None
+    durable = {record.name: record for records in done[:synced] for record in records}
+    unsure = {record.name: record for records in done[synced:] for record in records}
+    return Progress(head["plan"].text(), head["digest"].text(), placed, durable, unsure)
+
+
+def _line(event: Mapping[str, Any]) -> bytes:
+    text = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
+
+
+def _parse(line: bytes, path: Path) -> Node:
+    written, text = line[:_SUM_DIGITS], line[_SUM_DIGITS + 1 :]
+    if xxhash.xxh3_64_hexdigest(text).encode() != written:
+        raise FormatError("a line is not what was written", path=str(path))
+    return Node(parse_object(text, path=str(path)), path=str(path))
+
+
+def _to_json(record: StepRecord) -> list[Any]:
+    return [record.name, record.digest, None if record.statistics is None else record.statistics.to_json()]
+
+
+def _from_json(entry: Node) -> StepRecord:
+    name, digest, statistics = entry.elements(3)
+    return StepRecord(
+        name.text(),
+        None if digest.value is None else digest.text(),
+        None if statistics.value is None else parse_statistics(statistics),
+    )

@@ -1,0 +1,107 @@
+"""The directory that an output is built in, `.<name>.partial` beside its final place: claimed, kept or cleared, published."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from lswap_core.documents import is_unicode
+from lswap_core.errors import RecipeError
+from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE
+from lswap_core.sinks.durable import sync_directory, sync_file
+
+JOURNAL_FILE = ".lswap-journal"
+
+
+def check_destination(destination: str | os.PathLike[str], sources: Iterable[str]) -> Path:
+    """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
+    FileNotFoundError where its parent does not exist.
+    """
+    # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
+    absolute = Path(os.path.abspath(destination))
+    place = Path(os.path.realpath(absolute.parent)) / absolute.name
+    if not is_unicode(str(place)):
+        raise RecipeError(f"the output's path {str(place)!r} is no Unicode text; choose another --out")
+    for source in sources:
+        real = Path(os.path.realpath(source))
+        if place == real or place.is_relative_to(real) or real.is_relative_to(place):
+            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another --out")
+    if os.path.lexists(place):
+        raise RecipeError(f"{place} exists; an output is never written over, choose another --out or remove it")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(place.parent))
+    return place
+
+
+class Partial:
+    """A claimed directory. A lock on it, which a dead process does not hold, keeps others out."""
+
+    def __init__(self, destination: Path) -> None:
+        """Raises RecipeError where another process writes there, or where something else has the directory's name."""
+        self.destination = destination
+        self.path = destination.with_name(f".{destination.name}.partial")
+        self._directory = self._claim()
+
+    @property
+    def holds_work(self) -> bool:
+        """An earlier run may have left something worth keeping."""
+        return any((self.path / name).exists() for name in (JOURNAL_FILE, MANIFEST_FILE))
+
+    def clear(self, keep: Collection[str] = ()) -> None:
+        """Remove everything in it but the claim and what `keep` names."""
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != CLAIM_FILE and path.name not in keep:
+                path.unlink()
+
+    def publish(self) -> None:
+        """Sync the files, then the directories, give the whole its final name, and sync the parent; without the last, a power
+        cut left only the partial name on ext4, XFS and btrfs. RecipeError where that name is taken by now.
+        """
+        for folder, _, files in os.walk(self.path, topdown=False):
+            for name in files:
+                sync_file(Path(folder, name))
+            sync_directory(Path(folder))
+        # From here on the manifest says that all is there, should the rename not come to pass.
+        for name in (JOURNAL_FILE, CLAIM_FILE):
+            (self.path / name).unlink()
+        sync_directory(self.path)
+        if os.path.lexists(self.destination):
+            raise RecipeError(f"{self.destination} exists; an output is never written over, choose another --out or remove it")
+        self.path.rename(self.destination)
+        sync_directory(self.destination.parent)
+
+    def remove(self) -> None:
+        """Remove it. The claim goes last: whatever is left by an interruption is still known as ours."""
+        (self.path / CLAIM_FILE).touch()
+        self.clear()
+        (self.path / CLAIM_FILE).unlink()
+        self.path.rmdir()
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        os.close(self._directory)
+
+    def _claim(self) -> int:
+        self.path.mkdir(exist_ok=True)
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
+            ours = os.path.samestat(os.fstat(directory), os.stat(self.path))
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            os.close(directory)
+            raise RecipeError(f"{self.destination} is being written by another process; wait for it or choose another --out")
+        leftovers = {path.name for path in self.path.iterdir()}
+        if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
+            os.close(directory)
+            raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
+        (self.path / CLAIM_FILE).touch()
+        return directory

@@ -1,0 +1,51 @@
+"""Output files before their first step: linked or cloned where they are a source's file, in part at least, else empty."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from lswap_core.options import Link
+from lswap_core.plan import OutputFile
+from lswap_core.ports import Source
+from lswap_core.runs import Base
+from lswap_core.sinks.copying import Copier
+
+LINKED, CLONED, WRITTEN = "link", "clone", "write"
+"""How a file came to be: an inode shared with the source, all extents shared with it, a header and room."""
+_CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, copier: Copier, link: Link) -> str:
+    """Make `path`, in place of whatever is there; returns how. Where it is shared, the base's shared steps are done."""
+    path.unlink(missing_ok=True)
+    theirs = None if base is None else source.descriptor(base.role, base.file)
+    if base is not None and theirs is not None and _begins_alike(theirs, file):
+        if link == "hard" and base.whole and _link(source.path_of(base.role, base.file), path):
+            return LINKED
+        with open(path, "xb") as handle:
+            if copier.clone_file(theirs, handle.fileno()):
+                return CLONED
+        path.unlink()
+    with open(path, "xb") as handle:
+        handle.write(file.header.encode())
+        handle.truncate(file.header.file_size)
+    return WRITTEN
+
+
+def _begins_alike(fd: int, file: OutputFile) -> bool:
+    """The source file has the output file's size and header."""
+    head = file.header.encode()
+    return os.fstat(fd).st_size == file.header.file_size and os.pread(fd, len(head), 0) == head
+
+
+def _link(source: str, path: Path) -> bool:
+    """False where the filesystem cannot, or the two are on different ones."""
+    try:
+        os.link(os.path.realpath(source), path)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        return False
+    return True
