@@ -20,8 +20,7 @@ from pair import Pair
 
 COPY, CAT = "`cp -r`", "`cat`, both experts"
 MERGEKIT_LINEAR = "mergekit linear"
-MERGEKIT, TORCH = "mergekit==0.1.5", "torch==2.13.0"
-"""Of mergekit, and of the torch that is put in before it, lest it bring a build of gigabytes."""
+MERGEKIT = "mergekit==0.1.5"
 METHODS = ("auto", "clone", "copy_file_range", "sendfile", "read_write")
 DIGESTS = ("auto", "none", "xxh3", "sha256")
 _SWAP = Swap()
@@ -158,11 +157,13 @@ def _slices(pair: Pair, layers: int, swap: Swap) -> dict[str, object]:
 
 
 def install_mergekit(venv: Path) -> None:
-    """An environment of its own, with the versions that the tests are pinned to where both need a package."""
+    """An environment of its own, with the versions that the tests are pinned to where both need a package: torch first, lest
+    mergekit bring a build of gigabytes.
+    """
     if not (venv / "bin" / "python").exists():
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     pins = _HERE.parent / "constraints.txt"
-    for package in (TORCH, MERGEKIT):
+    for package in ("torch", MERGEKIT):
         subprocess.run([str(venv / "bin" / "python"), "-m", "pip", "install", "-q", "-c", str(pins), package], check=True)
 
 

@@ -65,7 +65,7 @@ def test_a_merge_is_measured(tmp_path: Path) -> None:
 
 
 def test_growth_is_measured(tmp_path: Path) -> None:
-    options = ("--sizes", "2MB,4MB", "--workers", "1,2", "--tensors", 200, "--rounds", 1)
+    options = ("--sizes", "2MB,10MB", "--workers", "1,2", "--tensors", 200, "--rounds", 1)
     done = bench("bench_scale.py", "--dir", tmp_path, *options, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "found.json").read_text())
