@@ -10,7 +10,8 @@ tensor of its output against a computation in numpy: nothing is timed unless all
 runs each contender once, in turning order; inputs are read before each run (as much as the memory holds is in the page
 cache), outputs lie on the same disk, are durable before the clock stops, and are removed. What the columns mean is in
 `harness.py`. Ratios are medians over the rounds of the ratio in each. Takes 3.5 times a model's size of disk, in --dir
-(default: a temporary directory). A pair that is in --dir already is used again, and one made there is left.
+(default: a temporary directory). A pair that is in --dir already is used again, and one made there is left. What runs is
+told on stderr.
 
 A contender that cannot run here (no mergekit, no shared extents on this filesystem, an option that this version lacks) is
 left out, and the output says why. Exit status: 0 measured; 1 an output was wrong, or something necessary could not run.
@@ -62,7 +63,7 @@ def main() -> None:
             pair = experts.make(place.absolute(), options.size)
             record = compare(pair, options, Path(stack.enter_context(TemporaryDirectory(prefix="bench-merge-configurations-"))))
     except (GateError, RunError) as failure:
-        sys.exit(f"bench_merge: {failure}; nothing was measured")
+        sys.exit(f"bench_merge: {failure}; no figures are given")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -131,15 +132,14 @@ def compare(pair: experts.Pair, options: argparse.Namespace, configurations: Pat
         "size_bytes": pair.size_bytes,
         "rounds": options.rounds,
         "gate": [contender.name for contender in admitted if contender.check is not None],
-        "contenders": {name: figures(name, found, admitted) for name in found},
+        "contenders": {name: figures(name, found) for name in found},
         "left_out": left_out,
     }
 
 
-def figures(name: str, found: Mapping[str, list[Measurement]], admitted: Sequence[Contender]) -> dict[str, object]:
+def figures(name: str, found: Mapping[str, list[Measurement]]) -> dict[str, object]:
     """Everything that is known of one contender."""
     return {
-        "argv": list(next(each for each in admitted if each.name == name).argv(Path("OUT"))),
         **harness.summarise(found[name]),
         "wall_of_cp": harness.against(found, name, who.COPY),
         "wall_of_mergekit_linear": harness.against(found, name, who.MERGEKIT_LINEAR),

@@ -52,7 +52,7 @@ def main() -> None:
         with TemporaryDirectory(prefix="bench-scale-", dir=options.dir) as made:
             record = grow(Path(made), options)
     except (GateError, RunError) as failure:
-        sys.exit(f"bench_scale: {failure}; the measurement ends here")
+        sys.exit(f"bench_scale: {failure}; no figures are given from here on")
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 

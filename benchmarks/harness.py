@@ -16,6 +16,7 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -143,6 +144,7 @@ def admit(contenders: Iterable[Contender], place: Path, inputs: Sequence[Path]) 
     for contender in contenders:
         warm(inputs)
         try:
+            _tell(f"gate: {contender.name}")
             measure(contender, out)
             if contender.check is not None and (wrong := contender.check(out)):
                 raise GateError(f"{contender.name}: {wrong[0]}" + (f", and {len(wrong) - 1} more" if wrong[1:] else ""))
@@ -165,11 +167,16 @@ def interleave(contenders: Sequence[Contender], rounds: int, place: Path, inputs
         turn = number % len(contenders)
         for contender in (*contenders[turn:], *contenders[:turn]):
             warm(inputs)
+            _tell(f"round {number + 1} of {rounds}: {contender.name}")
             try:
                 found[contender.name].append(measure(contender, place / OUT))
             finally:
                 remove(place / OUT)
     return found
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def warm(folders: Iterable[Path]) -> None:

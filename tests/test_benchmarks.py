@@ -95,7 +95,7 @@ def test_nothing_is_measured_where_the_output_is_wrong(tmp_path: Path) -> None:
     done = bench("bench_merge.py", *options, "--lswap-core", sys.executable, rotten)
     assert done.returncode == 1
     assert "has 1 wrong values" in done.stderr
-    assert "nothing was measured" in done.stderr
+    assert "no figures are given" in done.stderr
     assert done.stdout == ""
     assert not found.exists()
 
