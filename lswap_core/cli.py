@@ -7,6 +7,7 @@ found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -105,6 +106,14 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _make_plan(arguments: argparse.Namespace) -> Plan:
+    gc.disable()  # a plan is all values, with nothing to collect; looking for it takes a third of the time of a large one
+    try:
+        return _planned(arguments)
+    finally:
+        gc.enable()
+
+
+def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
 
     if all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):

@@ -61,8 +61,10 @@ def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iter
             continue
         if x.shape != y.shape:
             yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in lang"
+        if x.dtype is y.dtype:
+            continue
         castable = x.dtype.blendable and y.dtype.blendable
-        if x.dtype != y.dtype and not (allow_cast and castable):
+        if not (allow_cast and castable):
             yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in lang" + (
                 " (--cast brings it to math's)" if castable else ""
             )

@@ -182,11 +182,14 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
         raise FormatError(f"its 'metadata' must be an object, not {document['metadata']!r:.60}", path=path)
     by_file: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and file in by_file:
+            by_file[file].add(tensor)
+            continue
         if not is_plain_name(file):
             raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
         if not file.endswith(SHARD_SUFFIX):
             raise FormatError(f"its file {file!r:.200} does not end in {SHARD_SUFFIX}", path=path, tensor=tensor)
-        by_file.setdefault(file, set()).add(tensor)
+        by_file[file] = {tensor}
     if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
         raise FormatError(
             f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path
