@@ -60,9 +60,12 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of one merge: on the wall, in the kernels (all threads), and those in which the processor worked on them."""
+    """Seconds of one merge: on the wall, in the kernels (all threads), and those in which a processor worked on them; and
+    in which a processor worked on any of it.
+    """
 
     wall: float
+    cpu: float
     kernels: float
     kernels_cpu: float
     moved_bytes: int
@@ -92,10 +95,10 @@ def timed_merge(plan: Plan, out: Path, workers: int | None) -> Round:
     shutil.rmtree(out)
     watch = Stopwatch()
     with mock.patch.object(kernels, "blend_stats", watch):
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         api.execute(plan, into=out, workers=workers)
-        wall = time.perf_counter() - begin
-    return Round(wall, sum(watch.seconds), sum(watch.cpu_seconds), sum(watch.moved_bytes))
+        wall, cpu = time.perf_counter() - begin, time.process_time() - cpu_begin
+    return Round(wall, cpu, sum(watch.seconds), sum(watch.cpu_seconds), sum(watch.moved_bytes))
 
 
 def main() -> None:
@@ -118,12 +121,14 @@ def main() -> None:
     workers = options.workers or api.default_workers()
     print(f"{total / 1e9:.2f} GB out, {blended} tensors blended, {workers} workers; medians of {len(rounds)} rounds")
     walls, moved = [r.wall for r in rounds], [r.moved_bytes for r in rounds]
+    work = median(r.kernels_cpu / r.cpu for r in rounds)
     spent = {"in blend_stats": [r.kernels for r in rounds], "on a processor": [r.kernels_cpu for r in rounds]}
     for what, seconds in spent.items():
         share = median(mine / wall for mine, wall in zip(seconds, walls, strict=True))
         speed = median(bytes_ / mine for bytes_, mine in zip(moved, seconds, strict=True)) / 1e9
         print(f"{what:>15}: {median(seconds):.3f} s of {median(walls):.3f} s wall")
         print(f"{'':>15}  {share:.1%} of it, {share / workers:.1%} of all threads' time, {speed:.1f} GB/s read and written")
+    print(f"{work:.1%} of the processor time of the merge, {median(r.cpu for r in rounds):.3f} s, is the kernels'")
 
 
 if __name__ == "__main__":
