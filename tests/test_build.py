@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,8 @@ def wheel(python: Path, source: Path, **environment: str) -> Path:
 def test_with_a_compiler_the_wheel_has_the_native_kernels_for_any_python(python: Path, source: Path) -> None:
     made = wheel(python, source, LSWAP_REQUIRE_NATIVE="1")
     assert "-py3-none-linux_" in made.name
+    libraries = {Path(name).name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")}
+    assert libraries == {"liblswap_cpu.so"} | ({"liblswap_cuda.so"} if shutil.which("nvcc") else set())
     install(python, made)
     assert run(python, "-c", ASK, cwd=source.parent).stdout.split()[0] == "native"
 
