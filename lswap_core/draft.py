@@ -163,8 +163,9 @@ class Draft:
         if refused := [f"tensor {name!r} is {x_side[name].dtype}" for name in chosen if not x_side[name].dtype.blendable]:
             raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
         # The average of two quantised weights times the average of their scales is not the average of the weights.
-        with_scale = {name.rpartition(".")[0] for name in self.tensors if "scale" in name.rpartition(".")[2]}
-        scaled = [name for name in chosen if x_side[name].dtype.bits <= 8 and name.rpartition(".")[0] in with_scale]
+        small = [name for name in chosen if x_side[name].dtype.bits <= 8]
+        with_scale = {n.rpartition(".")[0] for n in self.tensors if "scale" in n.rpartition(".")[2]} if small else set()
+        scaled = [name for name in small if name.rpartition(".")[0] in with_scale]
         if scaled:
             refused = [f"tensor {name!r} is {x_side[name].dtype} with a scale beside it" for name in scaled]
             raise MismatchError("quantised weights cannot be blended; copy these whole, as with --transition 0", refused)

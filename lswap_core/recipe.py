@@ -16,7 +16,7 @@ from lswap_core.compatibility import compare
 from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import Outside, classify_outside, layers, one_of
+from lswap_core.names import Outside, classify_outside, one_of
 
 Ramp = Literal["constant", "linear"]
 Part = Literal["math", "lang", "blend"]
@@ -153,11 +153,15 @@ class LayerSwap:
         outside = classify_outside(math.tensors, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
-        for begin, end, share in _runs(zones.shares):
+        by_share: dict[float, list[str]] = {}
+        for name in math.tensors:
+            if (number := stack.layer_of(name)) is not None and (share := zones.shares[number]) > 0:
+                by_share.setdefault(share, []).append(name)
+        for share, names in by_share.items():
             if share == 1:
-                draft = draft.replace(layers(begin, end, stack.prefix), lang, cast=self.cast)
-            elif share > 0:
-                draft = draft.blend(layers(begin, end, stack.prefix), (math, 1 - share), (lang, share), cast=self.cast)
+                draft = draft.replace(one_of(names), lang, cast=self.cast)
+            else:
+                draft = draft.blend(one_of(names), (math, 1 - share), (lang, share), cast=self.cast)
         parts = {part: (giver, getattr(outside, part)) for part, giver in givers.items()}
         for giver, names in parts.values():
             if names and giver == "lang":
@@ -253,12 +257,3 @@ def _contiguous(numbers: list[int]) -> Iterator[tuple[int, int]]:
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1] + 1
-
-
-def _runs(shares: tuple[float, ...]) -> Iterator[tuple[int, int, float]]:
-    """Runs of layers with equal shares, half-open."""
-    begin = 0
-    for share, run in groupby(shares):
-        end = begin + len(list(run))
-        yield begin, end, share
-        begin = end
