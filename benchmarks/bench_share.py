@@ -26,8 +26,8 @@ from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint import Checkpoint, Role
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Blend
 from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend
 from lswap_core.manifest import Manifest
 from lswap_core.plan import Plan
 from lswap_core.sources.local import LocalSource

@@ -230,7 +230,7 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
     checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
-    now = {shard.name: shard for shard in checkpoint.shards}
+    now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
         same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
@@ -256,7 +256,7 @@ def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dic
     opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
-        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].shards}
+        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}
         where = opened[source.role].location
         issues += [
             f"{where}: {file.name} is not the file that was merged"

@@ -171,6 +171,12 @@ class Node:
             raise self._expected(f"a whole number from {low} to {high}")
         return self.value
 
+    def boolean(self) -> bool:
+        """True or false."""
+        if type(self.value) is not bool:
+            raise self._expected("true or false")
+        return self.value
+
     def number(self, low: float = -math.inf, high: float = math.inf) -> float:
         """A number from `low` to `high`."""
         if type(self.value) not in (int, float) or not abs(self.value) <= sys.float_info.max or not low <= self.value <= high:

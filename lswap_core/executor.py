@@ -7,8 +7,8 @@ from functools import partial
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Blend
 from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan

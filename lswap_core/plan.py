@@ -15,8 +15,9 @@ from typing import Any
 from lswap_core.checkpoint import Role
 from lswap_core.display import counted
 from lswap_core.documents import MAX_SIZE, Node, parse_object
-from lswap_core.draft import Expression, SwapRecord
+from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DType
+from lswap_core.expressions import Expression
 from lswap_core.header import Header, parse_header
 from lswap_core.sizes import format_size
 from lswap_core.wire import (

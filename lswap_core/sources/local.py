@@ -81,7 +81,7 @@ class LocalSource:
     """Bytes of local checkpoints, by role. Every file is checked against its catalogue when it is opened, and by `check`."""
 
     def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
-        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.shards}
+        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.files}
         self._descriptors = Descriptors(self._open)
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
