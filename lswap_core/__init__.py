@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lswap_core.api import diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
+    from lswap_core.baselines import TaskSum, soup
     from lswap_core.checkpoint import Checkpoint, TensorRef
     from lswap_core.draft import Draft
     from lswap_core.errors import (
@@ -42,6 +43,7 @@ _HOME = {
     **dict.fromkeys(("Blend", "Copy", "Expression", "TaskVectors"), "expressions"),
     **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
     **dict.fromkeys(("SelectionError", "SourceError", "StalePlanError", "VerificationError"), "errors"),
+    **dict.fromkeys(("TaskSum", "soup"), "baselines"),
     **dict.fromkeys(("layers", "named"), "names"),
     "Draft": "draft",
     "LayerSwap": "recipe",
@@ -52,10 +54,10 @@ _HOME = {
 }
 
 __all__ = [
-    "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest", "MismatchError",
-    "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskVectors", "TensorRef", "VerificationError",
-    "WriteOptions", "diff", "execute", "lay_out", "layers", "merge", "named", "open_checkpoint", "read_manifest", "read_plan",
-    "verify",
+    "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest",
+    "MismatchError", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum", "TaskVectors",
+    "TensorRef", "VerificationError", "WriteOptions", "diff", "execute", "lay_out", "layers", "merge", "named",
+    "open_checkpoint", "read_manifest", "read_plan", "soup", "verify",
 ]  # fmt: skip
 
 

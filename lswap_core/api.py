@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from lswap_core import executor, kernels, report
+from lswap_core.baselines import TaskSum
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
@@ -68,7 +69,11 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
-            agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+            if "method" in plan.swap.options:
+                TaskSum.from_json(plan.swap.options)
+                agree = not plan.swap.shares
+            else:
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -141,16 +146,18 @@ def execute(
 
 
 def merge(
-    recipe: LayerSwap,
+    recipe: LayerSwap | TaskSum,
     *,
     math: StrPath,
     lang: StrPath,
     into: StrPath,
+    base: StrPath | None = None,
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
     """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
-    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
+    origin = None if base is None else open_checkpoint(base, role="base")
+    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"), base=origin)
     return execute(lay_out(draft, shard_size), into=into, **how)
 
 

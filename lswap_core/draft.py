@@ -24,7 +24,8 @@ from lswap_core.names import Selector
 class SwapRecord:
     """What a recipe decided, kept for people: it goes into the plan, the manifest and the model card.
 
-    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang).
+    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang);
+    none for a method that does not go by layers, which `options` then names.
     outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each.
     """
 

@@ -23,6 +23,15 @@ _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.)")
 read numbers of thousands of digits."""
 
 
+MODULES = ("attn", "mlp", "norms")
+"""Kinds of modules in a layer that can be told by name."""
+_KINDS = (
+    ("norms", re.compile(r"norm|^ln_\d|^ln$|layernorm", re.IGNORECASE)),
+    ("attn", re.compile(r"attn|attention", re.IGNORECASE)),
+    ("mlp", re.compile(r"mlp|feed_forward|ffn|moe|experts", re.IGNORECASE)),
+)
+
+
 class Selector:
     """A predicate on tensor names, combined by `~s`, `s & t` and `s | t`. Its `str` is what error messages show."""
 
@@ -86,6 +95,21 @@ def split_layer(name: str) -> tuple[str, int] | None:
     if found is None or not found.start() or (found[1] != "0" and found[1][0] == "0"):
         return None
     return name[: found.start()], int(found[1])
+
+
+def module_of(name: str) -> str:
+    """The kind of module that a tensor of a layer belongs to, by the first component after the layer's number that tells:
+    `attn`, `mlp`, `norms`, or `other`. A norm inside the attention is attention.
+
+    >>> module_of("model.layers.3.self_attn.q_norm.weight"), module_of("model.layers.3.post_attention_layernorm.weight")
+    ('attn', 'norms')
+    """
+    found = _NUMBERED.search(name)
+    for component in name[found.end() + 1 :].split(".") if found else ():
+        for kind, pattern in _KINDS:
+            if pattern.search(component):
+                return kind
+    return "other"
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,11 +150,15 @@ class Plan:
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
         what = counted(len(self.steps), "tensor")
-        if self.swap is not None:
+        if self.swap is not None and not self.swap.shares:
+            what = f"{self.swap.options['method']} of {what}"
+        elif self.swap is not None:
             lang = sum(share == 1 for share in self.swap.shares)
             maths = sum(share == 0 for share in self.swap.shares)
             blended = len(self.swap.shares) - lang - maths
-            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths} math"
+            reverted = len(set(self.swap.options.get("revert_layers", ())))
+            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
+            what += f", {reverted} base" if reverted else ""
         return f"{what}; reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
 
     def to_json(self) -> str:

@@ -151,7 +151,7 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
     shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
-    if not shares:
+    if not shares and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
     return SwapRecord(options, entry["prefix"].line(), shares, outside, tuple(note.text() for note in entry["notes"].elements()))
 
