@@ -12,11 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lswap_eval.answers import Answer, extract_answer
     from lswap_eval.log import Header, Log, Record, read_log
 
-_HOME = dict.fromkeys(("Header", "Log", "Record", "read_log"), "log")
+_HOME = {
+    **dict.fromkeys(("Answer", "extract_answer"), "answers"),
+    **dict.fromkeys(("Header", "Log", "Record", "read_log"), "log"),
+}
 
-__all__ = ["Header", "Log", "Record", "read_log"]
+__all__ = ["Answer", "Header", "Log", "Record", "extract_answer", "read_log"]
 
 
 def __getattr__(name: str) -> object:

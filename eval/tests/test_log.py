@@ -91,6 +91,7 @@ def test_kill_9_loses_no_batch_that_was_appended(tmp_path: Path) -> None:
     said = [int(process.stdout.readline()) for _ in range(5)]
     process.send_signal(signal.SIGKILL)
     said += [int(line) for line in process.stdout]
+    process.stdout.close()
     assert process.wait() == -signal.SIGKILL
     problems = [r.problem for r in read_log(path)[1]]
     assert problems == list(range(len(problems)))
