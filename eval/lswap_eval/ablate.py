@@ -189,7 +189,9 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
     shutil.rmtree(place / "model")
     if differing:
         raise VerificationError(f"{run.identity.name}: merged to disk it answers otherwise than swapped in memory", differing)
-    (place / "passed.json").write_text(json.dumps({"setting": run.setting.id, "identity": run.identity.digest, "answers": answers}))
+    (place / "passed.json").write_text(
+        json.dumps({"setting": run.setting.id, "identity": run.identity.digest, "answers": answers})
+    )
     return answers
 
 
@@ -259,6 +261,4 @@ def _sharing_logs(pairs: Sequence[Pair]) -> list[Pair]:
     for pair in pairs:
         for run in pair.runs:
             first.setdefault(run.identity.digest, run.log)
-    return [
-        replace(pair, runs=tuple(replace(run, log=first[run.identity.digest]) for run in pair.runs)) for pair in pairs
-    ]
+    return [replace(pair, runs=tuple(replace(run, log=first[run.identity.digest]) for run in pair.runs)) for pair in pairs]

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from lswap_core.errors import RecipeError
-
-Message = Mapping[str, str]
-Prompt = str | Sequence[Message]
-"""Text to continue, or messages ("role", "content") for a model's own chat template."""
+from lswap_eval.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +72,3 @@ def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """
     places = [place for place in (text.find(ending) for ending in stop if ending) if place >= 0]
     return (text[: min(places)], True) if places else (text, False)
-
-
-def prompt_sha256(prompt: Prompt) -> str:
-    """Digest of a prompt: of its UTF-8, or of its messages as JSON."""
-    if not isinstance(prompt, str):
-        prompt = json.dumps([dict(message) for message in prompt], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(prompt.encode()).hexdigest()

@@ -12,7 +12,8 @@ from typing import Any, Self
 import httpx
 
 from lswap_core.errors import RecipeError, SourceError
-from lswap_eval.generators import Completion, Decoding, Prompt, cut
+from lswap_eval.generators import Completion, Decoding, cut
+from lswap_eval.prompts import Prompt
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses that may be others the next time."""
@@ -70,7 +71,7 @@ class HttpGenerator:
 
     def length(self, prompt: Prompt) -> int:
         """In characters: the server has the tokenizer."""
-        return len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+        return len(prompt.text or "") + sum(len(message["content"]) for message in prompt.messages or ())
 
     def complete(self, prompts: Sequence[Prompt], *, stop: Sequence[str], seed: int) -> list[Completion]:
         """See `Generator`. Servers take at most a few stop strings; all are applied here too."""
@@ -102,13 +103,13 @@ class HttpGenerator:
             body["stop"] = stop[:4]  # more are an error to some servers; `cut` applies them all
         if self._decoding.temperature:
             body["seed"] = seed
-        if isinstance(prompt, str):
-            answer = self._ask("POST", "/completions", body | {"prompt": prompt})
+        if prompt.text is not None:
+            answer = self._ask("POST", "/completions", body | {"prompt": prompt.text})
         else:
-            answer = self._ask("POST", "/chat/completions", body | {"messages": [dict(message) for message in prompt]})
+            answer = self._ask("POST", "/chat/completions", body | {"messages": list(prompt.messages or ())})
         try:
             choice = answer["choices"][0]
-            said = choice["text"] if isinstance(prompt, str) else choice["message"]["content"]
+            said = choice["text"] if prompt.text is not None else choice["message"]["content"]
             text, stopped = cut(said or "", stop)  # a chat model that says nothing says null
             reason = "stop" if stopped else str(choice.get("finish_reason") or "unknown")
             usage = answer.get("usage") or {}

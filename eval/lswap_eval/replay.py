@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lswap_core.errors import RecipeError
-from lswap_eval.generators import Completion, Prompt, prompt_sha256
+from lswap_eval.generators import Completion
 from lswap_eval.log import read_log
+from lswap_eval.prompts import Prompt
 
 
 class ReplayGenerator:
@@ -39,7 +40,7 @@ class ReplayGenerator:
 
     def _find(self, prompt: Prompt) -> Completion:
         try:
-            return self._answers[prompt_sha256(prompt)]
+            return self._answers[prompt.sha256]
         except KeyError:
             raise RecipeError(
                 f"{self._path} has no answer to the prompt {str(prompt)[-80:]!r}; it was made with other prompts or problems"

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lswap_core.errors import RecipeError
-from lswap_eval.generators import Generator, Prompt, prompt_sha256
-from lswap_eval.log import Header, Log, Record
+from lswap_eval.generators import Generator
+from lswap_eval.log import Header, Key, Log, Record
+from lswap_eval.problems import ProblemSet
+from lswap_eval.prompts import Prompt, build_prompt, stop_strings
 
 ORDER = "language by language as asked for; within one, longest prompt first, then problem, then sample"
 
@@ -29,7 +31,7 @@ class Task:
     stop: tuple[str, ...]
 
     @property
-    def key(self) -> tuple[str, int, int]:
+    def key(self) -> Key:
         """As `Record.key`."""
         return self.language, self.problem, self.sample
 
@@ -37,7 +39,7 @@ class Task:
 class Watcher(Protocol):
     """Sees records as they come."""
 
-    def begin(self, total: int, known: Sequence[tuple[str, int, int]]) -> None:
+    def begin(self, total: int, known: Sequence[Key]) -> None:
         """total: tasks; known: keys of those that the log has already."""
 
     def advance(self, records: Sequence[Record]) -> None:
@@ -50,7 +52,7 @@ class Watcher(Protocol):
 class Unwatched:
     """A watcher that looks away."""
 
-    def begin(self, total: int, known: Sequence[tuple[str, int, int]]) -> None:
+    def begin(self, total: int, known: Sequence[Key]) -> None:
         """See `Watcher`."""
 
     def advance(self, records: Sequence[Record]) -> None:
@@ -58,6 +60,32 @@ class Unwatched:
 
     def end(self) -> None:
         """See `Watcher`."""
+
+
+def make_tasks(
+    data: ProblemSet,
+    languages: Sequence[str],
+    *,
+    style: str,
+    exemplars: int,
+    limit: int | None = None,
+    half: str | None = None,
+    samples: int = 1,
+) -> list[Task]:
+    """What to ask: see `ProblemSet.choose` and `build_prompt`. samples: answers to each problem."""
+    if samples < 1:
+        raise RecipeError(f"--samples is {samples}; expected 1 or more")
+    return [
+        Task(
+            problem.language,
+            problem.number,
+            sample,
+            build_prompt(data, problem, style, exemplars),
+            stop_strings(data, problem.language, style),
+        )
+        for problem in data.choose(languages, limit, half)
+        for sample in range(samples)
+    ]
 
 
 def cut_batches(tasks: Iterable[Task], generator: Generator, batch_size: int) -> list[list[Task]]:
@@ -109,7 +137,7 @@ def answer(batch: Sequence[Task], generator: Generator, seed: int) -> Iterator[R
     for task, completion in zip(batch, completions, strict=True):
         yield Record(
             *task.key,
-            prompt_sha256(task.prompt),
+            task.prompt.sha256,
             completion.text,
             completion.finish_reason,
             completion.prompt_tokens,

@@ -14,7 +14,8 @@ import transformers
 from torch import Tensor
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_eval.generators import Completion, Decoding, Prompt, cut
+from lswap_eval.generators import Completion, Decoding, cut
+from lswap_eval.prompts import Prompt
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
@@ -103,16 +104,14 @@ class TransformersGenerator:
         return Completion(text, "stop" if ended else "length", prompt_tokens, count)
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self._tokenizer(prompt)["input_ids"]
+        if prompt.text is not None:
+            ids = self._tokenizer(prompt.text)["input_ids"]
         else:
             if self._tokenizer.chat_template is None:
                 raise RecipeError(
                     "the tokenizer has no chat template, which --prompt chat needs; use native_cot, en_cot or direct"
                 )
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
-            )
+            text = self._tokenizer.apply_chat_template(list(prompt.messages or ()), tokenize=False, add_generation_prompt=True)
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has them
         if not ids:
             raise RecipeError(f"the tokenizer makes no token of the prompt {str(prompt)!r:.80}")

@@ -19,6 +19,7 @@ from lswap_core.errors import RecipeError, SourceError
 from lswap_eval.generators import Completion, Decoding
 from lswap_eval.http_generator import HttpGenerator
 from lswap_eval.log import Log, read_log
+from lswap_eval.prompts import Prompt
 from lswap_eval.runner import Task, Unwatched, generate, make_header
 
 Fault = Callable[["_Handler"], None]
@@ -150,7 +151,7 @@ def open_generator(server: Server, waits: list[float] | None = None, **options: 
 def test_a_fault_is_retried_and_recorded_once(fault: str, server: Server, tmp_path: Path) -> None:
     prompts = [f"{number} little ducks" for number in range(6)]
     server.faults = {prompts[1]: [FAULTS[fault]], prompts[4]: [FAULTS[fault]] * 3}
-    tasks = [Task("en", number, 0, prompt, ()) for number, prompt in enumerate(prompts)]
+    tasks = [Task("en", number, 0, Prompt(prompt, None), ()) for number, prompt in enumerate(prompts)]
     with open_generator(server) as generator:
         header = make_header({"identity": "ab"}, generator, {}, batch_size=4, data_sha256="cd")
         with Log.open(tmp_path / "log", header) as log:
@@ -165,7 +166,7 @@ def test_a_fault_is_retried_and_recorded_once(fault: str, server: Server, tmp_pa
 def test_a_failed_run_is_resumed_and_asks_only_for_what_is_missing(server: Server, tmp_path: Path) -> None:
     prompts = [f"{number} ducks" for number in range(6)]
     server.faults = {prompts[4]: [status(400)]}
-    tasks = [Task("en", number, 0, prompt, ()) for number, prompt in enumerate(prompts)]
+    tasks = [Task("en", number, 0, Prompt(prompt, None), ()) for number, prompt in enumerate(prompts)]
     with open_generator(server) as generator:
         header = make_header({"identity": "ab"}, generator, {}, batch_size=2, data_sha256="cd")
         with Log.open(tmp_path / "log", header) as log, pytest.raises(SourceError, match="answered 400: .*not"):
@@ -182,7 +183,7 @@ def test_a_server_that_names_a_time_is_given_it(asked: str, waited: float, serve
     server.faults = {"a b": [status(429, Retry_After=asked)]}
     waits: list[float] = []
     with open_generator(server, waits) as generator:
-        assert generator.complete(["a b"], stop=[], seed=0)[0].text == "b a"
+        assert generator.complete([Prompt("a b", None)], stop=[], seed=0)[0].text == "b a"
     assert waits == [waited]
 
 
@@ -193,7 +194,7 @@ def test_waits_grow_and_end(server: Server) -> None:
         open_generator(server, waits, attempts=9) as generator,
         pytest.raises(SourceError, match="answered 500.*after 9 attempts"),
     ):
-        generator.complete(["a"], stop=[], seed=0)
+        generator.complete([Prompt("a", None)], stop=[], seed=0)
     assert server.asked["a"] == 9
     assert all(0.25 * 2**n <= wait <= 0.5 * 2**n for n, wait in enumerate(waits[:7]))
     assert 30 <= waits[7] <= 60
@@ -203,7 +204,7 @@ def test_waits_grow_and_end(server: Server) -> None:
 def test_a_refusal_for_good_is_not_retried(code: int, server: Server) -> None:
     server.faults = {"a": [status(code)]}
     with open_generator(server) as generator, pytest.raises(SourceError, match=f"completions answered {code}"):
-        generator.complete(["a"], stop=[], seed=0)
+        generator.complete([Prompt("a", None)], stop=[], seed=0)
     assert server.asked["a"] == 1
 
 
@@ -229,7 +230,7 @@ def test_a_server_that_starts_late_is_waited_for(server: Server) -> None:
     started: list[threading.Thread] = []
     url = f"http://127.0.0.1:{port}/v1"
     with HttpGenerator(url, Decoding(), model="tiny", timeout_s=5, sleep=starting) as generator:
-        assert generator.complete(["a b"], stop=[], seed=0)[0].text == "b a"
+        assert generator.complete([Prompt("a b", None)], stop=[], seed=0)[0].text == "b a"
     started[0].join()
     assert len(tries) == 3
 
@@ -248,7 +249,7 @@ def test_a_server_that_is_not_there_is_one_line() -> None:
 def test_requests_are_as_many_at_a_time_as_allowed_and_say_what_is_asked(server: Server) -> None:
     with open_generator(server, concurrency=3, key="secret", timeout_s=5) as generator:
         stop = ["1", "2", "3", "4", "little"]
-        found = generator.complete([f"{n} little" for n in range(10, 30)], stop=stop, seed=5)
+        found = generator.complete([Prompt(f"{n} little", None) for n in range(10, 30)], stop=stop, seed=5)
         assert "secret" not in json.dumps(dict(generator.settings))
     assert [completion.text for completion in found] == [""] * 20
     assert {completion.finish_reason for completion in found} == {"stop"}
@@ -260,7 +261,7 @@ def test_requests_are_as_many_at_a_time_as_allowed_and_say_what_is_asked(server:
 
 def test_chat_goes_to_the_chat_endpoint(server: Server) -> None:
     with open_generator(server) as generator:
-        found = generator.complete([[{"role": "user", "content": "how many ducks"}]], stop=[], seed=0)
+        found = generator.complete([Prompt(None, ({"role": "user", "content": "how many ducks"},))], stop=[], seed=0)
     assert found == [Completion("ducks many how", "length", 3, 3)]
     assert server.bodies[0]["messages"] == [{"role": "user", "content": "how many ducks"}]
 
@@ -268,4 +269,4 @@ def test_chat_goes_to_the_chat_endpoint(server: Server) -> None:
 def test_an_answer_without_a_completion_is_one_line(server: Server) -> None:
     server.faults = {"a": [lambda handler: handler.reply(200, {"choices": []})]}
     with open_generator(server) as generator, pytest.raises(SourceError, match="no completion in the answer"):
-        generator.complete(["a"], stop=[], seed=0)
+        generator.complete([Prompt("a", None)], stop=[], seed=0)

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_eval.generators import Decoding
+from lswap_eval.generators import Completion, Decoding
+from lswap_eval.prompts import Prompt
 from lswap_eval.transformers_generator import TransformersGenerator, load_model
 
 NEW = 24
@@ -22,6 +23,14 @@ NEW = 24
 def generator(experts: dict[str, Path]) -> TransformersGenerator:
     model = load_model(experts["math"], device="cpu")
     return TransformersGenerator(model, experts["math"], Decoding(max_new_tokens=NEW))
+
+
+def complete(generator: TransformersGenerator, texts: list[str], *, stop: list[str], seed: int) -> list[Completion]:
+    return generator.complete([Prompt(text, None) for text in texts], stop=stop, seed=seed)
+
+
+def chat(*contents: str) -> list[Prompt]:
+    return [Prompt(None, ({"role": "user", "content": content},)) for content in contents]
 
 
 def greedy(path: Path, prompt: str, count: int) -> list[int]:
@@ -40,11 +49,11 @@ def test_a_batch_gives_what_the_model_says_to_each_prompt(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(experts["math"])
     prompts = [questions[0], questions[1][:9], questions[3], questions[6][:20]]
-    found = generator.complete(prompts, stop=[], seed=0)
+    found = complete(generator, prompts, stop=[], seed=0)
     for prompt, completion in zip(prompts, found, strict=True):
         expected = greedy(experts["math"], prompt, NEW)
         assert completion.text == tokenizer.decode(expected, skip_special_tokens=True)
-        assert completion.prompt_tokens == generator.length(prompt) == len(tokenizer(prompt)["input_ids"])
+        assert completion.prompt_tokens == generator.length(Prompt(prompt, None)) == len(tokenizer(prompt)["input_ids"])
         assert completion.completion_tokens == len(expected)
         assert completion.finish_reason == ("stop" if 2 in expected else "length")
     assert len({completion.text for completion in found}) > 1
@@ -54,7 +63,7 @@ def test_every_stop_string_there_could_be_cuts_exactly_and_ends_the_row(
     generator: TransformersGenerator, questions: list[str]
 ) -> None:
     prompts = questions[:4]
-    whole = generator.complete(prompts, stop=[], seed=0)
+    whole = complete(generator, prompts, stop=[], seed=0)
     tried = 0
     for row, completion in enumerate(whole):
         text = completion.text
@@ -62,7 +71,7 @@ def test_every_stop_string_there_could_be_cuts_exactly_and_ends_the_row(
             stop = text[begin : begin + 2]
             if "�" in stop:
                 continue
-            found = generator.complete(prompts, stop=["no such thing", stop], seed=0)
+            found = complete(generator, prompts, stop=["no such thing", stop], seed=0)
             assert found[row].text == text[: text.index(stop)]
             assert found[row].finish_reason == "stop"
             assert (found[row].completion_tokens or 0) <= (completion.completion_tokens or 0)
@@ -73,8 +82,8 @@ def test_every_stop_string_there_could_be_cuts_exactly_and_ends_the_row(
 
 
 def test_a_row_ends_where_its_stop_string_does(generator: TransformersGenerator, questions: list[str]) -> None:
-    whole = generator.complete(questions[:1], stop=[], seed=0)[0]
-    early = generator.complete(questions[:1], stop=[whole.text[:2]], seed=0)[0]
+    whole = complete(generator, questions[:1], stop=[], seed=0)[0]
+    early = complete(generator, questions[:1], stop=[whole.text[:2]], seed=0)[0]
     assert early.completion_tokens is not None
     assert early.completion_tokens < NEW // 2
 
@@ -87,20 +96,19 @@ def test_the_end_token_ends(experts: dict[str, Path], tmp_path: Path, questions:
     model.generation_config.eos_token_id = [2, fifth]
     model.generation_config.repetition_penalty = 1.7  # what a directory says of sampling has no part in this
     generator = TransformersGenerator(model, experts["math"], Decoding(max_new_tokens=NEW))
-    found = generator.complete(questions[:2], stop=[], seed=0)[0]
+    found = complete(generator, questions[:2], stop=[], seed=0)[0]
     assert (found.finish_reason, found.completion_tokens) == ("stop", first_at + 1)
 
 
 def test_chat_uses_the_models_template(generator: TransformersGenerator, questions: list[str]) -> None:
-    chat = [{"role": "user", "content": questions[0]}]
     as_text = f"<|user|>{questions[0]}<|assistant|>"
-    assert generator.complete([chat], stop=[], seed=0) == generator.complete([as_text], stop=[], seed=0)
+    assert generator.complete(chat(questions[0]), stop=[], seed=0) == complete(generator, [as_text], stop=[], seed=0)
 
 
 def test_sampling_repeats_with_its_seed(experts: dict[str, Path], questions: list[str]) -> None:
     model = load_model(experts["math"], device="cpu")
     generator = TransformersGenerator(model, experts["math"], Decoding(max_new_tokens=8, temperature=1.5))
-    first, again, other = (generator.complete(questions[:2], stop=[], seed=seed) for seed in (1, 1, 2))
+    first, again, other = (complete(generator, questions[:2], stop=[], seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -122,14 +130,14 @@ def test_no_template_is_said(experts: dict[str, Path], tmp_path: Path, questions
     path = copied(experts, tmp_path)
     (path / "chat_template.jinja").unlink()
     generator = TransformersGenerator(load_model(path, device="cpu"), path, Decoding(max_new_tokens=2))
-    assert generator.complete(questions[:1], stop=[], seed=0)
+    assert complete(generator, questions[:1], stop=[], seed=0)
     with pytest.raises(RecipeError, match="has no chat template"):
-        generator.complete([[{"role": "user", "content": "7"}]], stop=[], seed=0)
+        generator.complete(chat("7"), stop=[], seed=0)
 
 
 def test_a_prompt_beyond_the_positions_is_refused(generator: TransformersGenerator) -> None:
     with pytest.raises(RecipeError, match="exceed the model's 2048 positions"):
-        generator.complete(["1 + " * 2000], stop=[], seed=0)
+        complete(generator, ["1 + " * 2000], stop=[], seed=0)
 
 
 def test_the_settings_say_what_an_answer_depends_on(
