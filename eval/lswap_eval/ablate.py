@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,7 +23,8 @@ from lswap_core.checkpoint import Role
 from lswap_core.errors import RecipeError, VerificationError
 from lswap_eval.generators import Decoding, Generator
 from lswap_eval.identity import Identity, identify_draft
-from lswap_eval.log import Log, read_log
+from lswap_eval.log import Header, Log, read_log
+from lswap_eval.problems import ProblemSet
 from lswap_eval.runner import Task, Watcher, answer, cut_batches, generate, make_header
 from lswap_eval.settings import Setting, nearest_order
 
@@ -64,7 +66,7 @@ class Work:
 
     tasks: Sequence[Task]
     prompts: Mapping[str, Any]
-    data_sha256: str
+    data: ProblemSet
     decoding: Decoding
     batch_size: int
     device: str = "auto"
@@ -74,11 +76,11 @@ class Work:
 class Listener(Protocol):
     """Told what goes on."""
 
-    def swapped(self, run: Run, written_bytes: int) -> None:
+    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
         """The resident model is this run's now."""
 
-    def watch(self, run: Run) -> Watcher:
-        """Who watches the generation of a run."""
+    def watch(self, run: Run, header: Header) -> Watcher:
+        """Who watches the generation of a run. Its log is open."""
 
     def checked(self, run: Run, answers: int) -> None:
         """A disk merge gave the same answers as the log of this run."""
@@ -198,9 +200,10 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
 def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, done: set[str]) -> None:
     """The runs of pairs with one math expert, by one resident model. done: identities, added to as they are."""
     from lswap_eval.resident import ResidentModel
-    from lswap_eval.transformers_generator import TransformersGenerator, load_model
+    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model
 
     math = pairs[0].math
+    check_tokenizer(math.location)
     model = load_model(math.location, device=work.device, dtype=work.dtype)
     generator = TransformersGenerator(model, math.location, work.decoding)
     with ResidentModel(model, math, pairs[0].sources) as resident:
@@ -208,11 +211,14 @@ def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: L
             resident.attach(pair.sources)
             todo = [run for run in distinct(pair.runs) if run.identity.digest not in done]
             for run in _in_order(todo, pair):
-                with _open_log(run, work, generator, into) as log:
+                header = make_header(run.identity.to_json(), generator, work.prompts, work.data, batch_size=work.batch_size)
+                with Log.open(into / run.log, header, resume=True) as log:
                     if not {task.key for task in work.tasks} <= log.done:
-                        listener.swapped(run, resident.swap(run.draft))
+                        begun = time.monotonic()
+                        written_bytes = resident.swap(run.draft)
                         generator.reset()
-                    watcher = listener.watch(run)
+                        listener.swapped(run, written_bytes, time.monotonic() - begun)
+                    watcher = listener.watch(run, header)
                     generate(work.tasks, generator, log, batch_size=work.batch_size, seed=work.decoding.seed, watcher=watcher)
                 done.add(run.identity.digest)
 
@@ -220,13 +226,6 @@ def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: L
 def _in_order(runs: Sequence[Run], pair: Pair) -> Iterator[Run]:
     for number in nearest_order(Draft.of(pair.math), [run.draft for run in runs]):
         yield runs[number]
-
-
-def _open_log(run: Run, work: Work, generator: Generator, into: Path) -> Log:
-    header = make_header(
-        run.identity.to_json(), generator, work.prompts, batch_size=work.batch_size, data_sha256=work.data_sha256
-    )
-    return Log.open(into / run.log, header, resume=True)
 
 
 def _claim(into: Path, described: Mapping[str, Any], *, resume: bool) -> None:

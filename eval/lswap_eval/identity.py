@@ -66,6 +66,11 @@ def identify(path: str | os.PathLike[str], *, name: str | None = None) -> Identi
     return _of_swap(manifest.swap, experts["math"], experts["lang"], checkpoint.name)
 
 
+def identify_name(name: str) -> Identity:
+    """The identity of weights of which nothing is known but a name that no others have, such as a hub id with a revision."""
+    return Identity(_digest({"name": name}), name)
+
+
 def identify_draft(draft: Draft, *, name: str) -> Identity:
     """The identity of what a layer swap's draft gives, or of a whole checkpoint (`Draft.of`). ValueError for other drafts."""
     if draft.swap is None:

@@ -39,8 +39,8 @@ class Task:
 class Watcher(Protocol):
     """Sees records as they come."""
 
-    def begin(self, total: int, known: Sequence[Key]) -> None:
-        """total: tasks; known: keys of those that the log has already."""
+    def begin(self, keys: Sequence[Key], known: Sequence[Key]) -> None:
+        """keys: of all tasks; known: of those that the log has already."""
 
     def advance(self, records: Sequence[Record]) -> None:
         """These were written just now."""
@@ -52,7 +52,7 @@ class Watcher(Protocol):
 class Unwatched:
     """A watcher that looks away."""
 
-    def begin(self, total: int, known: Sequence[Key]) -> None:
+    def begin(self, keys: Sequence[Key], known: Sequence[Key]) -> None:
         """See `Watcher`."""
 
     def advance(self, records: Sequence[Record]) -> None:
@@ -107,11 +107,11 @@ def cut_batches(tasks: Iterable[Task], generator: Generator, batch_size: int) ->
 
 
 def make_header(
-    model: Mapping[str, Any], generator: Generator, settings: Mapping[str, Any], *, batch_size: int, data_sha256: str
+    model: Mapping[str, Any], generator: Generator, settings: Mapping[str, Any], data: ProblemSet, *, batch_size: int
 ) -> Header:
     """The header of a run. settings: what the prompts were made by."""
     made_by = {**settings, **generator.settings, "batch_size": batch_size, "order": ORDER}
-    return Header(model, made_by, data_sha256)
+    return Header(model, made_by, data.sha256, data.golds())
 
 
 def generate(tasks: Iterable[Task], generator: Generator, log: Log, *, batch_size: int, seed: int, watcher: Watcher) -> None:
@@ -119,7 +119,7 @@ def generate(tasks: Iterable[Task], generator: Generator, log: Log, *, batch_siz
     batches = cut_batches(tasks, generator, batch_size)
     done = log.done
     keys = [task.key for batch in batches for task in batch]
-    watcher.begin(len(keys), [key for key in keys if key in done])
+    watcher.begin(keys, [key for key in keys if key in done])
     try:
         for batch in batches:
             if all(task.key in done for task in batch):

@@ -193,11 +193,16 @@ def pick_device(device: str) -> torch.device:
     return where
 
 
-def _load_tokenizer(path: Path) -> Any:
-    if not any((path / name).exists() for name in _VOCABULARIES):
+def check_tokenizer(path: str | os.PathLike[str]) -> None:
+    """RecipeError unless there is a vocabulary in a model's directory."""
+    if not any((Path(path) / name).exists() for name in _VOCABULARIES):
         raise RecipeError(
             f"{path}: there is no tokenizer in it (none of {', '.join(sorted(_VOCABULARIES))}); copy the base model's there"
         )
+
+
+def _load_tokenizer(path: Path) -> Any:
+    check_tokenizer(path)
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:

@@ -19,6 +19,7 @@ from lswap_core.errors import RecipeError, SourceError
 from lswap_eval.generators import Completion, Decoding
 from lswap_eval.http_generator import HttpGenerator
 from lswap_eval.log import Log, read_log
+from lswap_eval.problems import ProblemSet
 from lswap_eval.prompts import Prompt
 from lswap_eval.runner import Task, Unwatched, generate, make_header
 
@@ -153,7 +154,7 @@ def test_a_fault_is_retried_and_recorded_once(fault: str, server: Server, tmp_pa
     server.faults = {prompts[1]: [FAULTS[fault]], prompts[4]: [FAULTS[fault]] * 3}
     tasks = [Task("en", number, 0, Prompt(prompt, None), ()) for number, prompt in enumerate(prompts)]
     with open_generator(server) as generator:
-        header = make_header({"identity": "ab"}, generator, {}, batch_size=4, data_sha256="cd")
+        header = make_header({"identity": "ab"}, generator, {}, ProblemSet({}, {}), batch_size=4)
         with Log.open(tmp_path / "log", header) as log:
             generate(tasks, generator, log, batch_size=4, seed=0, watcher=Unwatched())
     _, records = read_log(tmp_path / "log")
@@ -168,7 +169,7 @@ def test_a_failed_run_is_resumed_and_asks_only_for_what_is_missing(server: Serve
     server.faults = {prompts[4]: [status(400)]}
     tasks = [Task("en", number, 0, Prompt(prompt, None), ()) for number, prompt in enumerate(prompts)]
     with open_generator(server) as generator:
-        header = make_header({"identity": "ab"}, generator, {}, batch_size=2, data_sha256="cd")
+        header = make_header({"identity": "ab"}, generator, {}, ProblemSet({}, {}), batch_size=2)
         with Log.open(tmp_path / "log", header) as log, pytest.raises(SourceError, match="answered 400: .*not"):
             generate(tasks, generator, log, batch_size=2, seed=0, watcher=Unwatched())
         with Log.open(tmp_path / "log", header, resume=True) as log:
