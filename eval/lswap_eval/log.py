@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,12 +30,14 @@ class Header:
     """What every record of a log has in common.
 
     `model["identity"]` (hex) says which weights answered; its other members describe them. `settings` is everything else
-    that an output depends on. `data_sha256` is the digest of the problems. All of it is JSON.
+    that an output depends on. `data_sha256` is the digest of the problems. `golds`, language -> right answers by problem
+    number, makes a log that can be scored without the data. All of it is JSON.
     """
 
     model: Mapping[str, Any]
     settings: Mapping[str, Any]
     data_sha256: str
+    golds: Mapping[str, Sequence[int]] | None = None
 
     @property
     def identity(self) -> str:
@@ -44,7 +46,9 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """As written: tuples have become lists, and so on."""
-        value = {"format": FORMAT, "model": self.model, "settings": self.settings, "data_sha256": self.data_sha256}
+        value: dict[str, Any] = {"format": FORMAT, "model": self.model, "settings": self.settings, "data_sha256": self.data_sha256}
+        if self.golds is not None:
+            value["golds"] = self.golds
         plain: dict[str, Any] = json.loads(json.dumps(value))
         return plain
 
@@ -194,8 +198,11 @@ def _parse_header(node: Node) -> Header:
     if "format" not in node or node["format"].value != FORMAT:
         raise node.refuse(f"not a log of lswap_eval: expected a first line with the format {FORMAT!r}")
     node["model"]["identity"].line()
-    node["settings"].items()
-    return Header(node["model"].value, dict((name, item.value) for name, item in node["settings"].items()), node["data_sha256"].line())
+    golds = None
+    if "golds" in node:
+        golds = {language: [gold.integer() for gold in items.elements()] for language, items in node["golds"].items()}
+    settings = {name: item.value for name, item in node["settings"].items()}
+    return Header(node["model"].value, settings, node["data_sha256"].line(), golds)
 
 
 def _parse_record(node: Node) -> Record:

@@ -84,7 +84,7 @@ def build_prompt(data: ProblemSet, problem: Problem, style: str, exemplars: int 
     cues = find_cues(data, problem.language)
     ahead = "en" if style == "en_cot" else problem.language
     question = cues.question + problem.question
-    shown = list(zip(data.exemplars[problem.language], data.exemplars[ahead], strict=True))[:exemplars]
+    shown = list(zip(data.exemplars[problem.language][:exemplars], data.exemplars[ahead][:exemplars], strict=True))
     if style == "chat":
         turns = []
         for exemplar, _ in shown:
@@ -120,7 +120,7 @@ def _solve(exemplar: Exemplar, style: str, cue: str) -> str:
 
 
 def _direct_cue(language: str, cues: Cues) -> str:
-    colon = re.search(r"[  ]?[:：] ?$", cues.question)
+    colon = re.search(r"[ \u00a0\u202f]?[:：] ?$", cues.question)
     assert colon is not None, "a cue ends with its colon"
     return _ANSWER_WORDS[language] + colon[0]
 

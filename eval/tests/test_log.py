@@ -30,15 +30,16 @@ def record(problem: int, output: str = "11", language: str = "sw", sample: int =
 def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     records = [record(number, text) for number, text in enumerate(HOSTILE)]
-    with Log.open(path, HEADER) as log:
+    header = replace(HEADER, golds={"sw": [18, 3]})
+    with Log.open(path, header) as log:
         log.append(records[:3])
         log.append([])
         log.append(iter(records[3:]))
         assert log.done == {r.key for r in records}
-    assert read_log(path) == (HEADER, records)
+    assert read_log(path) == (header, records)
     raw = path.read_bytes()
     assert raw.count(b"\n") == len(records) + 1
-    assert json.loads(raw.split(b"\n")[0]) == {"format": "lswap-eval-log/1", **asdict(HEADER)}
+    assert json.loads(raw.split(b"\n")[0]) == {"format": "lswap-eval-log/1", **asdict(HEADER), "golds": {"sw": [18, 3]}}
     assert json.loads(raw.split(b"\n")[1]) == asdict(records[0])
 
 
