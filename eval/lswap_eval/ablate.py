@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from lswap_core import Checkpoint, Draft, execute, lay_out, open_checkpoint
 from lswap_core.checkpoint import Role
 from lswap_core.errors import RecipeError, VerificationError
-from lswap_eval.generators import Decoding, Generator
+from lswap_eval.generators import Decoding
 from lswap_eval.identity import Identity, identify_draft
 from lswap_eval.log import Header, Log, read_log
 from lswap_eval.problems import ProblemSet
@@ -44,6 +44,12 @@ class Run:
     identity: Identity
     log: str
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The `model` of the log's header. A control belongs to no pair, but to its expert."""
+        pair = {"math": self.math, "lang": self.lang, "base": ""}.get(str(self.setting.recipe), f"{self.math}+{self.lang}")
+        return {**self.identity.to_json(), "setting": self.setting.id, **({"pair": pair} if pair else {})}
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -53,6 +59,11 @@ class Pair:
     lang: Checkpoint
     base: Checkpoint | None
     runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """What the pair is called in results."""
+        return f"{self.math.name}+{self.lang.name}"
 
     @property
     def sources(self) -> dict[Role, Checkpoint]:
@@ -211,7 +222,7 @@ def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: L
             resident.attach(pair.sources)
             todo = [run for run in distinct(pair.runs) if run.identity.digest not in done]
             for run in _in_order(todo, pair):
-                header = make_header(run.identity.to_json(), generator, work.prompts, work.data, batch_size=work.batch_size)
+                header = make_header(run.described, generator, work.prompts, work.data, batch_size=work.batch_size)
                 with Log.open(into / run.log, header, resume=True) as log:
                     if not {task.key for task in work.tasks} <= log.done:
                         begun = time.monotonic()

@@ -63,15 +63,21 @@ def add_commands(commands: Any) -> None:
 
 def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--math", metavar="DIR[,DIR...]", required=True, help="math experts")
-    parser.add_argument("--lang", metavar="DIR[,DIR...]", required=True, help="language experts; each goes with every math expert")
+    parser.add_argument(
+        "--lang", metavar="DIR[,DIR...]", required=True, help="language experts, each for every math expert"
+    )
     parser.add_argument("--base", metavar="DIR", help="what they were tuned from, as a control")
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write logs and results")
-    parser.add_argument("--half", choices=("dev", "test"), help="only this half of the problems (default: both, told apart in results)")
+    parser.add_argument(
+        "--half", choices=("dev", "test"), help="only this half of the problems (default: both)"
+    )
     parser.add_argument("--no-check", action="store_true", help="do not hold one setting against a real merge to disk")
     parser.add_argument("--dry-run", action="store_true", help="show the settings and stop")
     parser.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers (default: 0.5)")
     for part in ("embed", "norm", "head"):
-        parser.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {part}, in every setting but the controls (default: math)")
+        parser.add_argument(
+            f"--{part}", choices=PARTS, help=f"who gives the {part} in every swap (default: math)"
+        )
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +92,9 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     asking.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of each answer (default: 512)")
     asking.add_argument("--batch-size", type=int, default=8, metavar="N", help="fixed and recorded (default: 8)")
     asking.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU where there is one (default: auto)")
-    asking.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32; auto is the checkpoint's (default: auto)")
+    asking.add_argument(
+        "--dtype", default="auto", help="auto, bfloat16, float16, float32 (default: auto, the checkpoint's)"
+    )
     asking.add_argument("--resume", action="store_true", help="continue what an earlier run left unfinished")
     asking.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -150,7 +158,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         )
         return ablation(layer_count, sizes, base=arguments.base is not None, **_outside(arguments))
 
-    return _generate_pairs(arguments, settings_of)
+    return _generate_pairs(arguments, settings_of, reference="default")
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -170,13 +178,18 @@ def _sweep(arguments: argparse.Namespace) -> int:
         if misfits and not arguments.quiet:
             print(f"left out, with more layers than the model has: {', '.join(misfits)}", file=sys.stderr)
 
-    return _generate_pairs(arguments, settings_of, left_out)
+    return _generate_pairs(arguments, settings_of, reference="math", planned=left_out)
 
 
 def _generate_pairs(
-    arguments: argparse.Namespace, settings_of: Callable[[int], Sequence[Setting]], planned: Callable[[], None] = lambda: None
+    arguments: argparse.Namespace,
+    settings_of: Callable[[int], Sequence[Setting]],
+    *,
+    reference: str,
+    planned: Callable[[], None] = lambda: None,
 ) -> int:
     from lswap_eval.ablate import Work, plan_pairs, run_pairs
+    from lswap_eval.ablation_results import write_ablation
 
     data, tasks, prompts = _ask(arguments, half=arguments.half)
     pairs = plan_pairs(_paths(arguments, "math"), _paths(arguments, "lang"), arguments.base, settings_of)
@@ -188,6 +201,9 @@ def _generate_pairs(
     work = Work(tasks, prompts, data, _decoding(arguments), arguments.batch_size, arguments.device, arguments.dtype)
     into = Path(arguments.out)
     run_pairs(pairs, work, into, _Teller(arguments, into), resume=arguments.resume, check=not arguments.no_check)
+    write_ablation(pairs, into, data, reference)
+    if not arguments.quiet:
+        _say(f"{into}: results.md, results.csv, results.json, accuracy.svg, flips.html, and the logs in logs")
     return 0
 
 
@@ -220,7 +236,7 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
             same = first.setdefault(run.identity.digest, run.setting.id)
             shares = "" if run.identity.shares is None else " ".join(f"{share:g}" for share in run.identity.shares)
             note = f"the same model as {same}" if same != run.setting.id else shares
-            _say(f"  {run.setting.id:<15} {note:<{max(map(len, ('', shares)))}}  {run.setting.why}")
+            _say(f"  {run.setting.id:<15} {note:<{width}}  {run.setting.why}")
 
 
 def _ask(
@@ -248,7 +264,9 @@ def _decoding(arguments: argparse.Namespace, **more: Any) -> Decoding:
 
 
 def _outside(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(arguments, name) for name in ("embed", "norm", "head", "weight") if getattr(arguments, name) is not None}
+    return {
+        name: getattr(arguments, name) for name in ("embed", "norm", "head", "weight") if getattr(arguments, name) is not None
+    }
 
 
 def _paths(arguments: argparse.Namespace, role: str) -> list[str]:

@@ -64,11 +64,12 @@ Whole = Literal["base", "math", "lang"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One model to evaluate: a recipe, or one of the checkpoints whole."""
+    """One model to evaluate: a recipe, or one of the checkpoints whole. point: (bottom, top, transition) in a sweep."""
 
     id: str
     recipe: LayerSwap | Whole
     why: str
+    point: tuple[int, int, int] | None = None
 
     def draft(self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None) -> Draft:
         """What the model is made of. RecipeError where it is the base's and there is none."""
@@ -130,7 +131,9 @@ def sweep(
         if bottom + top + transition * ((bottom > 0) + (top > 0)) > layer_count:
             misfits.append(name)
         else:
-            points.append(Setting(name, LayerSwap(bottom, top, transition, **outside), "point of a sweep"))
+            points.append(
+                Setting(name, LayerSwap(bottom, top, transition, **outside), "point of a sweep", (bottom, top, transition))
+            )
     return points, misfits
 
 

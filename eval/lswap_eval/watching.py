@@ -75,4 +75,3 @@ def _accuracy(right: Sequence[bool]) -> str:
         return "nothing yet"
     found = wilson_interval(sum(right), len(right))
     return f"{found.estimate:.1%} ({found.low:.1%} to {found.high:.1%}) of {len(right)}"
-
