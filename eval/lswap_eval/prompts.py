@@ -1,8 +1,8 @@
 """Prompts: what a model is asked, built from the exemplars to the character.
 
 Cues are not listed here: they are what the exemplars of a language begin with (`Swali:`, `Question :`; in ja and zh with
-a full-width colon), and what follows the colon there, a space or nothing, follows it in every prompt. A completion prompt is exemplars and problem,
-parted by an empty line, and ends with the cue of the answer.
+a full-width colon), and what follows the colon there, a space or nothing, follows it in every prompt. A completion
+prompt is exemplars and problem, parted by an empty line, and ends with the cue of the answer.
 
     native_cot   worked solutions in the problem's language
     en_cot       the problem's language, worked solutions in English

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ FIXED_HALVES = "dttddttddtdttdtddtdttdtd"
 def test_limits_are_nested_fixed_and_balanced() -> None:
     whole = [set(fixed_numbers(250, limit)) for limit in range(1, 251)]
     assert all(len(a) == limit for limit, a in enumerate(whole, 1))
-    assert all(a < b for a, b in zip(whole, whole[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(whole))
     for numbers in whole:
         assert abs(sum(1 if half_of(n) == "dev" else -1 for n in numbers)) <= 1
     assert fixed_numbers(250, 10) == [14, 15, 44, 45, 128, 129, 168, 169, 214, 215]
