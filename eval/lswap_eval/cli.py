@@ -58,7 +58,9 @@ def _fail(arguments: argparse.Namespace, error: BaseException, message: str, sta
     print(f"lswap_eval: error: {one_line(message)}", file=sys.stderr)
     if getattr(arguments, "json", False):
         issues = list(getattr(error, "issues", ()))
-        print(json.dumps({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}}, indent=1))
+        print(
+            json.dumps({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}}, indent=1)
+        )
     return status
 
 

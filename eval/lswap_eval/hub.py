@@ -21,7 +21,9 @@ def download_problems(revision: str | None = None) -> ProblemSet:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
-        raise SourceError("the hub needs huggingface_hub; pip install 'lswap-core[eval]', or give a directory as --data") from None
+        raise SourceError(
+            "the hub needs huggingface_hub; pip install 'lswap-core[eval]', or give a directory as --data"
+        ) from None
     try:
         folder = snapshot_download(REPOSITORY, repo_type="dataset", revision=revision, allow_patterns=list(_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -37,7 +39,9 @@ def read_snapshot(folder: Path) -> ProblemSet:
     for language in LANGUAGES:
         tests, trains = (_rows(folder, language, split) for split in ("test", "train"))
         if tests:
-            problems[language] = tuple(Problem(language, n, row["question"], int(row["answer_number"])) for n, row in enumerate(tests))
+            problems[language] = tuple(
+                Problem(language, n, row["question"], int(row["answer_number"])) for n, row in enumerate(tests)
+            )
             exemplars[language] = tuple(Exemplar(row["question"], row["answer"], int(row["answer_number"])) for row in trains)
     if not problems:
         raise FormatError("neither exemplars.json nor <language>/test-*.parquet is there", path=str(folder))

@@ -46,7 +46,12 @@ class Header:
 
     def to_json(self) -> dict[str, Any]:
         """As written: tuples have become lists, and so on."""
-        value: dict[str, Any] = {"format": FORMAT, "model": self.model, "settings": self.settings, "data_sha256": self.data_sha256}
+        value: dict[str, Any] = {
+            "format": FORMAT,
+            "model": self.model,
+            "settings": self.settings,
+            "data_sha256": self.data_sha256,
+        }
         if self.golds is not None:
             value["golds"] = self.golds
         plain: dict[str, Any] = json.loads(json.dumps(value))

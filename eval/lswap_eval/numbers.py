@@ -24,9 +24,7 @@ _LATEX = (
     (re.compile(r"\\(?:text|textbf|mathbf|mathrm)\{([^{}]*)\}"), lambda match: f" {match[1]} "),
     (re.compile(r"\\([$%])"), lambda match: match[1]),
 )
-_GROUPED = [
-    re.compile(rf"([1-9]\d{{0,2}}(?:{mark}\d{{3}})+)(?:([.,])(\d+))?(?!{mark}?\d)") for mark in (",", r"\.", " ", "'")
-]
+_GROUPED = [re.compile(rf"([1-9]\d{{0,2}}(?:{mark}\d{{3}})+)(?:([.,])(\d+))?(?!{mark}?\d)") for mark in (",", r"\.", " ", "'")]
 _INDIAN = re.compile(r"([1-9]\d?(?:,\d{2})+,\d{3})(?:\.(\d+))?(?!,?\d)")
 _SIMPLE = re.compile(r"(\d+)(?:[.,](\d+))?(?![.,]?\d)")
 _WHOLE = re.compile(r"\d+")
@@ -117,4 +115,4 @@ def _sign(plain: str, start: int, low: int) -> tuple[int, bool]:
     before = plain[low : at - 1]
     operand = before.rstrip()[-1:]
     glued = before[-1:].isalnum()
-    return (at, False) if glued or operand.isdigit() or operand in (")", "%") and operand else (at - 1, True)
+    return (at, False) if glued or operand.isdigit() or operand in (")", "%") else (at - 1, True)

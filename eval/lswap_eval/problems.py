@@ -86,7 +86,9 @@ def check_languages(languages: Sequence[str], there: Mapping[str, Any]) -> tuple
         if language not in LANGUAGES:
             raise RecipeError(f"language {language!r} is not known; {known}")
         if language not in there:
-            raise RecipeError(f"there are no problems in language {language!r}; the data have {', '.join(sorted(there)) or 'none'}")
+            raise RecipeError(
+                f"there are no problems in language {language!r}; the data have {', '.join(sorted(there)) or 'none'}"
+            )
     if len(set(languages)) < len(languages):
         raise RecipeError(f"a language is named twice in {','.join(languages)}")
     return tuple(languages)
@@ -106,7 +108,7 @@ def fixed_numbers(count: int, limit: int | None = None) -> list[int]:
 
 
 def half_of(number: int) -> str:
-    """"dev" or "test": the half that a problem belongs to, in every language. Of 2n and 2n+1, a coin sends one to each."""
+    """The half that a problem belongs to, "dev" or "test", in every language. Of 2n and 2n+1, a coin sends one to each."""
     return "dev" if (number + _digest(f"half/{number // 2}")[0]) % 2 else "test"
 
 
@@ -141,7 +143,9 @@ def _parse_problems(path: Path, language: str) -> tuple[Problem, ...]:
     for number, line in enumerate(lines):
         question, tab, answer = line.partition("\t")
         if not question or not tab or not _GOLD.fullmatch(answer):
-            raise FormatError(f"line {number + 1}: expected a question, a tab and a whole number, found {line!r:.60}", path=str(path))
+            raise FormatError(
+                f"line {number + 1}: expected a question, a tab and a whole number, found {line!r:.60}", path=str(path)
+            )
         problems.append(Problem(language, number, question, int(answer.replace(",", ""))))
     return tuple(problems)
 

@@ -1,8 +1,8 @@
 """Prompts: what a model is asked, built from the exemplars to the character.
 
-Cues are not listed here: they are what the exemplars of a language begin with (`Swali:`, `問題：`, `Question :`), and what
-follows the colon there, a space or nothing, follows it in every prompt. A completion prompt is exemplars and problem,
-parted by an empty line, and ends with the cue of the answer.
+Cues are not listed here: they are what the exemplars of a language begin with (`Swali:`, `Question :`; in ja and zh with
+a full-width colon), and what follows the colon there, a space or nothing, follows it in every prompt. A completion
+prompt is exemplars and problem, parted by an empty line, and ends with the cue of the answer.
 
     native_cot   worked solutions in the problem's language
     en_cot       the problem's language, worked solutions in English
@@ -70,7 +70,9 @@ def find_cues(data: ProblemSet, language: str) -> Cues:
     for part, texts in (("question", [e.question for e in exemplars]), ("answer", [e.solution for e in exemplars])):
         cue = _CUE.match(texts[0]) if texts else None
         if cue is None or not all(text.startswith(cue[0]) for text in texts):
-            raise FormatError(f"{language}: expected exemplars whose {part}s all begin with one cue and a colon", path=EXEMPLARS_FILE)
+            raise FormatError(
+                f"{language}: expected exemplars whose {part}s all begin with one cue and a colon", path=EXEMPLARS_FILE
+            )
         parts.append(cue[0])
     return Cues(*parts)
 

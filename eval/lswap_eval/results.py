@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from lswap_core.errors import RecipeError
 from lswap_eval import statistics
 from lswap_eval.log import Header, Key, read_log
-from lswap_eval.problems import LANGUAGES, half_of
+from lswap_eval.problems import LANGUAGES, ProblemSet, half_of
 from lswap_eval.scoring import Score, score_log
 from lswap_eval.statistics import FlipTable, Interval
 
@@ -31,12 +31,13 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The scores of one log."""
+    """The scores of one log, and what was said."""
 
     setting: str
     pair: str
     header: Header
     scores: Mapping[Key, Score]
+    outputs: Mapping[Key, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +96,33 @@ class Comparison:
         return {"format": "lswap-eval-results/1", **asdict(self)}
 
 
-def read_runs(
-    paths: Iterable[Path], *, rule: str, golds: Mapping[str, Sequence[int]] | None = None, half: str | None = None
-) -> list[Run]:
-    """Score logs. `half`: only "dev" or "test" problems. RecipeError: no records; two logs of one setting and pair; what
-    `score_log` raises. FormatError: no log.
+def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = None, half: str | None = None) -> list[Run]:
+    """Score logs. `data`: the problems, for logs that do not hold the right answers. `half`: only "dev" or "test" problems.
+
+    RecipeError: no records; other problems than `data`; two logs of one setting and pair; what `score_log` raises.
+    FormatError: no log.
     """
+    golds = None if data is None else data.golds()
+    digest = None if data is None else data.sha256
     runs: dict[tuple[str, str], Run] = {}
     for path in paths:
         header, records = read_log(path)
+        if digest not in (None, header.data_sha256):
+            raise RecipeError(
+                f"{path} was made from other problems (digest {header.data_sha256[:12]}) than --data holds ({digest[:12]}); "
+                "name the data of the log"
+            )
         kept = [record for record in records if half in (None, half_of(record.problem))]
         if not kept:
             raise RecipeError(f"{path} holds no records" + (f" of the {half} half" if half else ""))
         setting = str(header.model.get("setting") or header.model.get("name") or path.stem)
-        run = Run(setting, str(header.model.get("pair") or ""), header, score_log(header, kept, rule, golds))
+        run = Run(
+            setting,
+            str(header.model.get("pair") or ""),
+            header,
+            score_log(header, kept, rule, golds),
+            {r.key: r.output for r in kept},
+        )
         if (run.setting, run.pair) in runs:
             raise RecipeError(f"{path} is of {_named(run)}, as is a log before it; compare logs of different settings")
         runs[run.setting, run.pair] = run
@@ -125,11 +139,18 @@ def compare(runs: Sequence[Run], reference: str) -> Comparison:
     over = (*languages, ALL) if len(languages) > 1 else languages
     accuracies = [accuracy_of([run for run in runs if run.setting == s], s, language) for s in settings for language in over]
     differences = _correct_families(
-        [_difference(_paired(runs, s, reference), s, language) for s in settings if s != reference for language in over]
+        [_difference(pair_runs(runs, s, reference), s, language) for s in settings if s != reference for language in over]
     )
     pairs = tuple(dict.fromkeys(run.pair for run in runs if run.pair))
     return Comparison(
-        reference, settings, pairs, languages, tuple(accuracies), tuple(differences), _choose(runs, reference), _notes(runs, differences)
+        reference,
+        settings,
+        pairs,
+        languages,
+        tuple(accuracies),
+        tuple(differences),
+        _choose(runs, reference),
+        _notes(runs, differences),
     )
 
 
@@ -168,7 +189,7 @@ def _is_single(outcomes: Sequence[tuple[int, Any]]) -> bool:
 Pairs = Sequence[tuple[Run, Run]]
 
 
-def _paired(runs: Sequence[Run], setting: str, reference: str) -> Pairs:
+def pair_runs(runs: Sequence[Run], setting: str, reference: str) -> Pairs:
     """(reference's run, setting's run), each of the same pair, or of every pair if a run belongs to none."""
     references = [run for run in runs if run.setting == reference]
     return [
@@ -204,11 +225,7 @@ def _correct_families(differences: Sequence[Difference]) -> list[Difference]:
     for pooled in (True, False):
         family = {f"{d.setting}\n{d.language}": d.p for d in differences if (d.language == ALL) == pooled}
         adjusted |= statistics.adjust_holm(family)
-    return [Difference(**{**_fields(d), "p_holm": adjusted[f"{d.setting}\n{d.language}"]}) for d in differences]
-
-
-def _fields(value: Difference) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in Difference.__slots__}
+    return [replace(d, p_holm=adjusted[f"{d.setting}\n{d.language}"]) for d in differences]
 
 
 def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
@@ -222,15 +239,12 @@ def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
     on_test = accuracy_of([run for run in test if run.setting == best], best).interval
     if best == reference:
         return Choice(best, on_dev[best], on_test, Interval(0.0, 0.0, 0.0), 1.0)
-    difference = _difference(_paired(test, best, reference), best, ALL)
+    difference = _difference(pair_runs(test, best, reference), best, ALL)
     return Choice(best, on_dev[best], on_test, difference.interval, difference.p)
 
 
 def _restrict(runs: Sequence[Run], half: str) -> list[Run]:
-    return [
-        Run(run.setting, run.pair, run.header, {key: score for key, score in run.scores.items() if half_of(key[1]) == half})
-        for run in runs
-    ]
+    return [replace(run, scores={key: score for key, score in run.scores.items() if half_of(key[1]) == half}) for run in runs]
 
 
 def _refuse_unlike(runs: Sequence[Run]) -> None:
@@ -242,7 +256,9 @@ def _refuse_unlike(runs: Sequence[Run]) -> None:
         for name in ("prompt", "exemplars"):
             here, there = run.header.settings.get(name), first.header.settings.get(name)
             if here != there:
-                raise RecipeError(f"{_named(run)} has {name} {here!r}, {_named(first)} {there!r}; compare logs of the same prompts")
+                raise RecipeError(
+                    f"{_named(run)} has {name} {here!r}, {_named(first)} {there!r}; compare logs of the same prompts"
+                )
         if run.scores.keys() != first.scores.keys():
             raise RecipeError(
                 f"{_named(run)} has {len(run.scores)} records, {_named(first)} {len(first.scores)}, not of the same problems; "
@@ -263,7 +279,9 @@ def _notes(runs: Sequence[Run], differences: Sequence[Difference]) -> tuple[str,
             "the choice below was made on the dev half and is reported on the test half."
         )
     pooled = sum(d.language == ALL for d in differences)
-    notes.append(f"Holm's correction is over two families: {pooled} pooled differences, {len(differences) - pooled} of single languages.")
+    notes.append(
+        f"Holm's correction is over two families: {pooled} pooled differences, {len(differences) - pooled} of single languages."
+    )
     return tuple(notes)
 
 

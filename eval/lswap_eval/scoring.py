@@ -63,7 +63,7 @@ class Score:
 
     @property
     def category(self) -> str:
-        """"correct", "wrong", "unparsable", or "truncated": cut off at the limit of tokens before it gave the answer."""
+        """One of "correct", "wrong", "unparsable" and "truncated": cut off at the limit of tokens before it gave the answer."""
         if self.correct:
             return "correct"
         if self.cut_off:
@@ -88,7 +88,9 @@ def score_log(
     for record in records:
         right = golds.get(record.language, ())
         if record.problem >= len(right):
-            raise RecipeError(f"there is no right answer to problem {record.problem} in language {record.language!r}; is --data another set?")
+            raise RecipeError(
+                f"there is no right answer to problem {record.problem} in language {record.language!r}; is --data another set?"
+            )
         scores[record.key] = _score(record, right[record.problem], rule, style)
     return scores
 

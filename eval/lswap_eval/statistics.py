@@ -161,7 +161,9 @@ def resolvable_difference(count: int, discordance: float, power: float = 0.8, le
     at_level, at_power = float(norm.ppf(1 - level / 2)), float(norm.ppf(power))
 
     def shortfall(difference: float) -> float:
-        return (at_level * math.sqrt(discordance) + at_power * math.sqrt(discordance - difference**2)) / difference - math.sqrt(count)
+        return (at_level * math.sqrt(discordance) + at_power * math.sqrt(discordance - difference**2)) / difference - math.sqrt(
+            count
+        )
 
     if discordance <= 0 or shortfall(discordance) > 0:
         return math.nan
@@ -174,4 +176,5 @@ def state_power(count: int, discordance: float) -> str:
     difference = resolvable_difference(count, discordance)
     if math.isnan(difference):
         return f"{seen} cannot show a difference with a power of 80%."
-    return f"{seen} show a difference of {100 * difference:.1f} points or more with a power of 80% (5% level); smaller ones are often missed."
+    shown = f"a difference of {100 * difference:.1f} points or more with a power of 80% (5% level)"
+    return f"{seen} show {shown}; smaller ones are often missed."

@@ -28,7 +28,7 @@ def accuracy_table(results: Comparison) -> Table:
         if many:
             row.append(f"{100 * found[setting, columns[-1]].best_pair:.1f}")
         rows.append(tuple(row))
-    titles = [_title(language, results) for language in columns]
+    titles = [_title(language) for language in columns]
     return Table(("setting", *titles, *(["best pair"] if many else [])), tuple(rows))
 
 
@@ -42,7 +42,7 @@ def difference_table(results: Comparison) -> Table:
             last = found[setting, columns[-1]]
             points = [_points(found[setting, language]) for language in columns]
             rows.append((setting, *points, _p(last.p), _p(last.p_holm)))
-    titles = [_title(language, results) for language in columns]
+    titles = [_title(language) for language in columns]
     return Table((f"less {results.reference}", *titles, "p", "p (Holm)"), tuple(rows))
 
 
@@ -59,7 +59,14 @@ def flip_table(results: Comparison) -> Table:
 def category_table(accuracies: Sequence[Accuracy]) -> Table:
     """One line per setting and language: how many answers were right, wrong, unparsable, or cut off before they came."""
     rows = [
-        (a.setting, a.language, str(a.count), *(str(a.categories.get(name, 0)) for name in CATEGORIES), str(a.cut_off), _percent(a.interval))
+        (
+            a.setting,
+            a.language,
+            str(a.count),
+            *(str(a.categories.get(name, 0)) for name in CATEGORIES),
+            str(a.cut_off),
+            _percent(a.interval),
+        )
         for a in accuracies
     ]
     return Table(("setting", "language", "answers", *CATEGORIES, "cut off", "percent correct"), tuple(rows))
@@ -74,11 +81,11 @@ def to_markdown(results: Comparison) -> str:
     if (flips := flip_table(results)).rows:
         parts += ["## Answers that flipped", "", flips.to_markdown()]
     parts += ["## Outcomes", "", category_table(results.accuracies).to_markdown(), "## What this can show", ""]
-    parts += [*(f"- {note}" for note in results.notes)]
+    parts += [f"- {note}" for note in results.notes]
     if (choice := results.choice) is not None:
         parts.append(
-            f"- Best on the dev half: {choice.setting} ({100 * choice.dev:.1f}). On the test half it has {_percent(choice.test)}, "
-            f"{_signed(choice.difference)} points less {results.reference}, p {_p(choice.p)}."
+            f"- Best on the dev half: {choice.setting} ({100 * choice.dev:.1f}). On the test half it has "
+            f"{_percent(choice.test)}, {_signed(choice.difference)} points less {results.reference}, p {_p(choice.p)}."
         )
     return "\n".join([*parts, ""])
 
@@ -114,7 +121,7 @@ def _columns(results: Comparison) -> tuple[str, ...]:
     return (*results.languages, ALL) if len(results.languages) > 1 else results.languages
 
 
-def _title(language: str, results: Comparison) -> str:
+def _title(language: str) -> str:
     return "average" if language == ALL else language
 
 

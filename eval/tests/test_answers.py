@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -31,11 +32,33 @@ SENTENCES = {
     "th": "คำตอบคือ {}",
     "zh": "答案是 {}。",
 }
-LABELS = {"bn": "উত্তর: {}", "de": "**Antwort:** {}", "en": "Answer: {}", "es": "Respuesta: {}", "fr": "Réponse : {}", "ja": "答え：{}"}
+LABELS = {
+    "bn": "উত্তর: {}",
+    "de": "**Antwort:** {}",
+    "en": "Answer: {}",
+    "es": "Respuesta: {}",
+    "fr": "Réponse : {}",
+    "ja": "答え：{}",
+}
 LABELS |= {"ru": "Ответ: {}", "sw": "Jibu: {}", "te": "సమాధానం: {}", "th": "คำตอบ: {}", "zh": "答案：{}"}
 ZEROS = {"ascii": "0", "bengali": "০", "telugu": "౦", "thai": "๐", "full width": "\uff10", "devanagari": "०", "arabic": "٠"}
 SEPARATORS = (",", ".", " ", "\u00a0", "\u202f", "\u2009", "'", "\u2019", "\uff0c")
-WRAPPERS = ("{}", "**{}**", "${}", "{} €", "{} $", "₹{}", "¥{}", "￥{}", "{}%", "+{}", r"\boxed{{{}}}", r"$\boxed{{{}}}$", "`{}`", r"\({}\)")
+WRAPPERS = (
+    "{}",
+    "**{}**",
+    "${}",
+    "{} €",
+    "{} $",
+    "₹{}",
+    "¥{}",
+    "￥{}",
+    "{}%",
+    "+{}",
+    r"\boxed{{{}}}",
+    r"$\boxed{{{}}}$",
+    "`{}`",
+    r"\({}\)",
+)
 WRAPPERS += ("Rs. {}", "\u200e{}\u200f", '"{}"', "「{}」", "\\${}", "\\[\n{}\n\\]", "\n\n**{}**")
 
 
@@ -153,7 +176,7 @@ def test_plain_integers_are_all_found(numbers: list[int], glue: str) -> None:
 def test_numbers_do_not_overlap_and_miss_no_digit(text: str) -> None:
     plain = make_plain(text)
     found = list(find_numbers(plain))
-    assert all(a.end <= b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(found))
     covered = {at for number in found for at in range(number.start, number.end)}
     assert {at for at, c in enumerate(plain) if c.isdigit()} <= covered
 

@@ -20,7 +20,15 @@ from lswap_core.errors import FormatError, RecipeError
 from lswap_eval import Header, Log, Record, read_log
 
 HEADER = Header({"identity": "ab" * 32, "name": "m"}, {"prompt": "native_cot", "stop": ["\n\n"], "temperature": 0.0}, "cd" * 32)
-HOSTILE = ["", "a\nb\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029c", '"\\ud83d\\', "\x00\x1b[2J", "উত্তর হল 11।", "😀\ufeff", "\ufffe\uffff"]
+HOSTILE = [
+    "",
+    "a\nb\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029c",
+    '"\\ud83d\\',
+    "\x00\x1b[2J",
+    "উত্তর হল 11।",
+    "😀\ufeff",
+    "\ufffe\uffff",
+]
 
 
 def record(problem: int, output: str = "11", language: str = "sw", sample: int = 0) -> Record:

@@ -75,7 +75,9 @@ def test_the_paired_interval_inverts_the_score_test(table: FlipTable) -> None:
 
 @pytest.mark.parametrize("table", TABLES, ids=str)
 def test_the_paired_interval_is_mirrored_and_holds_the_estimate(table: FlipTable) -> None:
-    found, mirrored = (statistics.paired_interval(t) for t in (table, FlipTable(table.both, table.lost, table.gained, table.neither)))
+    found, mirrored = (
+        statistics.paired_interval(t) for t in (table, FlipTable(table.both, table.lost, table.gained, table.neither))
+    )
     assert (found.low, found.high) == pytest.approx((-mirrored.high, -mirrored.low), abs=1e-9)
     assert -1 <= found.low <= found.estimate <= found.high <= 1
     assert found.low < found.high
@@ -109,7 +111,9 @@ def test_holm_is_statsmodels(p_values: list[float]) -> None:
     assert list(found.values()) == pytest.approx(list(multipletests(p_values, method="holm")[1]))
 
 
-def correlated(drawn: np.random.Generator, count: int, languages: int, accuracy: float, gain: float) -> tuple[np.ndarray, np.ndarray]:
+def correlated(
+    drawn: np.random.Generator, count: int, languages: int, accuracy: float, gain: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (problem, language) of two models: hard problems are hard for both models and in every language."""
     hard = drawn.normal(size=(count, 1))
     models = []
