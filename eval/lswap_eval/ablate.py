@@ -30,6 +30,7 @@ from lswap_eval.settings import Setting, nearest_order
 
 FORMAT = "lswap-ablation/1"
 RUNS_FILE = "runs.json"
+CHECK_FILE = "checked.json"
 _CHECK_DIRECTORY = "disk-merge"
 
 
@@ -141,7 +142,7 @@ def run_pairs(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener,
     for _, several in groupby(pairs, key=lambda pair: id(pair.math)):
         _run_on_one_model(list(several), work, into, listener, done)
         gc.collect()  # before the next model comes
-    if check and not (into / _CHECK_DIRECTORY / "passed.json").exists():
+    if check and not (into / CHECK_FILE).exists():
         run = checked_run(pairs)
         answers = check_against_disk(run, work, into)
         listener.checked(run, answers)
@@ -188,10 +189,9 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
 
     place = into / _CHECK_DIRECTORY
     shutil.rmtree(place, ignore_errors=True)  # of a check that was killed
-    place.mkdir()
-    execute(lay_out(run.draft), into=place / "model")
-    model = load_model(place / "model", device=work.device, dtype=work.dtype)
-    generator = TransformersGenerator(model, place / "model", work.decoding)
+    execute(lay_out(run.draft), into=place)
+    model = load_model(place, device=work.device, dtype=work.dtype)
+    generator = TransformersGenerator(model, place, work.decoding)
     logged = {record.key: record for record in read_log(into / run.log)[1]}
     differing, answers = [], 0
     for batch in cut_batches(work.tasks, generator, work.batch_size):
@@ -199,12 +199,10 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
             answers += 1
             if logged.get(record.key) != record:
                 differing.append(f"{record.language} {record.problem}")
-    shutil.rmtree(place / "model")
+    shutil.rmtree(place)
     if differing:
         raise VerificationError(f"{run.identity.name}: merged to disk it answers otherwise than swapped in memory", differing)
-    (place / "passed.json").write_text(
-        json.dumps({"setting": run.setting.id, "identity": run.identity.digest, "answers": answers})
-    )
+    (into / CHECK_FILE).write_text(json.dumps({"setting": run.setting.id, "identity": run.identity.digest, "answers": answers}))
     return answers
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from lswap_eval import results
 from lswap_eval.ablate import Pair, distinct
-from lswap_eval.log import read_log
 from lswap_eval.problems import ProblemSet
 from lswap_eval.results import Comparison
-from lswap_eval.scoring import score_log
 
 SWEEP_FILE = "sweep.svg"
 
@@ -20,16 +19,14 @@ def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[
     """The scored runs of all pairs. Settings of a pair that are one model count once, under the first one's name. A log that
     several pairs share is in each of them, but for the base's, which belongs to none.
     """
-    scored: dict[str, results.Run] = {}
+    read: dict[str, results.Run] = {}
     runs: dict[tuple[str, str], results.Run] = {}
     for pair in pairs:
         for run in distinct(pair.runs):
+            if run.log not in read:
+                (read[run.log],) = results.read_runs([into / run.log], rule=rule)
             name = "" if run.setting.recipe == "base" else pair.name
-            if run.log not in scored:
-                header, records = read_log(into / run.log)
-                scored[run.log] = results.Run(run.setting.id, name, header, score_log(header, records, rule))
-            known = scored[run.log]
-            runs[run.setting.id, name] = results.Run(run.setting.id, name, known.header, known.scores)
+            runs[run.setting.id, name] = replace(read[run.log], setting=run.setting.id, pair=name)
     return list(runs.values())
 
 

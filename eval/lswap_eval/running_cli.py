@@ -63,21 +63,15 @@ def add_commands(commands: Any) -> None:
 
 def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--math", metavar="DIR[,DIR...]", required=True, help="math experts")
-    parser.add_argument(
-        "--lang", metavar="DIR[,DIR...]", required=True, help="language experts, each for every math expert"
-    )
+    parser.add_argument("--lang", metavar="DIR[,DIR...]", required=True, help="language experts, each for every math expert")
     parser.add_argument("--base", metavar="DIR", help="what they were tuned from, as a control")
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write logs and results")
-    parser.add_argument(
-        "--half", choices=("dev", "test"), help="only this half of the problems (default: both)"
-    )
+    parser.add_argument("--half", choices=("dev", "test"), help="only this half of the problems (default: both)")
     parser.add_argument("--no-check", action="store_true", help="do not hold one setting against a real merge to disk")
     parser.add_argument("--dry-run", action="store_true", help="show the settings and stop")
     parser.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers (default: 0.5)")
     for part in ("embed", "norm", "head"):
-        parser.add_argument(
-            f"--{part}", choices=PARTS, help=f"who gives the {part} in every swap (default: math)"
-        )
+        parser.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {part} in every swap (default: math)")
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +86,7 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
     asking.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of each answer (default: 512)")
     asking.add_argument("--batch-size", type=int, default=8, metavar="N", help="fixed and recorded (default: 8)")
     asking.add_argument("--device", default="auto", help="cpu, cuda, cuda:N; auto takes a GPU where there is one (default: auto)")
-    asking.add_argument(
-        "--dtype", default="auto", help="auto, bfloat16, float16, float32 (default: auto, the checkpoint's)"
-    )
+    asking.add_argument("--dtype", default="auto", help="auto, bfloat16, float16, float32 (default: auto, the checkpoint's)")
     asking.add_argument("--resume", action="store_true", help="continue what an earlier run left unfinished")
     asking.add_argument("--quiet", action="store_true", help="print errors only")
 
@@ -137,9 +129,10 @@ def _choose_model(arguments: argparse.Namespace, decoding: Decoding) -> tuple[di
         key = os.environ.get(_KEY_VARIABLE)
         served = {"model": arguments.served_model, "concurrency": arguments.concurrency, "timeout_s": arguments.timeout}
         return model.to_json(), HttpGenerator(arguments.server, decoding, key=key, **served)
-    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model
+    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model, silence_bars
 
     check_tokenizer(arguments.model)  # before a large model is loaded
+    silence_bars()
     loaded = load_model(arguments.model, device=arguments.device, dtype=arguments.dtype)
     return model.to_json(), TransformersGenerator(loaded, arguments.model, decoding)
 
@@ -190,6 +183,7 @@ def _generate_pairs(
 ) -> int:
     from lswap_eval.ablate import Work, plan_pairs, run_pairs
     from lswap_eval.ablation_results import write_ablation
+    from lswap_eval.transformers_generator import silence_bars
 
     data, tasks, prompts = _ask(arguments, half=arguments.half)
     pairs = plan_pairs(_paths(arguments, "math"), _paths(arguments, "lang"), arguments.base, settings_of)
@@ -198,6 +192,7 @@ def _generate_pairs(
         _show_settings(pairs)
     if arguments.dry_run:
         return 0
+    silence_bars()
     work = Work(tasks, prompts, data, _decoding(arguments), arguments.batch_size, arguments.device, arguments.dtype)
     into = Path(arguments.out)
     run_pairs(pairs, work, into, _Teller(arguments, into), resume=arguments.resume, check=not arguments.no_check)
@@ -230,13 +225,16 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
     from lswap_eval.ablate import distinct
 
     for pair in pairs:
-        _say(f"{pair.math.name} + {pair.lang.name}: {counted(len(pair.runs), 'setting')}, {len(distinct(pair.runs))} models")
+        _say(f"{pair.name}: {counted(len(pair.runs), 'setting')}, {counted(len(distinct(pair.runs)), 'model')}")
         first: dict[str, str] = {}
         for run in pair.runs:
             same = first.setdefault(run.identity.digest, run.setting.id)
-            shares = "" if run.identity.shares is None else " ".join(f"{share:g}" for share in run.identity.shares)
-            note = f"the same model as {same}" if same != run.setting.id else shares
-            _say(f"  {run.setting.id:<15} {note:<{width}}  {run.setting.why}")
+            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.shares)
+            made_of = shares if same == run.setting.id else f"the same model as {same}"
+            _say(f"  {run.setting.id}: {made_of} ({run.setting.why})")
+        if (swap := next((run.draft.swap for run in pair.runs if run.draft.swap is not None), None)) is not None:
+            outside = ", ".join(f"{part} {giver}" for part, (giver, tensors) in swap.outside.items() if tensors)
+            _say(f"  in every swap, outside the layers: {outside}")
 
 
 def _ask(

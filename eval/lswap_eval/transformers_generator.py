@@ -178,6 +178,11 @@ def load_model(path: str | os.PathLike[str], *, device: str = "auto", dtype: str
     return model.to(where)
 
 
+def silence_bars() -> None:
+    """Keep transformers from drawing progress bars of its own in this process."""
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
 def pick_device(device: str) -> torch.device:
     """The device of that name; RecipeError where there is none."""
     if device == "auto":

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
 import lswap_core
-import tiny
 from lswap_core import Draft, LayerSwap, execute, lay_out
 from lswap_core.errors import RecipeError, StalePlanError
 from lswap_eval.generators import Completion, Decoding
