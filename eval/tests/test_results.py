@@ -107,19 +107,19 @@ def test_the_choice_is_made_on_one_half_and_reported_on_the_other(runs: list[Run
 
 
 def test_choosing_on_the_reporting_half_is_too_good_and_on_the_other_is_not(tmp_path: Path) -> None:
-    """Twenty settings that are all as good: the best of them on dev is above the rest there, and among them on test."""
+    """Twelve settings that are all as good: the best of them on dev is above the rest there, and among them on test."""
     excess: dict[str, list[float]] = {"dev": [], "test": []}
     for round_number in range(6):
         folder = tmp_path / str(round_number)
         folder.mkdir()
-        equal = read_runs([write_log(folder, f"s{n}", 0.5, seed=round_number) for n in range(20)], rule="lswap")
+        equal = read_runs([write_log(folder, f"s{n}", 0.5, seed=round_number) for n in range(12)], rule="lswap")
         choice = compare(equal, "s0").choice
         assert choice is not None
         for half, found in (("dev", choice.dev), ("test", choice.test.estimate)):
             everyone = fmean(score.correct for run in equal for score in run.scores.values() if half_of(score.key[1]) == half)
             excess[half].append(found - everyone)
     assert fmean(excess["dev"]) > 0.05
-    assert fmean(excess["test"]) == pytest.approx(0, abs=0.04)
+    assert abs(fmean(excess["test"])) < 0.05 < fmean(excess["dev"]) - fmean(excess["test"])
 
 
 def test_pairs_are_held_against_their_own_reference(tmp_path: Path) -> None:
