@@ -74,7 +74,8 @@ _STEPS = "(?<!step )(?<!schritt-)(?<!ধাপে )(?<!ごとの)(?<!దశల�
 """A label behind one of these begins a worked solution."""
 _MARKUP = re.compile(r"[\s*_`$({\[\\\"'“”«»„「『<>~=:]*")
 _CURRENCY = re.compile(r"(?:[-–]?(?:Rs|KSh|Ksh|TSh|Tsh|USD|EUR|US)?\.?[ $€£¥₹฿৳₽]*)?")
-_CALCULATES = re.compile(r"[ $%)*€£¥₹]*(?:[^\W\d_]+ ?)?[ $(*)]*[-–+*/×÷·=xX]")
+_CALCULATES = re.compile(r"[ $%)*€£¥₹]*(?:[^\W\d_]+ ?)?[ $(*)]*[-–+*/×÷·=xX]| ?% ?[^\W\d_]+ \W*\d")  # also 20% of 90 =
+_ENDS = re.compile(r"[*_$)}\]\"'€%]*[.。।](?=\s|[*_]|$)")
 _BOX = re.compile(r"\\boxed\s*\{|\\fbox\s*\{")
 _HASHES = re.compile(r"####(?!#)")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'*)$\]}]|$)|[。।|\n]|[.](?=[^\W\d_])")
@@ -125,14 +126,15 @@ def _result(plain: str, start: int, end: int) -> Number | None:
 
 
 def _labelled(plain: str, start: int) -> Number | None:
-    """The number at once behind a label, if it or its calculation is all that the line says in numbers."""
+    """The number at once behind a label, if it ends the sentence or is, with its calculation, all numbers of the line."""
     begin = _until_text(plain, start)
     end = _line_end(plain, begin)
     number = _result(plain, start, end)
     first = next(find_numbers(plain, start, end), None)
     if number is None or first is None or first.start > _CURRENCY.match(plain, begin, end).end():  # type: ignore[union-attr]
         return None
-    return number if next(find_numbers(plain, number.end, end), None) is None else None
+    alone = next(find_numbers(plain, number.end, end), None) is None
+    return number if alone or _ENDS.match(plain, number.end) else None
 
 
 def _until_text(plain: str, start: int) -> int:

@@ -109,13 +109,13 @@ def _score(record: Record, gold: int, rule: str, style: str) -> Score:
     flexible = rule == "lm-eval-flexible"
     taken = lm_eval_flexible(record.output) if flexible else lm_eval_strict(record.output, record.language, style)
     correct = taken is not None and taken.lower().translate(_NO_PUNCTUATION) == str(gold)
-    return Score(record.key, correct, taken, rule, cut_off)
+    return Score(record.key, correct, taken or None, rule, cut_off)
 
 
 def lm_eval_strict(output: str, language: str, style: str) -> str | None:
-    """What lm-eval's strict filter takes: of worked solutions the sentence, of direct answers all but one leading space."""
+    """What lm-eval's strict filter takes: of worked solutions the sentence, of direct answers everything."""
     if style == "direct":
-        return output.removeprefix(" ")
+        return output.strip()
     found = re.search(LM_EVAL_SENTENCES["en" if style == "en_cot" else language], output)
     return found[1] if found else None
 

@@ -35,7 +35,10 @@ def texts() -> list[str]:
     drawn = random.Random(7)
     pieces = [s.replace(r"(\-?[0-9\.\,]+)", "{}") for s in LM_EVAL_SENTENCES.values()] + ["{}", "${}.", "({})", "{},", " {}\n"]
     made = [
-        "".join(drawn.choice(pieces).format(drawn.choice(["18", "-18", "1.8", "1,8", "২৮", "１８", "$", "...", "2,125", "x"])) for _ in range(drawn.randrange(4)))
+        "".join(
+            drawn.choice(pieces).format(drawn.choice(["18", "-18", "1.8", "1,8", "২৮", "１８", "$", "...", "2,125", "x"]))
+            for _ in range(drawn.randrange(4))
+        )
         for _ in range(300)
     ]
     return [case["output"] for case in OUTPUTS] + made
@@ -62,8 +65,13 @@ def test_rescoring_equals_its_filters_and_metric(language: str, style: str) -> N
     from lm_eval.api.metrics import exact_match_fn
     from lm_eval.filters import build_filter_ensemble
 
-    published = yaml.load((Path(lm_eval.__file__).parent / "tasks" / "mgsm" / style / f"mgsm_{style}_{language}.yaml").read_text(encoding="utf-8"), _Loader)
-    shared = yaml.load((Path(lm_eval.__file__).parent / "tasks" / "mgsm" / style / published["include"]).read_text(encoding="utf-8"), _Loader)
+    published = yaml.load(
+        (Path(lm_eval.__file__).parent / "tasks" / "mgsm" / style / f"mgsm_{style}_{language}.yaml").read_text(encoding="utf-8"),
+        _Loader,
+    )
+    shared = yaml.load(
+        (Path(lm_eval.__file__).parent / "tasks" / "mgsm" / style / published["include"]).read_text(encoding="utf-8"), _Loader
+    )
     metric = {name: shared["metric_list"][0][name] for name in ("ignore_case", "ignore_punctuation")}
     golds = {language: [18]}
     header = Header({"identity": "ab"}, {"prompt": style}, "cd", golds)

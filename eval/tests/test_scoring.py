@@ -19,7 +19,9 @@ def record(output: str, language: str = "sw", problem: int = 0, finish: str = "s
     return Record(language, problem, 0, "ef", output, finish)
 
 
-def outcome(output: str, rule: str, language: str = "sw", problem: int = 0, finish: str = "stop", style: str = "native_cot") -> tuple[str, str | None]:
+def outcome(
+    output: str, rule: str, language: str = "sw", problem: int = 0, finish: str = "stop", style: str = "native_cot"
+) -> tuple[str, str | None]:
     header = Header({"identity": "ab"}, {"prompt": style}, "cd", GOLDS)
     (score,) = score_log(header, [record(output, language, problem, finish)], rule).values()
     return score.category, score.value
