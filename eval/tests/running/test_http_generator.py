@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lswap_core.errors import RecipeError, SourceError
+from lswap_eval import cli
 from lswap_eval.generators import Completion, Decoding
 from lswap_eval.http_generator import HttpGenerator
 from lswap_eval.log import Log, read_log
@@ -271,3 +272,37 @@ def test_an_answer_without_a_completion_is_one_line(server: Server) -> None:
     server.faults = {"a": [lambda handler: handler.reply(200, {"choices": []})]}
     with open_generator(server) as generator, pytest.raises(SourceError, match="no completion in the answer"):
         generator.complete([Prompt("a", None)], stop=[], seed=0)
+
+
+def test_the_command_line_runs_on_a_server(
+    server: Server, authored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    asked = [
+        "run",
+        "--server",
+        server.url,
+        "--data",
+        str(authored),
+        "--languages",
+        "sw,ja",
+        "--prompt",
+        "chat",
+        "--exemplars",
+        "1",
+    ]
+    asked += ["--out", str(tmp_path / "log")]
+    assert cli.main(asked) == 4
+    assert "give --model DIR, or --server URL with --model DIR or --identity NAME" in capsys.readouterr().err
+    asked += ["--identity", "org/model@0123"]
+    assert cli.main(asked) == 0
+    header, records = read_log(tmp_path / "log")
+    assert header.model["name"] == "org/model@0123"
+    assert header.settings.items() >= {"generator": "http", "served_model": "tiny", "prompt": "chat", "exemplars": 1}.items()
+    assert server.keys == {"Bearer secret"}
+    assert "secret" not in (tmp_path / "log").read_text()
+    assert {record.language for record in records} == {"sw", "ja"}
+    assert len(server.bodies) == len(records)
+    assert [message["role"] for message in server.bodies[0]["messages"]] == ["user", "assistant", "user"]
+    assert cli.main([*asked, "--resume"]) == 0
+    assert len(server.bodies) == len(records)
