@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from lswap_core.errors import FormatError, SourceError
-from lswap_eval.problems import LANGUAGES, Exemplar, Problem, ProblemSet, read_problems
+from lswap_eval.problems import EXEMPLARS_FILE, LANGUAGES, Exemplar, Problem, ProblemSet, read_problems
 
 REPOSITORY = "juletxara/mgsm"
-_PATTERNS = ("mgsm_*.tsv", "exemplars.json", "*.parquet")
+_CONVERTED = "refs/convert/parquet"
+"""Where the hub keeps the Parquet that it makes itself of data sets in other forms."""
+_PATTERNS = ("mgsm_*.tsv", EXEMPLARS_FILE, "*.parquet")
 
 
-def download_problems(revision: str | None = None) -> ProblemSet:
+def download_problems() -> ProblemSet:
     """The hub's copy, through the hub's cache. SourceError: it cannot be had. FormatError: it is not as expected."""
     try:
         from huggingface_hub import snapshot_download
@@ -24,16 +26,23 @@ def download_problems(revision: str | None = None) -> ProblemSet:
         raise SourceError(
             "the hub needs huggingface_hub; pip install 'lswap-core[eval]', or give a directory as --data"
         ) from None
+    patterns = list(_PATTERNS)
     try:
-        folder = snapshot_download(REPOSITORY, repo_type="dataset", revision=revision, allow_patterns=list(_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        folder = snapshot_download(REPOSITORY, repo_type="dataset", allow_patterns=patterns)
+        if not _is_readable(Path(folder)):
+            folder = snapshot_download(REPOSITORY, repo_type="dataset", revision=_CONVERTED, allow_patterns=patterns)
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise SourceError(f"{REPOSITORY} cannot be had from the hub: {error}; give a directory as --data") from error
     return read_snapshot(Path(folder))
 
 
+def _is_readable(folder: Path) -> bool:
+    return (folder / EXEMPLARS_FILE).exists() or any(folder.rglob("*.parquet"))
+
+
 def read_snapshot(folder: Path) -> ProblemSet:
     """A downloaded revision. FormatError: it holds neither layout, or not every member of a row."""
-    if (folder / "exemplars.json").exists():
+    if (folder / EXEMPLARS_FILE).exists():
         return read_problems(folder)
     problems, exemplars = {}, {}
     for language in LANGUAGES:
@@ -50,7 +59,10 @@ def read_snapshot(folder: Path) -> ProblemSet:
 
 def _rows(folder: Path, language: str, split: str) -> list[dict[str, str]]:
     """Rows of `<language>/<split>*.parquet`, in order; none where there is no such file."""
-    from pyarrow import parquet
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise SourceError("the hub's data need pyarrow; pip install 'lswap-core[eval]', or give a directory as --data") from None
 
     rows: list[dict[str, str]] = []
     for path in sorted((*folder.glob(f"{language}/{split}*.parquet"), *folder.glob(f"{language}/{split}/*.parquet"))):
