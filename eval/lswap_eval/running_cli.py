@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +100,10 @@ def _run(arguments: argparse.Namespace) -> int:
     decoding = _decoding(arguments, temperature=arguments.temperature, seed=arguments.seed)
     if not arguments.resume and os.path.lexists(arguments.out):  # before a model is loaded
         raise RecipeError(f"{arguments.out} is there already; continue it with --resume, or choose another name")
-    model, generator = _choose_model(arguments, decoding)
-    header = make_header(model, generator, prompts, data, batch_size=arguments.batch_size)
-    with Log.open(arguments.out, header, resume=arguments.resume) as log:
+    with ExitStack() as opened:
+        model, generator = _choose_model(arguments, decoding, opened)
+        header = make_header(model, generator, prompts, data, batch_size=arguments.batch_size)
+        log = opened.enter_context(Log.open(arguments.out, header, resume=arguments.resume))
         watcher = _watcher(arguments, str(model.get("name", arguments.out)), header, Path(arguments.out))
         generate(tasks, generator, log, batch_size=arguments.batch_size, seed=decoding.seed, watcher=watcher)
     if not arguments.quiet:
@@ -109,8 +111,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _choose_model(arguments: argparse.Namespace, decoding: Decoding) -> tuple[dict[str, Any], Generator]:
-    """What goes into the log's header, and what answers."""
+def _choose_model(arguments: argparse.Namespace, decoding: Decoding, opened: ExitStack) -> tuple[dict[str, Any], Generator]:
+    """What goes into the log's header, and what answers; what must be closed is left to `opened`."""
     if [arguments.server, arguments.replay].count(None) == 0:
         raise RecipeError("--server and --replay are both given; choose one")
     if arguments.replay is not None:
@@ -128,7 +130,7 @@ def _choose_model(arguments: argparse.Namespace, decoding: Decoding) -> tuple[di
 
         key = os.environ.get(_KEY_VARIABLE)
         served = {"model": arguments.served_model, "concurrency": arguments.concurrency, "timeout_s": arguments.timeout}
-        return model.to_json(), HttpGenerator(arguments.server, decoding, key=key, **served)
+        return model.to_json(), opened.enter_context(HttpGenerator(arguments.server, decoding, key=key, **served))
     from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model, silence_bars
 
     check_tokenizer(arguments.model)  # before a large model is loaded
