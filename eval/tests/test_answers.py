@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_eval import Answer, extract_answer
@@ -160,6 +160,7 @@ def test_what_runs_on_into_another_problem_does_not_count() -> None:
     assert extract_answer("\n\nQuestion: 5 and 6?\nThe answer is 11.", "en").value == 11
 
 
+@settings(deadline=None)
 @given(st.text(), st.sampled_from(LANGUAGES))
 def test_any_text_has_an_answer_or_none(text: str, language: str) -> None:
     found = extract_answer(text, language)
@@ -167,11 +168,13 @@ def test_any_text_has_an_answer_or_none(text: str, language: str) -> None:
     assert (found.value is None) == (found.rule == "none") == (not any(c.isdecimal() for c in text))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**12), min_size=1), st.sampled_from([" plus ", "; ", " + ", "\n", " ... ", "、"]))
 def test_plain_integers_are_all_found(numbers: list[int], glue: str) -> None:
     assert [n.value for n in find_numbers(make_plain(glue.join(map(str, numbers))))] == numbers
 
 
+@settings(deadline=None)
 @given(st.text("0123456789.,' -–$/+()x=", max_size=30))
 def test_numbers_do_not_overlap_and_miss_no_digit(text: str) -> None:
     plain = make_plain(text)

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_core.errors import FormatError, RecipeError
@@ -51,6 +51,7 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     assert json.loads(raw.split(b"\n")[1]) == asdict(records[0])
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=[])), max_size=4))
 def test_any_text_is_kept_but_for_halves_of_surrogate_pairs(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 from statsmodels.stats.contingency_tables import mcnemar
@@ -104,6 +104,7 @@ def test_the_clustered_error_refuses_one_cluster_and_knows_no_spread() -> None:
     assert statistics.clustered_mean([("a", 1.0), ("b", 1.0)]).p == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     found = statistics.adjust_holm({str(n): p for n, p in enumerate(p_values)})
