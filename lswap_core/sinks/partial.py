@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -108,8 +109,11 @@ class Partial:
         directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self._mark(directory)
-        except BaseException:
+        except BaseException as error:
             os.close(directory)
+            if isinstance(error, OSError):  # not ours yet, but perhaps made by us, and empty then
+                with suppress(OSError):
+                    self.path.rmdir()
             raise
         return directory
 
@@ -126,12 +130,7 @@ class Partial:
         leftovers = {path.name for path in self.path.iterdir()}
         if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
             raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
-        try:
-            (self.path / CLAIM_FILE).touch()
-        except OSError:
-            if not leftovers:
-                self.path.rmdir()
-            raise
+        (self.path / CLAIM_FILE).touch()
 
 
 def _raise(error: OSError) -> NoReturn:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
-from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
+from lswap_core import LayerSwap, WriteOptions, lay_out, merge, open_checkpoint
 from lswap_core.runs import runs
 from lswap_core.traffic import Traffic
 from tests.build import Model, Tensor, unmeasured, write_model
 
 LONG = bool(os.environ.get("LSWAP_LONG"))
+PROGRAM = (sys.executable, "-m", "lswap_core")
 LAYERS = 8
 SWAP = LayerSwap(lang_layers=(0, 2, 4), blend_layers=(1, 6))
 SWAP_ARGUMENTS = ("--lang-layers", "0,2,4", "--blend-layers", "1,6")
@@ -37,24 +39,44 @@ class Merging:
     runs: tuple[tuple[str, ...], ...]
     """Tensors that are done together."""
     sources: Picture = field(repr=False)
+    options: WriteOptions = field(default_factory=WriteOptions)
+
+    def with_options(self, options: WriteOptions) -> Merging:
+        """The same, with an output made with other options."""
+        other = replace(self, options=options)
+        out = self.root / "other"
+        other.resume(out)
+        expected = sums(out)
+        shutil.rmtree(out)
+        assert {n: s for n, s in expected.items() if "manifest" not in n} == {
+            n: s for n, s in self.expected.items() if "manifest" not in n
+        }
+        return replace(other, expected=expected)
 
     def argv(self, out: Path, *more: str) -> list[str]:
         """The command that makes it."""
         sources = ["--math", str(self.root / "math"), "--lang", str(self.root / "lang")]
-        return ["-m", "lswap_core", "merge", *sources, *SWAP_ARGUMENTS, "--out", str(out), "--workers", "2", *more]
+        how = ["--digest", self.options.digest, "--copy-method", self.options.copy_method, "--link", self.options.link]
+        return ["merge", *sources, *SWAP_ARGUMENTS, "--out", str(out), "--workers", "2", *how, *more]
 
     def run(
-        self, out: Path, *more: str, before: Sequence[str] = (), environment: Mapping[str, str] | None = None, seconds: int = 120
+        self,
+        out: Path,
+        *more: str,
+        before: Sequence[str] = (),
+        program: Sequence[str] = PROGRAM,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run the command as a process, `before` in front of it."""
-        argv = [*before, sys.executable, *self.argv(out, *more)]
+        argv = [*before, *program, *self.argv(out, *more)]
         env = unmeasured() | dict(environment or {})
-        return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=seconds, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
 
     def resume(self, out: Path) -> dict[str, int]:
         """Go on in this process; returns the bytes by method."""
         traffic = Traffic()
-        merge(SWAP, math=self.root / "math", lang=self.root / "lang", into=out, traffic=traffic, workers=2)
+        experts = {"math": self.root / "math", "lang": self.root / "lang"}
+        merge(SWAP, **experts, into=out, traffic=traffic, workers=2, options=self.options)  # type: ignore[arg-type]
         return traffic.bytes_by_method
 
     def check_absent_or_complete(self, out: Path) -> bool:
@@ -84,9 +106,7 @@ def make_merging(root: Path, *, width: int = 8, layers: int = LAYERS, shards: in
     merge(SWAP, math=root / "math", lang=root / "lang", into=root / "out", workers=2)
     expected = sums(root / "out")
     tensors = json.loads((root / "out" / "lswap_manifest.json").read_bytes())["tensors"]
-    for file in (root / "out").iterdir():
-        file.unlink()
-    (root / "out").rmdir()
+    shutil.rmtree(root / "out")
     steps = {name: (entry["file"], entry["begin"], entry["end"]) for name, entry in tensors.items()}
     math, lang = (open_checkpoint(root / role, role=role) for role in ("math", "lang"))
     together = runs(lay_out(SWAP.draft(math=math, lang=lang)).steps)

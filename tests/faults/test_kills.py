@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from lswap_core import merge
 from tests.build import unmeasured
 
-from .merging import LONG, SWAP, Merging, journal_events, make_merging, partial_of
+from .merging import LONG, PROGRAM, SWAP, Merging, journal_events, make_merging, partial_of
 
 KILLS = 200 if LONG else 14
 WORKERS = 2
@@ -37,12 +37,12 @@ def whole_seconds(merging: Merging) -> float:
     began = time.monotonic()
     assert process.wait(timeout=60) == 0
     taken = time.monotonic() - began
-    _remove(out)
+    shutil.rmtree(out)
     return taken
 
 
 def _start(merging: Merging, out: Path) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, *merging.argv(out, "--quiet")]
+    argv = [*PROGRAM, *merging.argv(out, "--quiet")]
     return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=unmeasured())
 
 
@@ -70,12 +70,6 @@ def _kill(merging: Merging, out: Path, rng: random.Random, whole_seconds: float)
             time.sleep(_POLL_SECONDS)
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=60) in (0, -signal.SIGKILL)
-
-
-def _remove(out: Path) -> None:
-    for path in out.iterdir():
-        path.unlink()
-    out.rmdir()
 
 
 def _noted(out: Path) -> set[str]:
@@ -113,7 +107,7 @@ def test_killed_at_a_random_moment(merging: Merging, whole_seconds: float, tally
         if merging.check_absent_or_complete(out):
             tally["published"] += 1
             assert not partial_of(out).exists()
-            _remove(out)
+            shutil.rmtree(out)
             return
     noted = _noted(out)
     if partial_of(out).exists() and (partial_of(out) / ".lswap-journal").exists():
@@ -130,7 +124,7 @@ def test_killed_at_a_random_moment(merging: Merging, whole_seconds: float, tally
     else:
         merging.resume(out)
     merging.check_complete(out)
-    _remove(out)
+    shutil.rmtree(out)
 
 
 def test_a_second_process_waits_for_no_dead_one(merging: Merging) -> None:
@@ -147,7 +141,7 @@ def test_a_second_process_waits_for_no_dead_one(merging: Merging) -> None:
         process.wait(timeout=60)
     merging.resume(out)
     merging.check_complete(out)
-    _remove(out)
+    shutil.rmtree(out)
 
 
 def test_begun_anew_with_restart(merging: Merging) -> None:
@@ -161,4 +155,4 @@ def test_begun_anew_with_restart(merging: Merging) -> None:
     assert not merging.check_absent_or_complete(out)
     merge(SWAP, math=merging.root / "math", lang=merging.root / "lang", into=out, restart=True)
     merging.check_complete(out)
-    _remove(out)
+    shutil.rmtree(out)
