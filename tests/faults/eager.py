@@ -7,6 +7,9 @@ import sys
 from lswap_core import cli
 from lswap_core.sinks import local, writeback
 
+EAGER = (sys.executable, __file__)
+"""In place of `python -m lswap_core`."""
+
 if __name__ == "__main__":
     local._COMMIT_SECONDS = 0.0
     writeback.WINDOW_BYTES = 4096

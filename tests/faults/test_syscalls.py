@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ import pytest
 
 from lswap_core import WriteOptions
 
+from .eager import EAGER
 from .merging import LONG, PROGRAM, Merging, make_merging, one_line, partial_of
 
 CALLS = (
@@ -27,7 +27,6 @@ HINTS = {"copy_file_range", "ioctl", "mkdir", "sendfile"}
 """Calls that may fail: there is another way, or (mkdir) the thing is there already."""
 SHARE = 10**6 if LONG else 2
 """Occurrences of each call in each variant."""
-_EAGER = (sys.executable, str(Path(__file__).with_name("eager.py")))
 _ENTRY = re.compile(r"^\d+ +(\w+)\((.*)$")
 _PATHS = re.compile(r'"(/[^"]*)"|\d<(/[^>]*)>')
 
@@ -91,7 +90,7 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Variant]:
     merging = make_merging(tmp_path_factory.mktemp("syscalls"), width=32)
     return {
         "usual": Variant(merging),
-        "eager": Variant(merging, _EAGER),
+        "eager": Variant(merging, EAGER),
         "link": Variant(merging.with_options(WriteOptions(link="hard"))),
         "undigested": Variant(merging.with_options(WriteOptions(digest="none"))),
         "sendfile": Variant(merging.with_options(WriteOptions(digest="none", copy_method="sendfile"))),
