@@ -152,10 +152,8 @@ def test_a_disk_that_is_too_small_is_told_first(merging: Merging, mount: Callabl
 def test_a_disk_that_fills_in_the_middle(merging: Merging, mount: Callable[..., Path], shim: str) -> None:
     disk = mount("size=2m")
     process = stopped(merging, disk / "out", fault(shim, "write", ".lswap-journal", 8, 0))
-    with open(disk / "filler", "wb", buffering=0) as filler:
-        with pytest.raises(OSError, match="No space left"):
-            while True:
-                filler.write(bytes(4096))
+    with pytest.raises(OSError, match="No space left"):
+        (disk / "filler").write_bytes(bytes(2 << 20))
     done = go_on(process)
     assert not merging.check_absent_or_complete(disk / "out")
     assert done.returncode == 1, done
@@ -182,11 +180,10 @@ def test_a_disk_that_takes_no_files(merging: Merging, mount: Callable[..., Path]
 # Sources that do not stay as they are.
 
 
-def stopped(merging: Merging, out: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+def stopped(merging: Merging, out: Path, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
     """The command, once it has stopped itself."""
-    process = subprocess.Popen(
-        [*PROGRAM, *merging.argv(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured() | environment
-    )
+    argv, pipe = [*PROGRAM, *merging.argv(out, *more)], subprocess.PIPE
+    process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, env=unmeasured() | environment)
     state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     assert state is not None
     assert state.si_code == os.CLD_STOPPED, process.communicate()
@@ -274,3 +271,19 @@ def test_a_source_that_does_not_stay(merging: Merging, out: Path, shim: str, tmp
     # What was read of the changed file counts for nothing once it is what it was.
     once.resume(out)
     once.check_complete(out)
+
+
+def test_what_was_read_of_a_changed_source_is_not_gone_on_from(merging: Merging, out: Path, shim: str, tmp_path: Path) -> None:
+    shard = merging.root / "math" / "model-00002-of-00003.safetensors"
+    shutil.copy2(shard, tmp_path / "kept")
+    # In the midst of this shard, which stays open: nothing but a look at it, then and there, tells that it has changed.
+    process = stopped(merging, out, fault(shim, "write", ".lswap-journal", 15, 0), "--workers", "1")
+    try:
+        _change(shard)
+        done = go_on(process)
+    finally:
+        process.kill()
+        shutil.copy2(tmp_path / "kept", shard)
+    assert done.returncode == 5, done
+    merging.resume(out)
+    merging.check_complete(out)
