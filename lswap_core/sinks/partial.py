@@ -109,28 +109,36 @@ class Partial:
         directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             self._mark(directory)
-        except BaseException as error:
+        except BaseException:
             os.close(directory)
-            if isinstance(error, OSError):  # not ours yet, but perhaps made by us, and empty then
-                with suppress(OSError):
-                    self.path.rmdir()
             raise
         return directory
 
     def _mark(self, directory: int) -> None:
+        leftovers: set[str] | None = None
         try:
             with located(self.path):
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
-            ours = os.path.samestat(os.fstat(directory), os.stat(self.path))
+            if not os.path.samestat(os.fstat(directory), os.stat(self.path)):
+                raise _taken(self.destination)
+            leftovers = {path.name for path in self.path.iterdir()}
+            if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
+                raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
+            (self.path / CLAIM_FILE).touch()
+            sync_directory(self.path)  # on btrfs, a power cut may leave files that were synced later, and not the claim
         except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
-            raise RecipeError(f"{self.destination} is being written by another process; wait for it or choose another --out")
-        leftovers = {path.name for path in self.path.iterdir()}
-        if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
-            raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
-        (self.path / CLAIM_FILE).touch()
+            raise _taken(self.destination) from None
+        except OSError:
+            if not leftovers:
+                with suppress(OSError):
+                    (self.path / CLAIM_FILE).unlink(missing_ok=True)
+                    self.path.rmdir()
+            raise
+
+
+def _taken(destination: Path) -> RecipeError:
+    return RecipeError(f"{destination} is being written by another process; wait for it or choose another --out")
 
 
 def _raise(error: OSError) -> NoReturn:

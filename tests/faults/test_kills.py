@@ -55,7 +55,7 @@ def _kill(merging: Merging, out: Path, rng: random.Random, whole_seconds: float)
     """Start the command and kill it: some time after it began to write, or once the journal has some number of lines."""
     process = _start(merging, out)
     by_time = rng.random() < 0.5
-    delay, lines = rng.random() * whole_seconds, len(journal_events(out)) + rng.randrange(1, 60)
+    delay, lines = rng.random() * whole_seconds, len(journal_events(out)) + rng.randrange(1, len(merging.runs))
     if by_time:
         _wait_for(process, partial_of(out))
         time.sleep(delay)
