@@ -36,8 +36,11 @@ def run(
 def perform(
     run: Run, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator, digests: bool = True
 ) -> list[StepRecord]:
-    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed."""
+    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed. It is done only once
+    its sources are found to be unchanged: who undoes a change may go on from here.
+    """
     records = sink.copy(run, source, tally) if run.copied else [_compute(run, tally, sink, evaluator, digests)]
+    source.confirm(run.steps[0].made_of.refs)
     sink.finish(run, records)
     return records
 

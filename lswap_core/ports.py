@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from lswap_core.checkpoint import Role, TensorRef
@@ -31,6 +31,9 @@ class Source(Protocol):
 
     def path_of(self, role: Role, file: str) -> str:
         """Where the file is, for messages and links."""
+
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        """Raise StalePlanError where a file that this thread has just read, of one of `refs`, is no longer what was planned."""
 
 
 class Sink(Protocol):
