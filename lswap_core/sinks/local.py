@@ -24,7 +24,7 @@ from lswap_core.sinks.durable import sync_directory, sync_file, write_all
 from lswap_core.sinks.earlier import find_earlier, finished, is_intact
 from lswap_core.sinks.journal import Journal
 from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
-from lswap_core.sinks.placing import WRITTEN, place
+from lswap_core.sinks.placing import WRITTEN, check_method, place
 from lswap_core.sinks.writeback import Writeback
 from lswap_core.sizes import format_size
 from lswap_core.traffic import Traffic
@@ -72,7 +72,10 @@ class LocalSink:
         """What was finished is kept in the partial directory, for the same command to go on from."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way."""
+        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
+        or the copying method that was asked for does not work.
+        """
+        check_method(plan, source, self.partial, self._options.copy_method)
         earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
         self.kept = earlier is not None
         self._partial.clear(keep=[JOURNAL_FILE, MANIFEST_FILE, *earlier.placed] if earlier else ())
