@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from lswap_core.draft import Copy, Expression
 from lswap_core.header import build_header, reference_order, size_in_bytes
 from lswap_core.plan import OutputFile
-from lswap_core.runs import runs
+from lswap_core.runs import BLOCK_BYTES, runs
 
-BLOCK_BYTES = 4096
-"""What filesystems share, at equal offsets modulo this. Larger blocks share less of what is laid out for these."""
 _ALIGNMENT = 8
 """Of the data in a file, and the size of the largest dtype."""
 

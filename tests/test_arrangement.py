@@ -10,14 +10,14 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lswap_core.arrangement import BLOCK_BYTES, arrange, run_order
+from lswap_core.arrangement import arrange, run_order
 from lswap_core.draft import Draft, Expression
 from lswap_core.dtypes import DTYPES
 from lswap_core.header import build_header, reference_order
 from lswap_core.layout import lay_out
 from lswap_core.plan import OutputFile
 from lswap_core.recipe import LayerSwap
-from lswap_core.runs import is_plain, runs
+from lswap_core.runs import BLOCK_BYTES, is_plain, runs
 from tests.catalogue import checkpoint
 
 PARTS = ("attn.weight", "attn.bias", "mlp.weight", "norm.weight")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -147,6 +148,20 @@ def test_the_output_lives_on_without_its_sources(sharing: Mounted, pair: Pair, s
     sharing.remount()
     assert read_model(sharing.point / "out") == expected(pair)
     assert verify(sharing.point / "out").tensors
+
+
+@pytest.mark.parametrize("shard_size", [None, 2_000_000])
+def test_what_is_shared_needs_no_room(
+    sharing: Mounted, pair: Pair, shard_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = shutil.disk_usage(sharing.point)._replace(free=12_000_000)  # the output has 19 MB
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    merged(pair, sharing.point / "out", shard_size)
+    assert read_model(sharing.point / "out") == expected(pair)
+    with pytest.raises(OSError, match="are to be written, the disk has") as caught:
+        merged(pair, sharing.point / "second", shard_size, copy_method="read_write")
+    assert caught.value.errno == errno.ENOSPC
+    assert {path.name for path in sharing.point.iterdir()} == {"pair", "out"}
 
 
 @pytest.mark.parametrize("method", get_args(CopyMethod))

@@ -19,21 +19,24 @@ _SCRATCH_FILE = ".lswap-scratch"
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def check_method(plan: Plan, source: Source, partial: Path, method: CopyMethod) -> None:
-    """Raise RecipeError where the one copying method that was asked for does not work, before any work is done."""
-    if method in ("auto", "read_write"):
+def try_copying(plan: Plan, source: Source, partial: Path, copier: Copier, method: CopyMethod) -> None:
+    """Find out before any work is done whether extents can be shared; RecipeError where the one copying method that was
+    asked for does not work.
+    """
+    if method == "read_write":
         return
-    copier, scratch, tried = Copier(method, Traffic()), partial / _SCRATCH_FILE, set()
+    scratch, tried = partial / _SCRATCH_FILE, set()
     with open(scratch, "wb") as target:
         scratch.unlink()
         for role, file in {(s.made_of.refs[0].role, s.made_of.refs[0].file): None for s in plan.steps if is_plain(s)}:
             theirs = source.descriptor(role, file)
-            if theirs is not None and (device := os.fstat(theirs).st_dev) not in tried:
-                tried.add(device)
-                if method == "clone":
-                    copier.clone_file(theirs, target.fileno())
-                else:
-                    copier.move(Span(theirs, 0, target.fileno(), 0, 1), lambda *_: None)
+            if theirs is None or (device := os.fstat(theirs).st_dev) in tried:
+                continue
+            tried.add(device)
+            if method in ("auto", "clone"):
+                copier.clone_file(theirs, target.fileno())
+            else:
+                Copier(method, Traffic()).move(Span(theirs, 0, target.fileno(), 0, 1), lambda *_: None)
 
 
 def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, copier: Copier, link: Link) -> str:
