@@ -19,6 +19,10 @@ Tally = Callable[[int], None]
 class Source(Protocol):
     """Bytes of the source tensors. Safe to use from several threads."""
 
+    @property
+    def sequential(self) -> bool:
+        """Reading each file from first to last pays: on disks that turn, and over a network."""
+
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the file's bytes from `offset` after the tensor's first on. Raises StalePlanError where the
         file is no longer what was planned, OSError where it cannot be read; never returns short.

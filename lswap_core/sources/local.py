@@ -18,6 +18,7 @@ from lswap_core.documents import is_plain_name, is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
+from lswap_core.sources.disks import reads_best_in_order
 
 _SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
 _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -83,6 +84,10 @@ class LocalSource:
     def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
         self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.files}
         self._descriptors = Descriptors(self._open)
+        # One file of each will do: shards of a checkpoint may be links, but to one place.
+        first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
+        self.sequential = any(map(reads_best_in_order, first.values()))
+        """See `lswap_core.ports.Source`."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """See `lswap_core.ports.Source`."""
