@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 
 from lswap_eval.numbers import Number, find_numbers, make_plain
 
@@ -76,6 +77,11 @@ _MARKUP = re.compile(r"[\s*_`$({\[\\\"'“”«»„「『<>~=:]*")
 _CURRENCY = re.compile(r"(?:[-–]?(?:Rs|KSh|Ksh|TSh|Tsh|USD|EUR|US)?\.?[ $€£¥₹฿৳₽]*)?")
 _CALCULATES = re.compile(r"[ $%)*€£¥₹]*(?:[^\W\d_]+ ?)?[ $(*)]*[-–+*/×÷·=xX]| ?% ?[^\W\d_]+ \W*\d")  # also 20% of 90 =
 _ENDS = re.compile(r"[*_$)}\]\"'€%]*[.。।](?=\s|[*_]|$)")
+_PASSAGE = 1000
+"""Characters behind a flag in which its number must begin and end. A bound, so that a text that repeats a flag thousands of
+times, as models caught in a loop write, is read in linear time."""
+_MADE_UP = 8
+"""Problems that a model goes on to make up and that are looked at one by one before the rest is taken as a whole."""
 _BOX = re.compile(r"\\boxed\s*\{|\\fbox\s*\{")
 _HASHES = re.compile(r"####(?!#)")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'*)$\]}]|$)|[。।|\n]|[.](?=[^\W\d_])")
@@ -90,7 +96,8 @@ def extract_answer(text: str, language: str) -> Answer:
     Fraction(114200, 1)
     """
     plain = make_plain(text)
-    for end in (*(match.start() for match in _next_problem(language).finditer(plain)), len(plain)):
+    ends = (match.start() for match in _next_problem(language).finditer(plain))
+    for end in (*islice(ends, _MADE_UP), len(plain)):
         if (found := _flagged(plain[:end], language)) is not None:
             return found
     numbers = list(find_numbers(plain))
@@ -139,18 +146,20 @@ def _labelled(plain: str, start: int) -> Number | None:
 
 def _until_text(plain: str, start: int) -> int:
     """Where text begins behind a flag: on its line, or on a later one behind nothing but markup."""
-    markup = _MARKUP.match(plain, start)
+    markup = _MARKUP.match(plain, start, start + _PASSAGE)
     return start if markup is None else markup.end()
 
 
 def _rest_of_sentence(plain: str, start: int) -> tuple[int, int]:
-    stop = _SENTENCE_END.search(plain, _until_text(plain, start))
-    return start, stop.start() if stop else len(plain)
+    most = start + _PASSAGE
+    stop = _SENTENCE_END.search(plain, _until_text(plain, start), most)
+    return start, stop.start() if stop else min(len(plain), most)
 
 
 def _line_end(plain: str, start: int) -> int:
-    end = plain.find("\n", start)
-    return len(plain) if end < 0 else end
+    most = min(len(plain), start + _PASSAGE)
+    end = plain.find("\n", start, most)
+    return most if end < 0 else end
 
 
 def _closing(plain: str, start: int) -> int:

@@ -61,7 +61,7 @@ def identify(path: str | os.PathLike[str], *, name: str | None = None) -> Identi
         return Identity(_of_shards(_fingerprints(checkpoint)), checkpoint.name)
     manifest = read_manifest(path)
     _check(checkpoint, manifest)
-    if manifest.swap is None:
+    if manifest.swap is None or not _is_plain(manifest.swap):
         return Identity(_digest({"plan": manifest.plan_digest}), checkpoint.name)
     experts = {source.role: [file.sha256 for file in source.files] for source in manifest.sources}
     return _of_swap(manifest.swap, experts["math"], experts["lang"], checkpoint.name)
@@ -78,7 +78,14 @@ def identify_draft(draft: Draft, *, name: str) -> Identity:
         if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.host.tensors.items()):
             raise ValueError("only the drafts of a LayerSwap and of a whole checkpoint have an identity before they are merged")
         return identify(draft.host.location, name=name)
+    if not _is_plain(draft.swap):
+        raise ValueError("only plain layer swaps have an identity before they are merged")
     return _of_swap(draft.swap, _fingerprints(draft.sources["math"]), _fingerprints(draft.sources["lang"]), name)
+
+
+def _is_plain(swap: SwapRecord) -> bool:
+    """Shares, the policy outside the layers and the experts say all that it is made of."""
+    return bool(swap.shares) and not {"method", "swap", "revert_layers"} & swap.options.keys()
 
 
 def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: str) -> Identity:
@@ -101,7 +108,7 @@ def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: s
 
 
 def _fingerprints(checkpoint: Checkpoint) -> list[str]:
-    return [shard.fingerprint for shard in checkpoint.shards]
+    return [shard.fingerprint for shard in checkpoint.files]
 
 
 def _of_shards(fingerprints: Iterable[str]) -> str:
@@ -115,12 +122,14 @@ def _digest(value: Mapping[str, Any]) -> str:
 def _check(checkpoint: Checkpoint, manifest: Manifest) -> None:
     """VerificationError where shards, or the smallest tensors, are not the manifest's: a fine-tune was saved over a merge."""
     there = {shard.name: (shard.header.file_size, shard.header_sha256) for shard in checkpoint.shards}
-    issues = [f"shard {file.name}" for file in manifest.shards if there.get(file.name) != (file.size, file.sha256)]
+    issues = [f"shard {file.name}" for file in manifest.shards if there.get(file.name) != (file.size, file.header_sha256)]
     issues += [f"shard {name}" for name in there.keys() - {file.name for file in manifest.shards}]
     if not issues:
         left = _CHECKED_BYTES
         with LocalSource({checkpoint.role: checkpoint}) as source:
             for name, ref in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].size_bytes, item[0])):
+                if manifest.tensors[name].digest is None:  # it shares its source's extents
+                    continue
                 if (left := left - ref.size_bytes) < 0:
                     break
                 data = memoryview(bytearray(ref.size_bytes))
