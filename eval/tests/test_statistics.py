@@ -104,7 +104,7 @@ def test_the_clustered_error_refuses_one_cluster_and_knows_no_spread() -> None:
     assert statistics.clustered_mean([("a", 1.0), ("b", 1.0)]).p == 0
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
     found = statistics.adjust_holm({str(n): p for n, p in enumerate(p_values)})
