@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from lswap_core import LayerSwap, RecipeError, executor, kernels, lay_out, merge, open_checkpoint
 from lswap_core.difference import DifferenceStats
@@ -70,6 +71,13 @@ def test_cut_off_anywhere_it_tells_a_beginning(tmp_path: Path) -> None:
         if told is not None:
             assert set(told.durable) == ({"a", "名\n"} if lines >= 4 else set())
             assert len(told.unsure) == (1 if lines in (3, 5) else 0)
+
+
+def test_a_sound_line_that_says_nothing_ends_it(tmp_path: Path) -> None:
+    line = b'{"journal":"lswap-journal/1"}'
+    sound = write(tmp_path / "j")
+    (tmp_path / "j").write_bytes(xxh3_64_hexdigest(line).encode() + b" " + line + b"\n" + sound)
+    assert read_journal(tmp_path / "j") is None
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b ^ 1, lambda _: 0])
