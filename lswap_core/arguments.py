@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from lswap_core.baselines import METHODS
+from lswap_core.command import Parser
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
 from lswap_core.recipe import PARTS, RAMPS
 
 Command = Callable[[argparse.Namespace], int]
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
-    parser = _Parser(
+    parser = Parser(
         prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

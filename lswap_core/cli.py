@@ -1,4 +1,4 @@
-"""The command line: argv -> `api` call -> text. The only place that prints or exits.
+"""The command line: argv -> `api` call -> text. Only this and `command` print or exit.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
 found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
@@ -9,17 +9,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lswap_core.arguments import build_parser
 from lswap_core.baselines import SCALES, TaskSum, soup
+from lswap_core.command import run_command
 from lswap_core.display import counted, one_line
-from lswap_core.errors import LswapError, RecipeError
+from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.recipe import LayerSwap, parse_layers
 from lswap_core.sizes import format_size, parse_size
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from lswap_core.ports import Progress
     from lswap_core.report import Table
 
-_INTERRUPTED = 130
 _WIDE = 160
 _SWAP_OPTIONS = (
     "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
@@ -39,41 +37,7 @@ _SWAP_OPTIONS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        return int(arguments.run(arguments))
-    except LswapError as error:
-        return _fail(arguments, error, str(error), error.exit_code)
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(arguments, error, f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
-    except KeyboardInterrupt as error:
-        what = "interrupted" if getattr(error, "__notes__", None) else "interrupted; nothing was left behind"
-        return _fail(arguments, error, what, _INTERRUPTED)
-    finally:
-        if signal.getsignal(signal.SIGINT) is _interrupt:  # else this process is on its way out, undisturbed
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _interrupt(number: int, _frame: object) -> NoReturn:
-    """Once, so that a half-made output is cleared away; whoever is impatient must not interrupt the clearing."""
-    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, signal.SIG_IGN)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
-
-
-def _fail(arguments: argparse.Namespace, error: BaseException, message: str, status: int) -> int:
-    message = "; ".join([message, *getattr(error, "__notes__", ())])
-    print(f"lswap_core: error: {one_line(message)}", file=sys.stderr)
-    if arguments.json:
-        issues = list(getattr(error, "issues", ()))
-        _print_json({"error": {"type": type(error).__name__, "exit": status, "message": message, "issues": issues}})
-    return status
+    return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
 
 
 def _say(line: str) -> None:
@@ -109,7 +73,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _make_plan(arguments: argparse.Namespace) -> Plan:
-    gc.disable()  # a plan is all values, with nothing to collect; looking for it takes a third of the time of a large one
+    gc.disable()  # a plan is all values, with nothing to collect, and looking takes its time in a large one
     try:
         return _planned(arguments)
     finally:

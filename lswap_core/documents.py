@@ -50,7 +50,7 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None, infini
         return twice
 
     try:
-        # Reading integers here takes a third of the time of a header, so it is left to Python where it can be.
+        # A call for every integer is a good part of reading a large header; Python alone is right but for -0.
         integer = _integer if b"-0" in raw else None
         value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
     except UnicodeDecodeError as error:

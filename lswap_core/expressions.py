@@ -9,12 +9,12 @@ from lswap_core.checkpoint import TensorRef
 from lswap_core.dtypes import DType
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
+class _OfOneTensor:
+    """What a tensor of one source has, whatever is done to it on the way."""
 
+    __slots__ = ()
     ref: TensorRef
-    cast: DType | None = None
+    cast: DType | None
 
     @property
     def dtype(self) -> DType:
@@ -24,6 +24,14 @@ class Copy:
     def shape(self) -> tuple[int, ...]:
         return self.ref.shape
 
+
+@dataclass(frozen=True, slots=True)
+class Copy(_OfOneTensor):
+    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
+
+    ref: TensorRef
+    cast: DType | None = None
+
     @property
     def refs(self) -> tuple[TensorRef, ...]:
         """What it reads."""
@@ -31,7 +39,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapted:
+class Adapted(_OfOneTensor):
     """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once.
 
     a: (rank, n), b: (m, rank); `ref` is (m, n), or (n, m) where `transposed`. See Hu et al., LoRA, arXiv 2106.09685.
@@ -43,14 +51,6 @@ class Adapted:
     scale: float
     transposed: bool = False
     cast: DType | None = None
-
-    @property
-    def dtype(self) -> DType:
-        return self.cast or self.ref.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.ref.shape
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:

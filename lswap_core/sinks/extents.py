@@ -13,9 +13,9 @@ from typing import Any
 # <linux/fs.h>: _IOW(0x94, 9, int) and _IOW(0x94, 13, struct file_clone_range), on x86, Arm and RISC-V alike.
 _FICLONE = 0x40049409
 _FICLONERANGE = 0x4020940D
-# <fcntl.h>
 _LOST = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
 """What became of pages on their way to the disk. Any other error says that the call is not to be had there."""
+# <fcntl.h>
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 
 
