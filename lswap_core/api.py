@@ -23,7 +23,7 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
-from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.opening import STORE_WORKERS, check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource, open_local
 from lswap_core.streaming import StreamingEvaluator
@@ -90,7 +90,7 @@ def write_plan(plan: Plan, path: StrPath) -> None:
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_destination(into, [source.location for source in plan.sources])
+    check_place(into, [source.location for source in plan.sources])
 
 
 def execute(
@@ -113,13 +113,13 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = _threads(workers)
+    threads = _threads(STORE_WORKERS if workers is None and is_url(into) else workers)
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     places = [checkpoint.location for checkpoint in checkpoints.values()]
-    with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    with closing(open_sink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with LocalSource(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")

@@ -30,7 +30,7 @@ def run(
     work = partial(perform, source=source, sink=sink, evaluator=evaluator, digests=digests)
     total_bytes = sum(step.size_bytes for step in left)
     order = list(runs(left))
-    if source.sequential:
+    if source.sequential and not sink.in_order:
         order.sort(key=lambda run: (run.source.role, run.source.file, run.source.begin))
     for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):
         done |= {record.name: record for record in records}

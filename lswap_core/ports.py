@@ -43,6 +43,10 @@ class Source(Protocol):
 class Sink(Protocol):
     """An output that is absent or complete. Safe to use from several threads between `begin` and `publish`."""
 
+    @property
+    def in_order(self) -> bool:
+        """Runs are wanted in the output's order, whatever the source would like."""
+
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
         plan has finished; returns the records of the steps that are done.

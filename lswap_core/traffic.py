@@ -10,6 +10,7 @@ METHODS = {
     "clone": "shared with the source",
     "copy_file_range": "copied by copy_file_range",
     "sendfile": "copied by sendfile",
+    "splice": "copied within the store",
     "read_write": "copied by read and write",
     "compute": "computed",
     "resume": "there already",

@@ -39,6 +39,9 @@ _COMMIT_SECONDS = 5.0
 class LocalSink:
     """Writes to `.<name>.partial` beside `destination`. What was finished there is kept when a run fails, for the next one."""
 
+    in_order = False
+    """See `lswap_core.ports.Sink`."""
+
     def __init__(
         self,
         destination: str | os.PathLike[str],

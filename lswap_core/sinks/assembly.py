@@ -1,0 +1,67 @@
+"""Parts of output files while their bytes come in, from several threads and in any order: each is delivered once, when whole."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator, Mapping
+from threading import Lock
+
+from lswap_core.sinks.parting import Part
+
+Deliver = Callable[[str, Part, bytearray | None], None]
+"""Called with a file, a part of it, and the part's bytes; None for one that the store copies."""
+
+
+class Assembly:
+    """The parts of all files. Memory is taken for a part that is sent from its first byte until it is delivered, so what is
+    held is the parts in which threads are at work, and those that wait for a neighbour's bytes.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[Part, ...]], there: Collection[tuple[str, int]], deliver: Deliver) -> None:
+        """there: parts, by file and number, that are not to be delivered; bytes that come for them are ignored."""
+        self._parts = parts
+        self._begins = {file: [part.begin for part in of_file] for file, of_file in parts.items()}
+        self._there = frozenset(there)
+        self._deliver = deliver
+        self._left = {(file, part.number): part.size_bytes for file, of_file in parts.items() for part in of_file}
+        self._buffers: dict[tuple[str, int], bytearray] = {}
+        self._held_bytes = 0
+        self.most_held_bytes = 0
+        """The most memory that parts took at a time."""
+        self._lock = Lock()
+
+    def spans(self, file: str, begin: int, end: int) -> Iterator[tuple[Part, int, int]]:
+        """The parts that [begin, end) of a file lies in, each with the range that it has of it."""
+        parts = self._parts[file]
+        number = bisect_right(self._begins[file], begin) - 1
+        while begin < end:
+            stop = min(parts[number].end, end)
+            yield parts[number], begin, stop
+            begin, number = stop, number + 1
+
+    def room(self, file: str, part: Part, begin: int, end: int) -> memoryview | None:
+        """Where bytes [begin, end) of the file, which lie in `part`, are to be put; None where they are not wanted."""
+        key = (file, part.number)
+        if part.origin is not None or key in self._there:
+            return None
+        with self._lock:
+            buffer = self._buffers.get(key)
+            if buffer is None:
+                buffer = self._buffers[key] = bytearray(part.size_bytes)
+                self._held_bytes += part.size_bytes
+                self.most_held_bytes = max(self.most_held_bytes, self._held_bytes)
+        return memoryview(buffer)[begin - part.begin : end - part.begin]
+
+    def arrived(self, file: str, part: Part, count: int) -> None:
+        """`count` more bytes of a part are there, or need not be; the last ones bring it on its way, in this thread."""
+        key = (file, part.number)
+        if key in self._there:
+            return
+        with self._lock:
+            self._left[key] -= count
+            whole = self._left[key] == 0
+        if whole:
+            self._deliver(file, part, self._buffers.get(key))
+            with self._lock:
+                if self._buffers.pop(key, None) is not None:
+                    self._held_bytes -= part.size_bytes

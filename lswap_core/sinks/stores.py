@@ -1,0 +1,317 @@
+"""An output in an S3-compatible store: its files are put together from parts, many of which the store copies itself."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from threading import Lock, local
+
+from lswap_core.checkpoint import Role
+from lswap_core.digests import RunDigests
+from lswap_core.errors import LswapError, RecipeError, SourceError, StalePlanError
+from lswap_core.manifest import StepRecord
+from lswap_core.options import WriteOptions
+from lswap_core.parallel import run_all
+from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, OutputFile, Plan, Step
+from lswap_core.ports import Silence, Source, Tally
+from lswap_core.runs import Run, base_of, is_plain
+from lswap_core.sinks.assembly import Assembly
+from lswap_core.sinks.buckets import SCHEME, GoneError, Place, UnknownCallError, connect, look, read_head
+from lswap_core.sinks.parting import Part, part_file
+from lswap_core.sinks.resuming import CALLS_AT_A_TIME, Uploads, find_state, is_complete, take_up
+from lswap_core.sinks.uploads import STATE_FILE, State, Upload
+from lswap_core.traffic import Traffic
+
+_PIECE_BYTES = 1024 * 1024
+_SAVE_SECONDS = 5.0
+"""What a kill costs, at most, beside the steps in flight."""
+_CONNECTIONS = 16
+
+
+class StoreSink:
+    """Writes below `s3://bucket/prefix`. Nothing is visible there before all is sent; the manifest appears last. What is
+    finished is kept in unfinished uploads when a run fails, for the next one, and told of in `STATE_FILE`.
+    """
+
+    in_order = True
+    """See `lswap_core.ports.Sink`."""
+
+    def __init__(
+        self,
+        destination: str,
+        *,
+        options: WriteOptions = WriteOptions(),
+        traffic: Traffic | None = None,
+        restart: bool = False,
+    ) -> None:
+        """RecipeError for options that make no sense there. Nothing is asked of the store yet. restart: give up what an
+        earlier run left.
+        """
+        _check_options(options)
+        self._client = connect(_CONNECTIONS)
+        self._place = Place(self._client, destination)
+        self._options = options
+        self._traffic = traffic or Traffic()
+        self._restart = restart
+        self._uploads = Uploads()
+        self._etags: dict[tuple[str, int], str] = {}
+        self._finished: dict[str, StepRecord] = {}
+        self._small: dict[str, bytes] = {}
+        self._buffers = local()
+        self._lock, self._saving = Lock(), Lock()
+        self._saved_at = time.monotonic()
+        self._plan: Plan | None = None
+        self._earlier: State | None = None
+        self._publishing = self._published = self._ready = False
+        self.shard_sha256: dict[str, str] = {}
+        """Always empty: nobody here sees the bytes of a shard in order."""
+
+    def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
+        """See `lswap_core.ports.Sink`. RecipeError where the place is not empty, or holds an unfinished merge of another
+        plan; SourceError where the store refuses.
+        """
+        state = find_state(self._place, plan, self._options.digest, restart=self._restart)
+        self._source = source
+        self._steps = {file.name: file.steps() for file in plan.files}
+        self._origins = self._find_origins(plan, source)
+        self._part_files(plan)
+        self._plan, self._earlier, self._publishing = plan, state, state is not None and state.publishing
+        if state is None:  # before the uploads: who finds those must know whose they are
+            self._place.put(STATE_FILE, State(plan.digest, self._options.digest).to_json(), plan.digest)
+        take_up(self._place, plan, state, self._parts, self._uploads)
+        self._etags = dict(self._uploads.etags)
+        try:
+            self._try_splicing()
+        except UnknownCallError:  # then everything is sent
+            self._origins = {}
+            self._part_files(plan)
+            self._etags = {}
+        there = {(file, part.number) for file in self._uploads.complete for part in self._parts[file]} | self._etags.keys()
+        self._kept = there
+        self._assembly = Assembly(self._parts, there, self._deliver)
+        records = {} if state is None else state.steps
+        done = {step.name: records[step.name] for step in plan.steps if step.name in records and self._holds(step, there)}
+        self._finished = dict(done)
+        self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in done))
+        self._save()
+        self._ready = True
+        for file in plan.files:
+            self._write(file.name, 0, memoryview(file.header.encode()))
+        return done
+
+    def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
+        """See `lswap_core.ports.Sink`."""
+        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        for part, begin, end in self._assembly.spans(run.file, run.begin, run.end):
+            if part.origin is None or self._options.digest == "xxh3":
+                self._through(run, part, begin, end, source, tally, digests)
+            else:
+                self._assembly.arrived(run.file, part, end - begin)
+                tally(end - begin)
+        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+
+    def write(self, run: Run, offset: int, data: memoryview) -> None:
+        """See `lswap_core.ports.Sink`."""
+        self._write(run.file, run.begin + offset, data)
+        self._traffic.add("compute", len(data))
+
+    def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002 - its parts tell
+        """See `lswap_core.ports.Sink`."""
+        with self._lock:
+            self._finished |= {record.name: record for record in records}
+        if time.monotonic() - self._saved_at > _SAVE_SECONDS and self._saving.acquire(blocking=False):
+            try:
+                self._save()
+            finally:
+                self._saving.release()
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `lswap_core.ports.Sink`."""
+        if name in self._small or name in self._parts:
+            raise RecipeError(f"{self._place.url(name)}: two files of the output would have this name")
+        self._small[name] = data
+
+    def publish(self) -> None:
+        """See `lswap_core.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        plan = self._plan_of()
+        self._publishing = True
+        self._save()
+        todo = [file for file in plan.files if file.name not in self._uploads.complete]
+        run_all(lambda file, _: self._put_together(file), todo, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+        for name in sorted(self._small, key=lambda name: (name == MANIFEST_FILE, name == INDEX_FILE)):
+            self._place.put(name, self._small[name], plan.digest)
+        self._place.delete(STATE_FILE)
+        self._published = True
+
+    def hash_shard(self, name: str) -> None:
+        """Is never asked for; see `_check_options`."""
+        raise RecipeError(f"{self._place.url(name)}: cannot be hashed, since nobody here sees its bytes in order")
+
+    def close(self) -> None:
+        """See `lswap_core.ports.Sink`."""
+        if self._plan is None or self._published:
+            return
+        with suppress(LswapError):  # the error that led here counts; what is left now, the next run finds
+            if self.kept:
+                if self._ready:
+                    self._save()
+            else:
+                for name, upload in self._uploads.ids.items():
+                    self._place.abort(name, upload)
+                self._place.delete(STATE_FILE)
+        self._plan = None
+
+    @property
+    def kept(self) -> bool:
+        """What was sent is kept in unfinished uploads, for the same command to go on from."""
+        held = self._etags or self._uploads.complete or (self._earlier is not None and self._earlier.uploads)
+        return bool(held) and not self._published
+
+    @property
+    def partial(self) -> str:
+        """Where it is told what was sent."""
+        return self._place.url(STATE_FILE)
+
+    @property
+    def most_held_bytes(self) -> int:
+        """The most memory that parts took at a time."""
+        return self._assembly.most_held_bytes
+
+    # Before the first byte
+
+    def _find_origins(self, plan: Plan, source: Source) -> dict[tuple[Role, str], tuple[str, str]]:
+        """URL and ETag of the source files that lie in the store."""
+        if self._options.copy_method == "read_write":
+            return {}
+        sizes = {(of.role, file.name): file.size for of in plan.sources for file in of.files}
+        refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
+        files = [file for file in dict.fromkeys((ref.role, ref.file) for ref in refs) if source.path_of(*file).startswith(SCHEME)]
+
+        def find(file: tuple[Role, str], _: Tally) -> tuple[str, str]:
+            url = source.path_of(*file)
+            found = look(self._client, url)
+            if found.size != sizes[file]:
+                raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
+            return url, found.etag
+
+        found = run_all(find, files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+        return dict(zip(files, found, strict=True))
+
+    def _part_files(self, plan: Plan) -> None:
+        def part(file: OutputFile, _: Tally) -> tuple[Part, ...]:
+            base, head = base_of(file), file.header.encode()
+            alike = None
+            if base is not None and (origin := self._origins.get((base.role, base.file))) is not None:
+                alike = (base.role, base.file) if read_head(self._client, *origin, len(head)) == head else None
+            return part_file(file, self._origins, alike)
+
+        found = run_all(part, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+        self._parts = {file.name: parts for file, parts in zip(plan.files, found, strict=True)}
+        self._ends = {file: [part.end for part in parts] for file, parts in self._parts.items()}
+
+    def _try_splicing(self) -> None:
+        """Splice the first part that can be, which tells whether the store knows how to."""
+        for file, parts in self._parts.items():
+            for part in parts:
+                if part.origin is not None:
+                    if (file, part.number) not in self._etags and file not in self._uploads.complete:
+                        self._deliver(file, part, None)
+                    return
+
+    # Bytes
+
+    def _through(
+        self, run: Run, part: Part, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None
+    ) -> None:
+        """Bring bytes [begin, end) of the output file, which lie in `part`, over through memory; or only digest them."""
+        scratch: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
+        for at in range(begin, end, _PIECE_BYTES):
+            stop = min(at + _PIECE_BYTES, end)
+            room = self._assembly.room(run.file, part, at, stop)
+            piece = memoryview(scratch)[: stop - at] if room is None else room
+            if room is not None or digests is not None:
+                source.read_into(run.source, at - run.begin, piece)
+            if digests is not None:
+                digests.feed(at, piece)
+            if room is not None:
+                self._traffic.add("read_write", stop - at)
+            self._assembly.arrived(run.file, part, stop - at)
+            tally(stop - at)
+
+    def _write(self, file: str, at: int, data: memoryview) -> None:
+        for part, begin, end in self._assembly.spans(file, at, at + len(data)):
+            room = self._assembly.room(file, part, begin, end)
+            if room is not None:
+                room[:] = data[begin - at : end - at]
+            self._assembly.arrived(file, part, end - begin)
+
+    def _deliver(self, file: str, part: Part, data: bytearray | None) -> None:
+        upload = self._uploads.ids[file]
+        if part.origin is None:
+            assert data is not None
+            etag = self._place.send(file, upload, part.number, data)
+        else:
+            url, version = self._origins[part.origin.role, part.origin.file]
+            begin = part.origin.begin
+            etag = self._place.splice(file, upload, part.number, url, version, begin, begin + part.size_bytes)
+            self._traffic.add("splice", part.size_bytes)
+        with self._lock:
+            self._etags[file, part.number] = etag
+
+    def _put_together(self, file: OutputFile) -> None:
+        etags = [self._etags[file.name, part.number] for part in self._parts[file.name]]
+        try:
+            self._place.complete(file.name, self._uploads.ids[file.name], etags)
+        except GoneError:  # as after an answer that was lost on its way
+            if not is_complete(self._place, file, self._plan_of()):
+                raise
+        if self._place.look(file.name).size != file.header.file_size:
+            raise SourceError(f"{self._place.url(file.name)}: the store put together another size than was sent; do not use it")
+
+    # What is finished
+
+    def _holds(self, step: Step, there: Collection[tuple[str, int]]) -> bool:
+        return all((step.file, number) in there for number in self._numbers(step))
+
+    def _numbers(self, step: Step) -> Iterable[int]:
+        """Numbers of the parts that a step's bytes lie in."""
+        if step.begin == step.end:
+            return ()
+        ends = self._ends[step.file]
+        return range(bisect_right(ends, step.begin) + 1, bisect_right(ends, step.end - 1) + 2)
+
+    def _sound(self, etags: Mapping[tuple[str, int], str], finished: Mapping[str, StepRecord]) -> Iterator[tuple[str, int]]:
+        """Parts that hold none but bytes of finished steps, whose sources were found to be unchanged."""
+        doubtful = {
+            (file, n) for file, steps in self._steps.items() for s in steps if s.name not in finished for n in self._numbers(s)
+        }
+        return (key for key in etags if key in self._kept or key not in doubtful)
+
+    def _save(self) -> None:
+        """Tell the next run what there is."""
+        plan = self._plan_of()
+        with self._lock:
+            etags, finished = dict(self._etags), dict(self._finished)
+        listed: dict[str, dict[int, tuple[int, int, str]]] = {file: {} for file in self._parts}
+        for file, number in self._sound(etags, finished):
+            part = self._parts[file][number - 1]
+            listed[file][number] = part.begin, part.end, etags[file, number]
+        uploads = {file: Upload(upload, listed[file]) for file, upload in self._uploads.ids.items()}
+        state = State(plan.digest, self._options.digest, uploads, finished, self._publishing)
+        self._place.put(STATE_FILE, state.to_json(), plan.digest)
+        self._saved_at = time.monotonic()
+
+    def _plan_of(self) -> Plan:
+        assert self._plan is not None
+        return self._plan
+
+
+def _check_options(options: WriteOptions) -> None:
+    if options.digest == "sha256":
+        raise RecipeError("--digest sha256: nobody sees the bytes of a shard in order on their way to a store; use xxh3")
+    if options.copy_method not in ("auto", "read_write"):
+        raise RecipeError(f"--copy-method {options.copy_method} is for disks; a store knows auto and read_write")
+    if options.link != "none":
+        raise RecipeError(f"--link {options.link} is for disks; a store copies whole files itself")

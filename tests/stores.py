@@ -1,0 +1,132 @@
+"""Object stores on the loopback interface for tests, which count what they are sent and fail on demand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+Environ = dict[str, Any]
+Refusal = tuple[str, str]
+"""HTTP status line and S3 error code."""
+
+
+@dataclass
+class Store:
+    """A running store. uploaded: bytes of every body that a key was sent. calls: method, path and query of every request.
+    refuse: looked at before a request is answered.
+    """
+
+    endpoint: str
+    uploaded: dict[str, int] = field(default_factory=dict)
+    calls: list[tuple[str, str, str]] = field(default_factory=list)
+    refuse: Callable[[Environ], Refusal | None] = lambda _: None
+    before: Callable[[Environ], None] = lambda _: None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "2", "NO_PROXY": "127.0.0.1"}
+
+    def client(self) -> Any:
+        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        return boto3.client(
+            "s3", endpoint_url=self.endpoint, config=config, region_name="us-east-1",
+            aws_access_key_id="testing", aws_secret_access_key="testing",
+        )  # fmt: skip
+
+    def tree(self, bucket: str, prefix: str) -> dict[str, bytes]:
+        """Every object below a prefix."""
+        client = self.client()
+        keys = [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/").get("Contents", ())]
+        return {key[len(prefix) + 1 :]: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+    def load(self, bucket: str, prefix: str, root: Path) -> None:
+        """Put a directory into a bucket."""
+        client = self.client()
+        for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{path.relative_to(root).as_posix()}", Body=path.read_bytes())
+
+    def uploads(self, bucket: str) -> list[str]:
+        """Keys of the unfinished uploads."""
+        return [entry["Key"] for entry in self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+
+    def sent_bytes(self, bucket: str, prefix: str) -> int:
+        """What was sent below a prefix, without what a run keeps for the next one."""
+        start = f"/{bucket}/{prefix}/"
+        return sum(n for path, n in self.uploaded.items() if path.startswith(start) and ".lswap-partial" not in path)
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def moto_store() -> Iterator[Store]:
+    """moto's S3 server. Its state is the process's, so names of buckets are for one test each."""
+    app = DomainDispatcherApplication(create_backend_app)
+    store = Store("")
+    lock = threading.Lock()
+
+    def counted(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+        if (refusal := store.refuse(environ)) is not None:
+            status, code = refusal
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            text = f"<Error><Code>{code}</Code><Message>refused by the test</Message></Error>".encode()
+            start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
+            return [text]
+        store.before(environ)
+        with lock:
+            store.calls.append((environ["REQUEST_METHOD"], path, query))
+            if environ["REQUEST_METHOD"] == "PUT":
+                store.uploaded[path] = store.uploaded.get(path, 0) + int(environ.get("CONTENT_LENGTH") or 0)
+        answer: Iterable[bytes] = app(environ, start_response)
+        return answer
+
+    server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    store.endpoint = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield store
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class BucketSource:
+    """A source of checkpoints in a bucket, which reads what it is asked for and no more."""
+
+    sequential = True
+
+    def __init__(self, client: Any, places: Mapping[Role, str]) -> None:
+        self._client = client
+        self._places = places
+
+    def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
+        bucket, _, key = self.path_of(ref.role, ref.file).removeprefix("s3://").partition("/")
+        begin = ref.begin + offset
+        answer = self._client.get_object(Bucket=bucket, Key=key, Range=f"bytes={begin}-{begin + len(buffer) - 1}")
+        buffer[:] = answer["Body"].read()
+
+    def descriptor(self, role: Role, file: str) -> int | None:
+        return None
+
+    def path_of(self, role: Role, file: str) -> str:
+        return f"{self._places[role]}/{file}"
+
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        pass
