@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
 from botocore.config import Config
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 
-from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.checkpoint import Role, TensorRef
+from tests.build import Pair, normal, write_model
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 Environ = dict[str, Any]
@@ -67,8 +69,8 @@ class Store:
         return sum(n for path, n in self.uploaded.items() if path.startswith(start) and ".lswap-partial" not in path)
 
 
-class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:
+class _Quiet(MotoRequestHandler):  # type: ignore[misc] - moto has no types
+    def log_request(self, *_: Any) -> None:
         pass
 
 
@@ -130,3 +132,21 @@ class BucketSource:
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
         pass
+
+
+def large_pair(root: Path, *, seed: int = 0) -> Pair:
+    """Two experts of 47 MB each in two shards, whose layers are larger than the smallest part, some tensors far smaller."""
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (3000, 512)}
+    for n in range(6):
+        shapes[f"model.layers.{n}.input_layernorm.weight"] = (512,)
+        shapes[f"model.layers.{n}.mlp.up_proj.weight"] = (6000, 512)
+        shapes[f"model.layers.{n}.self_attn.q_proj.weight"] = (512, 512)
+    shapes |= {"model.norm.weight": (512,), "lm_head.weight": (3000, 512)}
+    models = {}
+    for role in ("math", "lang"):
+        rng = np.random.default_rng([seed, len(role), ord(role[0])])
+        models[role] = {name: normal("BF16", shape, rng) for name, shape in shapes.items()}
+        names = sorted(shapes)
+        files = [names[: len(names) // 2], names[len(names) // 2 :]]
+        write_model(root / role, models[role], files=files, config={"num_hidden_layers": 6, "tie_word_embeddings": False})
+    return Pair(root / "math", root / "lang", models["math"], models["lang"])

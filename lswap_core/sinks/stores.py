@@ -8,18 +8,18 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from threading import Lock, local
 
-from lswap_core.checkpoint import Role
 from lswap_core.digests import RunDigests
-from lswap_core.errors import LswapError, RecipeError, SourceError, StalePlanError
+from lswap_core.errors import LswapError, RecipeError, SourceError
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
 from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, OutputFile, Plan, Step
 from lswap_core.ports import Silence, Source, Tally
-from lswap_core.runs import Run, base_of, is_plain
+from lswap_core.runs import Run
 from lswap_core.sinks.assembly import Assembly
-from lswap_core.sinks.buckets import SCHEME, GoneError, Place, UnknownCallError, connect, look, read_head
-from lswap_core.sinks.parting import Part, part_file
+from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError, connect
+from lswap_core.sinks.origins import Origins, find_origins, part_files
+from lswap_core.sinks.parting import Part
 from lswap_core.sinks.resuming import CALLS_AT_A_TIME, Uploads, find_state, is_complete, take_up
 from lswap_core.sinks.uploads import STATE_FILE, State, Upload
 from lswap_core.traffic import Traffic
@@ -73,10 +73,9 @@ class StoreSink:
         plan; SourceError where the store refuses.
         """
         state = find_state(self._place, plan, self._options.digest, restart=self._restart)
-        self._source = source
         self._steps = {file.name: file.steps() for file in plan.files}
-        self._origins = self._find_origins(plan, source)
-        self._part_files(plan)
+        splices = self._options.copy_method != "read_write"
+        self._set_origins(plan, find_origins(self._client, plan, source) if splices else {})
         self._plan, self._earlier, self._publishing = plan, state, state is not None and state.publishing
         if state is None:  # before the uploads: who finds those must know whose they are
             self._place.put(STATE_FILE, State(plan.digest, self._options.digest).to_json(), plan.digest)
@@ -85,8 +84,7 @@ class StoreSink:
         try:
             self._try_splicing()
         except UnknownCallError:  # then everything is sent
-            self._origins = {}
-            self._part_files(plan)
+            self._set_origins(plan, {})
             self._etags = {}
         there = {(file, part.number) for file in self._uploads.complete for part in self._parts[file]} | self._etags.keys()
         self._kept = there
@@ -181,34 +179,9 @@ class StoreSink:
 
     # Before the first byte
 
-    def _find_origins(self, plan: Plan, source: Source) -> dict[tuple[Role, str], tuple[str, str]]:
-        """URL and ETag of the source files that lie in the store."""
-        if self._options.copy_method == "read_write":
-            return {}
-        sizes = {(of.role, file.name): file.size for of in plan.sources for file in of.files}
-        refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
-        files = [file for file in dict.fromkeys((ref.role, ref.file) for ref in refs) if source.path_of(*file).startswith(SCHEME)]
-
-        def find(file: tuple[Role, str], _: Tally) -> tuple[str, str]:
-            url = source.path_of(*file)
-            found = look(self._client, url)
-            if found.size != sizes[file]:
-                raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
-            return url, found.etag
-
-        found = run_all(find, files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-        return dict(zip(files, found, strict=True))
-
-    def _part_files(self, plan: Plan) -> None:
-        def part(file: OutputFile, _: Tally) -> tuple[Part, ...]:
-            base, head = base_of(file), file.header.encode()
-            alike = None
-            if base is not None and (origin := self._origins.get((base.role, base.file))) is not None:
-                alike = (base.role, base.file) if read_head(self._client, *origin, len(head)) == head else None
-            return part_file(file, self._origins, alike)
-
-        found = run_all(part, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-        self._parts = {file.name: parts for file, parts in zip(plan.files, found, strict=True)}
+    def _set_origins(self, plan: Plan, origins: Origins) -> None:
+        self._origins = origins
+        self._parts = part_files(self._client, plan, origins)
         self._ends = {file: [part.end for part in parts] for file, parts in self._parts.items()}
 
     def _try_splicing(self) -> None:

@@ -1,0 +1,55 @@
+"""Which of a plan's source files lie in the store that the output goes to, and the parts that this makes of the output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lswap_core.checkpoint import Role
+from lswap_core.errors import StalePlanError
+from lswap_core.parallel import run_all
+from lswap_core.plan import OutputFile, Plan
+from lswap_core.ports import Silence, Source, Tally
+from lswap_core.runs import is_plain
+from lswap_core.sinks.buckets import SCHEME, look, read_head
+from lswap_core.sinks.parting import Part, part_file
+from lswap_core.sinks.resuming import CALLS_AT_A_TIME
+
+Origins = Mapping[tuple[Role, str], tuple[str, str]]
+"""URL and ETag of source files, by role and name."""
+
+
+def find_origins(client: Any, plan: Plan, source: Source) -> Origins:
+    """The source files that copied bytes come from, as far as they lie in the store, as they are now. StalePlanError where one
+    has another size than was planned.
+    """
+    sizes = {(of.role, file.name): file.size for of in plan.sources for file in of.files}
+    refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
+    files = [file for file in dict.fromkeys((ref.role, ref.file) for ref in refs) if source.path_of(*file).startswith(SCHEME)]
+
+    def find(file: tuple[Role, str], _: Tally) -> tuple[str, str]:
+        url = source.path_of(*file)
+        found = look(client, url)
+        if found.size != sizes[file]:
+            raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
+        return url, found.etag
+
+    found = run_all(find, files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    return dict(zip(files, found, strict=True))
+
+
+def part_files(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Part, ...]]:
+    """The parts of every output file. Where a source file begins as the output file does, one part has header and data."""
+
+    def part(file: OutputFile, _: Tally) -> tuple[Part, ...]:
+        alike: tuple[Role, str] | None = None
+        first = next(iter(file.steps()), None)
+        if first is not None and is_plain(first):
+            ref, head = first.made_of.refs[0], file.header.encode()
+            origin = origins.get((ref.role, ref.file))
+            if origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head:
+                alike = ref.role, ref.file
+        return part_file(file, origins, alike)
+
+    found = run_all(part, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    return {file.name: parts for file, parts in zip(plan.files, found, strict=True)}
