@@ -38,10 +38,10 @@ class Store:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "2", "NO_PROXY": "127.0.0.1"}
+        return {**KEYS, "AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "1", "NO_PROXY": "127.0.0.1"}
 
     def client(self) -> Any:
-        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required")
+        config = Config(s3={"addressing_style": "path"}, request_checksum_calculation="when_required", proxies={})
         return boto3.client(
             "s3", endpoint_url=self.endpoint, config=config, region_name="us-east-1",
             aws_access_key_id="testing", aws_secret_access_key="testing",

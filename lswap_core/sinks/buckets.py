@@ -210,7 +210,7 @@ def told(where: str) -> Iterator[None]:
         raise SourceError(f"{where}: no credentials for the store ({error}); set AWS_ACCESS_KEY_ID or log in") from None
     except exceptions.ProxyConnectionError as error:
         raise SourceError(f"{where}: the proxy refuses ({error}); see HTTPS_PROXY and NO_PROXY") from None
-    except exceptions.HTTPClientError as error:
+    except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
         raise SourceError(f"{where}: the store cannot be reached ({error}); see AWS_ENDPOINT_URL and the network") from None
     except (exceptions.BotoCoreError, HTTPError) as error:
         raise SourceError(f"{where}: {error}") from None

@@ -38,6 +38,17 @@ def find_origins(client: Any, plan: Plan, source: Source) -> Origins:
     return dict(zip(files, found, strict=True))
 
 
+def confirm_origins(client: Any, origins: Origins) -> None:
+    """Raise StalePlanError where a source file is no longer what it was: some stores do not heed `CopySourceIfMatch`."""
+
+    def confirm(origin: tuple[str, str], _: Tally) -> None:
+        url, etag = origin
+        if look(client, url).etag != etag:
+            raise StalePlanError(f"{url}: changed after it was planned; plan again")
+
+    run_all(confirm, list(origins.values()), total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+
+
 def part_files(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Part, ...]]:
     """The parts of every output file. Where a source file begins as the output file does, one part has header and data."""
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from threading import Lock, local
 
 from lswap_core.digests import RunDigests
-from lswap_core.errors import LswapError, RecipeError, SourceError
+from lswap_core.errors import LswapError, RecipeError, SourceError, StalePlanError
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
 from lswap_core.parallel import run_all
@@ -18,7 +18,7 @@ from lswap_core.ports import Silence, Source, Tally
 from lswap_core.runs import Run
 from lswap_core.sinks.assembly import Assembly
 from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError, connect
-from lswap_core.sinks.origins import Origins, find_origins, part_files
+from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files
 from lswap_core.sinks.parting import Part
 from lswap_core.sinks.resuming import CALLS_AT_A_TIME, Uploads, find_state, is_complete, take_up
 from lswap_core.sinks.uploads import STATE_FILE, State, Upload
@@ -134,6 +134,12 @@ class StoreSink:
     def publish(self) -> None:
         """See `lswap_core.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
         plan = self._plan_of()
+        try:
+            confirm_origins(self._client, self._origins)
+        except StalePlanError:
+            with self._lock:
+                self._etags = {key: etag for key, etag in self._etags.items() if self._parts[key[0]][key[1] - 1].origin is None}
+            raise
         self._publishing = True
         self._save()
         todo = [file for file in plan.files if file.name not in self._uploads.complete]

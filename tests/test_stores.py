@@ -1,0 +1,418 @@
+"""Outputs in object stores: real boto3 against servers on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lswap_core import LayerSwap, RecipeError, StalePlanError, executor, kernels, lay_out, merge, open_checkpoint
+from lswap_core.cli import main
+from lswap_core.errors import SourceError
+from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend
+from lswap_core.manifest import StepRecord
+from lswap_core.options import WriteOptions
+from lswap_core.plan import Plan
+from lswap_core.ports import Silence
+from lswap_core.sinks.stores import StoreSink
+from lswap_core.traffic import Traffic
+from tests.build import Pair, llama_pair, tree
+from tests.stores import KEYS, BucketSource, Environ, Store, large_pair, moto_store
+
+SWAP = LayerSwap(bottom=2, top=1, transition=1)
+FLAGS = ["--bottom", "2", "--top", "1", "--transition", "1"]
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    with moto_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
+    """The server, with nothing in it but an empty bucket `models`."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    server.client().create_bucket(Bucket="models")
+    server.uploaded.clear()
+    server.calls.clear()
+    yield server
+    server.refuse, server.before = (lambda _: None), (lambda _: None)
+    client = server.client()
+    for upload in client.list_multipart_uploads(Bucket="models").get("Uploads", ()):
+        client.abort_multipart_upload(Bucket="models", Key=upload["Key"], UploadId=upload["UploadId"])
+    for key in [e["Key"] for e in client.list_objects_v2(Bucket="models").get("Contents", ())]:
+        client.delete_object(Bucket="models", Key=key)
+    client.delete_bucket(Bucket="models")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return large_pair(tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture(scope="module")
+def expected(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a merge to a disk gives."""
+    out = tmp_path_factory.mktemp("local") / "out"
+    merge(SWAP, math=pair.math, lang=pair.lang, into=out)
+    return tree(out)
+
+
+def make_plan(pair: Pair) -> Plan:
+    return lay_out(SWAP.draft(math=open_checkpoint(pair.math, role="math"), lang=open_checkpoint(pair.lang, role="lang")))
+
+
+def within(store: Store, pair: Pair, plan: Plan, into: str, **how: Any) -> tuple[list[StepRecord], Traffic, StoreSink]:
+    """Merge the pair, which is in the bucket too, from there."""
+    source = BucketSource(store.client(), {"math": "s3://models/math", "lang": "s3://models/lang"})
+    traffic = Traffic()
+    with closing(StoreSink(into, traffic=traffic, **how)) as sink:
+        records = executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=3)
+        sink.publish()
+    return records, traffic, sink
+
+
+def shards(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name.endswith(".safetensors")}
+
+
+def seams(plan: Plan) -> int:
+    """Places in the files where bytes beside each other come from different places; the ends of headers are such places."""
+    kinds = [
+        (step.file, type(step.made_of).__name__, "" if isinstance(step.made_of, Blend) else step.made_of.refs[0].role)
+        for step in plan.steps
+    ]
+    return len(plan.files) + sum(one != two for one, two in pairwise(kinds))
+
+
+def test_a_merge_into_a_bucket_is_that_on_a_disk(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/a/out")
+    assert store.tree("models", "a/out") == expected
+    assert store.uploads("models") == []
+    puts = [path for method, path, _ in store.calls if method == "PUT" and ".lswap-partial" not in path]
+    assert puts[-1] == "/models/a/out/lswap_manifest.json"
+    assert puts[-2] == "/models/a/out/model.safetensors.index.json"
+
+
+def test_from_bucket_to_bucket_what_is_not_blended_hardly_travels(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    plan = make_plan(pair)
+    records, traffic, sink = within(store, pair, plan, "s3://models/out")
+    assert store.tree("models", "out") == shards(expected)
+    assert store.uploads("models") == []
+    blended = sum(step.size_bytes for step in plan.steps if isinstance(step.made_of, Blend))
+    headers = sum(file.header.data_begin for file in plan.files)
+    sent = store.sent_bytes("models", "out")
+    assert blended <= sent <= blended + headers + 5 * MIB * seams(plan)
+    assert sent < plan.write_bytes / 2
+    assert traffic.bytes_by_method["splice"] == sum(map(len, shards(expected).values())) - sent
+    assert sink.most_held_bytes <= 16 * MIB * 5
+    spliced = [record for record in records if record.digest is None]
+    assert spliced
+    said = json.loads(expected["lswap_manifest.json"])["tensors"]
+    assert all(said[record.name]["digest"] == record.digest for record in records if record.digest is not None)
+
+
+def test_a_shard_that_is_its_source_is_copied_by_the_store_alone(store: Store, pair: Pair) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    plan = lay_out(LayerSwap().draft(math=open_checkpoint(pair.math, role="math"), lang=open_checkpoint(pair.lang, role="lang")))
+    within(store, pair, plan, "s3://models/out")
+    assert store.tree("models", "out") == shards(tree(pair.math))
+    assert store.sent_bytes("models", "out") == 0
+
+
+def test_every_digest_is_taken_where_it_is_asked_for(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    records, traffic, _ = within(store, pair, make_plan(pair), "s3://models/out", options=WriteOptions(digest="xxh3"))
+    said = json.loads(expected["lswap_manifest.json"])["tensors"]
+    assert {record.name: record.digest for record in records} == {name: entry["digest"] for name, entry in said.items()}
+    assert traffic.bytes_by_method["splice"] > 0
+
+
+def test_a_store_that_copies_no_parts_is_sent_everything(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    store.refuse = lambda e: ("501 Not Implemented", "NotImplemented") if "HTTP_X_AMZ_COPY_SOURCE" in e else None
+    _, traffic, _ = within(store, pair, make_plan(pair), "s3://models/out")
+    assert store.tree("models", "out") == shards(expected)
+    assert "splice" not in traffic.bytes_by_method
+
+
+def test_a_source_that_changes_while_it_is_copied_is_a_stale_plan(store: Store, pair: Pair) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    name = sorted(shards(tree(pair.lang)))[1]
+
+    def meddle(environ: Environ) -> None:
+        if "HTTP_X_AMZ_COPY_SOURCE" in environ:
+            store.before = lambda _: None
+            data = bytearray((pair.lang / name).read_bytes())
+            data[-1] ^= 1
+            store.client().put_object(Bucket="models", Key=f"lang/{name}", Body=bytes(data))
+
+    store.before = meddle
+    with pytest.raises(StalePlanError, match=f"s3://models/lang/{name}: changed"):
+        within(store, pair, make_plan(pair), "s3://models/out")
+    assert store.tree("models", "out").keys() <= {".lswap-partial/state.json"}
+
+
+def fail_after(store: Store, parts: int) -> None:
+    """Refuse every part after so many, for good."""
+    left = threading.Semaphore(parts)
+
+    def refuse(environ: Environ) -> tuple[str, str] | None:
+        if environ["REQUEST_METHOD"] == "PUT" and "partNumber" in environ["QUERY_STRING"] and not left.acquire(blocking=False):
+            return "503 Slow Down", "SlowDown"
+        return None
+
+    store.refuse = refuse
+
+
+def test_the_same_command_goes_on_from_what_was_sent(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    fail_after(store, 3)
+    with pytest.raises(SourceError, match="too busy") as raised:
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=2)
+    assert any("the same command goes on" in note for note in raised.value.__notes__)
+    assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
+    store.refuse = lambda _: None
+    sent = store.sent_bytes("models", "out")
+    traffic = Traffic()
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", traffic=traffic)
+    assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
+    assert sent > 20 * MIB
+    assert traffic.bytes_by_method["resume"] > 10 * MIB
+    assert store.sent_bytes("models", "out") < sum(map(len, expected.values())) + MIB
+
+
+def test_what_the_store_has_lost_is_sent_again(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    fail_after(store, 3)
+    with pytest.raises(SourceError, match="too busy"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=2)
+    store.refuse = lambda _: None
+    for upload in store.client().list_multipart_uploads(Bucket="models")["Uploads"]:
+        store.client().abort_multipart_upload(Bucket="models", Key=upload["Key"], UploadId=upload["UploadId"])
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == expected
+
+
+@pytest.mark.parametrize("failing", ["model-00002-of-00002.safetensors", "config.json", "lswap_manifest.json"])
+def test_a_run_cut_off_while_it_publishes_is_taken_to_its_end(store: Store, tmp_path: Path, failing: str) -> None:
+    pair = llama_pair(tmp_path, shards=2)
+    merge(SWAP, math=pair.math, lang=pair.lang, into=tmp_path / "out")
+
+    def refuse(environ: Environ) -> tuple[str, str] | None:
+        ending = environ["REQUEST_METHOD"] == "POST" if failing.startswith("model-") else environ["REQUEST_METHOD"] == "PUT"
+        hit = ending and environ["PATH_INFO"].endswith(failing) and environ["QUERY_STRING"] != "uploads"
+        return ("403 Forbidden", "AccessDenied") if hit else None
+
+    for _ in range(2):
+        store.refuse = refuse
+        with pytest.raises(SourceError, match="may not"):
+            merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+        store.refuse = lambda _: None
+        assert "lswap_manifest.json" not in store.tree("models", "out")
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == tree(tmp_path / "out")
+    assert store.uploads("models") == []
+
+
+def test_an_unfinished_merge_of_another_plan_is_refused_by_name_and_given_up_on_request(
+    store: Store, pair: Pair, expected: dict[str, bytes]
+) -> None:
+    fail_after(store, 3)
+    other = LayerSwap(bottom=1, top=1)
+    with pytest.raises(SourceError, match="too busy"):
+        merge(other, math=pair.math, lang=pair.lang, into="s3://models/out", workers=2)
+    store.refuse = lambda _: None
+    with pytest.raises(RecipeError, match="s3://models/out/ holds an unfinished merge of another plan.*--restart"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", restart=True)
+    assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
+
+
+def test_a_run_that_fails_before_its_first_part_leaves_nothing(store: Store, pair: Pair) -> None:
+    fail_after(store, 0)
+    with pytest.raises(SourceError, match="too busy"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == {}
+    assert store.uploads("models") == []
+
+
+KILLED = """
+import sys
+from lswap_core.sinks import stores
+stores._SAVE_SECONDS = 0.0
+from lswap_core.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    parts = threading.Semaphore(0)
+
+    def slowly(environ: Environ) -> None:
+        if "partNumber" in environ["QUERY_STRING"]:
+            parts.release()
+            time.sleep(0.1)
+
+    store.before = slowly
+    command = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--workers", "1"]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *command], env=os.environ | {"PYTHONPATH": os.getcwd()})
+    try:
+        assert all(parts.acquire(timeout=60) for _ in range(3))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(0.3)  # what the server was told before may still be under way in it
+    store.before = lambda _: None
+    assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
+    assert len(store.uploads("models")) == 2
+    stray = store.client().create_multipart_upload(Bucket="models", Key="out/model-00001-of-00002.safetensors")
+    assert stray["UploadId"]
+    traffic = Traffic()
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", traffic=traffic)
+    assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
+    assert traffic.bytes_by_method.get("resume", 0) > 0
+
+
+@pytest.mark.parametrize("name", ["lswap_manifest.json", "model.safetensors.index.json", "notes/x.txt"])
+def test_an_output_is_never_written_over(store: Store, pair: Pair, name: str) -> None:
+    store.client().put_object(Bucket="models", Key=f"out/{name}", Body=b"mine")
+    with pytest.raises(RecipeError, match=f"s3://models/out/ is not empty \\({name}\\)"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == {name: b"mine"}
+    assert (
+        main(["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--dry-run"]) == 4
+    )
+
+
+@pytest.mark.parametrize("into", ["s3://models", "s3://", "s3:///x", "s3://models//x", "s3://models/../x", "ftp://models/x"])
+def test_places_that_are_none_are_refused(store: Store, pair: Pair, into: str) -> None:
+    with pytest.raises(RecipeError, match="--out|expected"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into=into)
+
+
+@pytest.mark.parametrize(
+    "options", [WriteOptions(digest="sha256"), WriteOptions(copy_method="clone"), WriteOptions(link="hard")], ids=str
+)
+def test_what_only_a_disk_can_do_is_refused(store: Store, pair: Pair, options: WriteOptions) -> None:
+    with pytest.raises(RecipeError, match="--"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", options=options)
+    assert store.tree("models", "out") == {}
+
+
+REFUSALS = {
+    "InvalidAccessKeyId": ("403 Forbidden", "renew"),
+    "SignatureDoesNotMatch": ("403 Forbidden", "renew"),
+    "ExpiredToken": ("400 Bad Request", "renew"),
+    "AccessDenied": ("403 Forbidden", "ask for leave"),
+    "RequestTimeTooSkewed": ("403 Forbidden", "clock"),
+    "SlowDown": ("503 Slow Down", "goes on later"),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_what_a_store_refuses_is_one_clear_line(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], code: str
+) -> None:
+    pair = llama_pair(tmp_path)
+    status, advice = REFUSALS[code]
+    store.refuse = lambda _: (status, code)
+    one_line(pair, "s3://models/out", advice, capsys)
+
+
+def test_a_bucket_that_is_not_there(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_line(llama_pair(tmp_path), "s3://absent/out", "there is no bucket 'absent'", capsys)
+
+
+def test_a_port_that_nobody_listens_on(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), None) as closed:  # type: ignore[arg-type]
+        port = closed.server_port
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    one_line(llama_pair(tmp_path), "s3://models/out", "AWS_ENDPOINT_URL", capsys)
+
+
+def test_no_credentials(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    one_line(llama_pair(tmp_path), "s3://models/out", "AWS_ACCESS_KEY_ID", capsys)
+
+
+def test_a_proxy_that_is_not_there(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), None) as closed:  # type: ignore[arg-type]
+        port = closed.server_port
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+    one_line(llama_pair(tmp_path), "s3://models/out", "proxy", capsys)
+
+
+def one_line(pair: Pair, into: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The merge ends with exit status 7 and one line that gives the advice."""
+    assert main(["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", into]) == 7
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert advice in said
+    assert "Traceback" not in said
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Another S3-compatible server, by other people; it knows neither ListParts nor ListMultipartUploads."""
+    localbucket = pytest.importorskip("localbucket", reason="no second S3-compatible server is installed")
+    monkeypatch.setattr(localbucket.S3Handler, "data_root", tmp_path / "buckets", raising=False)
+    monkeypatch.setattr(localbucket.S3Handler, "log_message", lambda *_: None)
+    (tmp_path / "buckets").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), localbucket.S3Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        other = Store(f"http://127.0.0.1:{server.server_port}")
+        for name, value in other.environment.items():
+            monkeypatch.setenv(name, value)
+        other.client().create_bucket(Bucket="models")
+        yield other
+        server.shutdown()
+        thread.join()
+
+
+def test_a_second_server_gives_the_same_bytes(second: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/a/out")
+    assert second.tree("models", "a/out") == expected
+    second.load("models", "math", pair.math)
+    second.load("models", "lang", pair.lang)
+    _, traffic, _ = within(second, pair, make_plan(pair), "s3://models/out")
+    assert second.tree("models", "out") == shards(expected)
+    assert traffic.bytes_by_method["splice"] > 20 * MIB
