@@ -25,7 +25,8 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places, is_remote
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
@@ -37,6 +38,7 @@ __all__ = [
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
+REMOTE_WORKERS = 16
 
 
 class Execution(TypedDict, total=False):
@@ -51,17 +53,20 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory or one safetensors file; headers only, no data.
+    """The catalogue of the checkpoint at `path`, a directory, one safetensors file or, where there is no such path,
+    `org/name[@revision]` on the hub or a URL; headers only, no data.
 
-    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
-    a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
+    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
     """
-    return open_local(os.fspath(path), parse_role(role), name)
+    return Places().open(os.fspath(path), parse_role(role), name)
 
 
-def default_workers() -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+def default_workers(*, remote: bool = False) -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
+    network, which threads spend their time waiting for.
+    """
+    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -83,14 +88,14 @@ def read_plan(path: StrPath) -> Plan:
 
 def write_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
-    place = check_destination(path, [source.location for source in plan.sources])
+    place = check_destination(path, _places(plan))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_destination(into, [source.location for source in plan.sources])
+    check_destination(into, _places(plan))
 
 
 def execute(
@@ -113,15 +118,17 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = _threads(workers)
+    _threads(workers)
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    places = Places()
+    checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
+    threads = _threads(workers, remote=any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    places = [checkpoint.location for checkpoint in checkpoints.values()]
-    with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    local = [checkpoint.location for checkpoint in checkpoints.values() if not places.is_remote(checkpoint)]
+    with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
-            with LocalSource(checkpoints) as source:
+            with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                 done = run(plan, source, sink, evaluating(source))
                 source.check()
@@ -139,9 +146,11 @@ def execute(
             sink.put(MANIFEST_FILE, manifest.to_json().encode())
             sink.publish()
         except BaseException as error:
+            (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
+    (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
 
 
@@ -174,7 +183,9 @@ def verify(
     """
     root = Path(output)
     manifest = read_manifest(root)
-    sources = _merged_sources(manifest, locations) if locations else {}
+    places = Places()
+    sources = _merged_sources(places, manifest, locations) if locations else {}
+    threads = _threads(workers, remote=any(map(places.is_remote, sources.values())))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -183,7 +194,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
-    with LocalSource({"math": written}) as out, LocalSource(sources) as inputs:
+    with LocalSource({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
             out,
@@ -191,7 +202,7 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=_threads(workers),
+            workers=threads,
         )
     issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
@@ -201,15 +212,22 @@ def verify(
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
     """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
-    first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
-    with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+    places = Places()
+    first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
+    threads = _threads(workers, remote=places.is_remote(first) or places.is_remote(second))
+    with places.source({"math": first, "lang": second}) as source:
+        return tensor_diff(first, second, source, progress=progress or Silence(), workers=threads)
 
 
-def _threads(workers: int | None) -> int:
+def _places(plan: Plan) -> list[str]:
+    """Local paths that the plan reads."""
+    return [source.location for source in plan.sources if not is_remote(source.location)]
+
+
+def _threads(workers: int | None, *, remote: bool = False) -> int:
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers()
+    return workers or default_workers(remote=remote)
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
@@ -234,9 +252,9 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
+    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
@@ -256,11 +274,11 @@ def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     return contents
 
 
-def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
     given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
+    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
         now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -18,6 +18,7 @@ from lswap_core.documents import is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
+from lswap_core.runs import Run
 from lswap_core.sources.catalogue import (
     NESTED,
     PICKLES,
@@ -87,6 +88,9 @@ class LocalSource:
         first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
         self.sequential = any(map(reads_best_in_order, first.values()))
         """See `lswap_core.ports.Source`."""
+
+    def expect(self, order: Sequence[Run]) -> None:
+        """See `lswap_core.ports.Source`; the kernel reads ahead by itself."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """See `lswap_core.ports.Source`."""

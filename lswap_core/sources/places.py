@@ -1,0 +1,115 @@
+"""Where a source is, told from how it is written: a local directory, a model on the hub, a prefix in an object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.runs import Run
+from lswap_core.sources import hub
+from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.opening import local_copies, open_folder
+from lswap_core.sources.remote import Folder, RemoteSource
+
+
+def is_remote(location: str) -> bool:
+    """`location` is no local path: a URL, or a hub id where there is no such directory."""
+    return not os.path.lexists(location) and ("://" in location or hub.parse_location(location) is not None)
+
+
+class Places:
+    """Opens checkpoints and reads them; what is learnt of a remote one is kept between the two."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, Folder] = {}
+        self._lock = Lock()
+        self.fetched_bytes = 0
+        """Bytes that came over the network so far."""
+
+    def open(self, location: str, role: Role, name: str | None = None) -> Checkpoint:
+        """The catalogue of the checkpoint at `location`: an existing path wins; then `hf://org/name[@revision]` and
+        `org/name[@revision]`. Reads headers and small files only. Raises FormatError for anything malformed, RecipeError for a
+        location that makes no sense here, SourceError for what cannot be had, OSError for what cannot be read.
+        """
+        if not is_remote(location):
+            return open_local(location, role, name)
+        folder = _open_folder(location)
+        self._folders.setdefault(folder.root, folder)
+        return open_folder(self._folders[folder.root], role, name, self._count)
+
+    def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
+        """The bytes of checkpoints that this object opened."""
+        remote = {role: c for role, c in checkpoints.items() if c.root in self._folders}
+        here = {role: c for role, c in checkpoints.items() if role not in remote}
+        for role, checkpoint in remote.items():
+            if (copies := local_copies(self._folders[checkpoint.root], checkpoint)) is not None:
+                here[role] = copies
+        folders = {role: self._folders[checkpoint.root] for role, checkpoint in remote.items()}
+        return AnySource(LocalSource(here), RemoteSource(remote, folders, self._count), here)
+
+    def is_remote(self, checkpoint: Checkpoint) -> bool:
+        """Some of its bytes come over a network."""
+        return checkpoint.root in self._folders
+
+    def _count(self, count: int) -> None:
+        with self._lock:
+            self.fetched_bytes += count
+
+
+def _open_folder(location: str) -> Folder:
+    found = hub.parse_location(location)
+    assert found is not None
+    return hub.HubFolder(*found)
+
+
+class AnySource:
+    """Bytes of checkpoints of which each file may be local or remote."""
+
+    def __init__(self, here: LocalSource, there: RemoteSource, local: Mapping[Role, Checkpoint]) -> None:
+        """local: what `here` has; anything else is `there`."""
+        self._here, self._there = here, there
+        self._local = {(role, shard.name) for role, checkpoint in local.items() for shard in checkpoint.files}
+        self.sequential = here.sequential
+        """See `lswap_core.ports.Source`."""
+
+    def expect(self, order: Sequence[Run]) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._there.expect(order)
+
+    def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._of(ref.role, ref.file).read_into(ref, offset, buffer)
+
+    def descriptor(self, role: Role, file: str) -> int | None:
+        """See `lswap_core.ports.Source`."""
+        return self._of(role, file).descriptor(role, file)
+
+    def path_of(self, role: Role, file: str) -> str:
+        """See `lswap_core.ports.Source`."""
+        return self._of(role, file).path_of(role, file)
+
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._here.confirm(ref for ref in refs if (ref.role, ref.file) in self._local)
+
+    def check(self) -> None:
+        """Raise StalePlanError if any local file changed since it was catalogued."""
+        self._here.check()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._there.close()
+        self._here.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _of(self, role: Role, file: str) -> LocalSource | RemoteSource:
+        return self._here if (role, file) in self._local else self._there
