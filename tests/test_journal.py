@@ -109,7 +109,7 @@ def test_garbage_tells_nothing(tmp_path_factory: pytest.TempPathFactory, at: int
 @pytest.mark.parametrize(
     "event",
     [{}, {"other": 1}, {"synced": 4}, {"synced": -1}, {"synced": True}, {"done": 1}, {"done": [["a"]]}, {"done": [[1, None, None]]},
-     {"placed": []}, {"placed": {"a": 1}}, {"journal": "lswap-journal/2"}],
+     {"placed": []}, {"placed": {"a": 1}}, {"journal": "lswap-journal/2"}, {"journal": "lswap-journal/1"}],
 )  # fmt: skip
 def test_a_sound_line_that_makes_no_sense_ends_it(tmp_path: Path, event: object) -> None:
     written(tmp_path / "j", 1)

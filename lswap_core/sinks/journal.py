@@ -96,7 +96,7 @@ def read_journal(path: Path) -> Progress | None:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return None
-    head: Node | None = None
+    head: tuple[str, str] | None = None
     placed: dict[str, str] | None = None
     done: list[list[StepRecord]] = []
     synced = 0
@@ -104,7 +104,7 @@ def read_journal(path: Path) -> Progress | None:
         for line in lines:
             event = _parse(line, path)
             if "journal" in event and event["journal"].text() == FORMAT:
-                head = event
+                head = event["plan"].text(), event["digest"].text()
             elif "placed" in event:
                 placed = {file: how.text() for file, how in event["placed"].items()}
             elif "done" in event:
@@ -117,7 +117,7 @@ def read_journal(path: Path) -> Progress | None:
         return None
     durable = {record.name: record for records in done[:synced] for record in records}
     unsure = tuple(map(tuple, done[synced:]))
-    return Progress(head["plan"].text(), head["digest"].text(), placed, durable, unsure)
+    return Progress(*head, placed, durable, unsure)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:
