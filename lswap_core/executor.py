@@ -7,8 +7,8 @@ from functools import partial
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Blend
 from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan
@@ -22,13 +22,17 @@ def run(
     """Execute every step that the sink does not have already; returns all records, in the plan's order. Publishing is the
     caller's. digests: take one of every computed tensor.
 
-    The bytes depend neither on `workers` nor on the order in which runs end. Raises what source and sink raise.
+    The order of work is the output's or, where that is better for the source, the source's. The bytes depend neither on it
+    nor on `workers` nor on the order in which runs end. Raises what source and sink raise.
     """
     done = dict(sink.begin(plan, source))
     left = [step for step in plan.steps if step.name not in done]
     work = partial(perform, source=source, sink=sink, evaluator=evaluator, digests=digests)
     total_bytes = sum(step.size_bytes for step in left)
-    for records in run_all(work, list(runs(left)), total_bytes=total_bytes, progress=progress, workers=workers):
+    order = list(runs(left))
+    if source.sequential:
+        order.sort(key=lambda run: (run.source.role, run.source.file, run.source.begin))
+    for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):
         done |= {record.name: record for record in records}
     return [done[step.name] for step in plan.steps]
 

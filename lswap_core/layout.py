@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
+from lswap_core.arrangement import arrange
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
 from lswap_core.dtypes import DType
@@ -20,15 +21,16 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
 
     Without `shard_size`, the host's own layout: same files, same order, same header bytes, so that a shard in which
     nothing is swapped equals the host's file. A draft whose names, dtypes or shapes are not the host's is laid out
-    anew, and so is any draft when `shard_size` (bytes of tensors per file, at most, unless one tensor is larger) is
-    given: `model-0000k-of-0000n.safetensors`, tensors in the reference serialiser's order. RecipeError for a size below 1.
+    anew, in the reference serialiser's order: `model-0000k-of-0000n.safetensors`. So is any draft when `shard_size` (bytes
+    of tensors per file, at most, unless one tensor is larger) is given; order and padding are then those that let
+    filesystems share most with the sources, see `lswap_core.arrangement.arrange`. RecipeError for a size below 1.
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
     keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
-    files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size or DEFAULT_SHARD_BYTES))
+    files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
-        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.shards))
+        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))
         for role, source in sorted(draft.sources.items(), reverse=True)
     )
     sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
@@ -58,20 +60,25 @@ def _like_host(draft: Draft) -> Iterator[OutputFile]:
         yield _output(draft, name, header)
 
 
-def _anew(draft: Draft, shard_size: int) -> Iterator[OutputFile]:
-    groups: list[dict[str, tuple[DType, tuple[int, ...]]]] = [{}]
+def _anew(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
+    most_bytes = DEFAULT_SHARD_BYTES if shard_size is None else shard_size
+    groups: list[list[str]] = [[]]
     filled = 0
-    for name, (dtype, shape) in _shapes(draft).items():
+    shapes = _shapes(draft)
+    for name, (dtype, shape) in shapes.items():
         size = size_in_bytes(dtype, shape)
-        if groups[-1] and filled + size > shard_size:
-            groups.append({})
+        if groups[-1] and filled + size > most_bytes:
+            groups.append([])
             filled = 0
-        groups[-1][name] = (dtype, shape)
+        groups[-1].append(name)
         filled += size
     for number, group in enumerate(groups, 1):
         name = SINGLE_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        ordered = {tensor: group[tensor] for tensor in reference_order(group)}
-        yield _output(draft, name, build_header(ordered, _metadata(draft, {})))
+        if shard_size is not None:
+            yield arrange(name, {tensor: draft.tensors[tensor] for tensor in group}, _metadata(draft, {}))
+        else:
+            ordered = {tensor: shapes[tensor] for tensor in reference_order({tensor: shapes[tensor] for tensor in group})}
+            yield _output(draft, name, build_header(ordered, _metadata(draft, {})))
 
 
 def _output(draft: Draft, name: str, header: Header) -> OutputFile:

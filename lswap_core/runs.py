@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lswap_core.checkpoint import Role, TensorRef
-from lswap_core.draft import Copy
+from lswap_core.expressions import Copy
 from lswap_core.plan import OutputFile, Step
 
+BLOCK_BYTES = 4096
+"""What filesystems share, at offsets that are equal modulo this. Those with larger blocks share less."""
 RUN_BYTES = 64 * 1024 * 1024
 """Most bytes in a run of several tensors: enough for copying to pay no heed to calls, little enough to share among threads."""
 
@@ -64,6 +66,11 @@ class Base:
 def is_plain(step: Step) -> bool:
     """It copies bytes, without rounding."""
     return isinstance(step.made_of, Copy) and step.made_of.cast is None
+
+
+def is_shareable(step: Step) -> bool:
+    """It copies bytes, which lie in their blocks as they do in the source."""
+    return is_plain(step) and (step.made_of.refs[0].begin - step.begin) % BLOCK_BYTES == 0
 
 
 def base_of(file: OutputFile) -> Base | None:

@@ -19,13 +19,13 @@ from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
 from lswap_core.plan import MANIFEST_FILE, Plan, Step
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run, base_of, is_plain
+from lswap_core.runs import Run, base_of, is_shareable
 from lswap_core.sinks.copying import Copier, Span
 from lswap_core.sinks.durable import sync_directory, sync_file, write_all
 from lswap_core.sinks.earlier import find_earlier, finished, is_intact
 from lswap_core.sinks.journal import Journal
 from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
-from lswap_core.sinks.placing import WRITTEN, place
+from lswap_core.sinks.placing import WRITTEN, place, try_copying
 from lswap_core.sinks.writeback import Writeback
 from lswap_core.sizes import format_size
 from lswap_core.traffic import Traffic
@@ -72,7 +72,10 @@ class LocalSink:
         self._worth_keeping = not restart and self._partial.holds_work
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way."""
+        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
+        or the copying method that was asked for does not work.
+        """
+        try_copying(plan, source, self.partial, self._copier, self._options.copy_method)
         earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
         self._worth_keeping = earlier is not None
         self._partial.clear(keep=[JOURNAL_FILE, MANIFEST_FILE, *earlier.placed] if earlier else ())
@@ -187,8 +190,8 @@ class LocalSink:
             self._journal.close()
 
     def _check_space(self, left: Iterable[Step]) -> None:
-        """Raise ENOSPC where the steps that are left do not fit. What is shared with a source takes no room."""
-        needed = sum(step.size_bytes for step in left if not (self._copier.shares and is_plain(step)))
+        """Raise ENOSPC where the steps that are left do not fit. What can be shared with a source takes no room."""
+        needed = sum(step.size_bytes for step in left if not (self._copier.shares and is_shareable(step)))
         free = shutil.disk_usage(self.partial).free
         if needed > free:
             what = f"{format_size(needed)} are to be written, the disk has {format_size(free)} free"

@@ -7,15 +7,37 @@ import os
 from pathlib import Path
 
 from lswap_core.errors import located
-from lswap_core.options import Link
-from lswap_core.plan import OutputFile
+from lswap_core.options import CopyMethod, Link
+from lswap_core.plan import OutputFile, Plan
 from lswap_core.ports import Source
-from lswap_core.runs import Base
-from lswap_core.sinks.copying import Copier
+from lswap_core.runs import Base, is_plain
+from lswap_core.sinks.copying import Copier, Span
+from lswap_core.traffic import Traffic
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"
 """How a file came to be: an inode shared with the source, all extents shared with it, a header and room."""
+_SCRATCH_FILE = ".lswap-scratch"
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
+
+
+def try_copying(plan: Plan, source: Source, partial: Path, copier: Copier, method: CopyMethod) -> None:
+    """Find out before any work is done whether extents can be shared; RecipeError where the one copying method that was
+    asked for does not work.
+    """
+    if method == "read_write":
+        return
+    scratch, tried = partial / _SCRATCH_FILE, set()
+    with open(scratch, "wb") as target:
+        scratch.unlink()
+        for role, file in {(s.made_of.refs[0].role, s.made_of.refs[0].file): None for s in plan.steps if is_plain(s)}:
+            theirs = source.descriptor(role, file)
+            if theirs is None or (device := os.fstat(theirs).st_dev) in tried:
+                continue
+            tried.add(device)
+            if method in ("auto", "clone"):
+                copier.clone_file(theirs, target.fileno())
+            else:
+                Copier(method, Traffic()).move(Span(theirs, 0, target.fileno(), 0, 1), lambda *_: None)
 
 
 def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, copier: Copier, link: Link) -> str:

@@ -18,6 +18,7 @@ from lswap_core.documents import is_plain_name, is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
+from lswap_core.sources.disks import reads_best_in_order
 
 _SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
 _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
@@ -81,8 +82,12 @@ class LocalSource:
     """Bytes of local checkpoints, by role. Every file is checked against its catalogue when it is opened, and by `check`."""
 
     def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
-        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.shards}
+        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.files}
         self._descriptors = Descriptors(self._open)
+        # One file of each will do: shards of a checkpoint may be links, but to one place.
+        first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
+        self.sequential = any(map(reads_best_in_order, first.values()))
+        """See `lswap_core.ports.Source`."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """See `lswap_core.ports.Source`."""
@@ -189,11 +194,14 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
         raise FormatError(f"its 'metadata' must be an object, not {document['metadata']!r:.60}", path=path)
     by_file: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and file in by_file:
+            by_file[file].add(tensor)
+            continue
         if not is_plain_name(file):
             raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
         if not file.endswith(SHARD_SUFFIX):
             raise FormatError(f"its file {file!r:.200} does not end in {SHARD_SUFFIX}", path=path, tensor=tensor)
-        by_file.setdefault(file, set()).add(tensor)
+        by_file[file] = {tensor}
     if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
         raise FormatError(
             f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path

@@ -1,0 +1,99 @@
+"""The order of tensors in a file that is laid out anew, and its header's padding: such that filesystems that can share
+extents have as much as possible to share. Decided from catalogues alone, so that it is the same on every machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from lswap_core.expressions import Copy, Expression
+from lswap_core.header import build_header, reference_order, size_in_bytes
+from lswap_core.plan import OutputFile
+from lswap_core.runs import BLOCK_BYTES, runs
+
+_ALIGNMENT = 8
+"""Of the data in a file, and the size of the largest dtype."""
+
+
+def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str, str]) -> OutputFile:
+    """The file that holds these tensors, each aligned to its dtype's size, the first one to 8 bytes.
+
+    Runs of a source stay together and the header is padded, by 4,095 spaces at most, so that the whole blocks of as many
+    bytes as possible lie as in their source. Where an order of our own gains nothing the file has the reference
+    serialiser's, and where no block can be shared it is the reference's byte for byte.
+    """
+    reference = _file(name, reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), made_of, metadata)
+    of_runs = _file(name, run_order(made_of), made_of, metadata)
+    file, (padding, _) = max(((f, best_padding(f)) for f in (reference, of_runs)), key=lambda choice: choice[1][1])
+    return _file(name, list(file.header.tensors), made_of, metadata, padding=padding) if padding else file
+
+
+def best_padding(file: OutputFile) -> tuple[int, int]:
+    """Spaces to add to a header, and the bytes in whole blocks that then lie as in their source; the fewest that gain most."""
+    gains = Counter({0: 0})
+    for run in runs(file.steps()):
+        padding = (run.source.begin - run.begin) % BLOCK_BYTES
+        if run.copied and padding % _ALIGNMENT == 0:
+            begin, end = run.source.begin, run.source.begin + run.size_bytes
+            gains[padding] += max(0, end // BLOCK_BYTES - -(-begin // BLOCK_BYTES)) * BLOCK_BYTES
+    return max(gains.items(), key=lambda gain: (gain[1], -gain[0]))
+
+
+def run_order(made_of: Mapping[str, Expression]) -> list[str]:
+    """Names in an order in which neighbours in a source stay neighbours, as far as every tensor can be aligned to its dtype's
+    size where there are no holes: among pieces of runs, those of the roundest size come first, else those named first.
+    """
+    pieces = [piece for chain in _chains(made_of) for piece in _aligned_pieces(chain, made_of)]
+    pieces.sort(key=lambda piece: -_roundness(sum(_size(made_of[name]) for name in piece)))
+    return [name for piece in pieces for name in piece]
+
+
+def _file(
+    name: str, order: Sequence[str], made_of: Mapping[str, Expression], metadata: Mapping[str, str], *, padding: int = 0
+) -> OutputFile:
+    header = build_header({t: (made_of[t].dtype, made_of[t].shape) for t in order}, metadata, padding=padding)
+    return OutputFile(name, header, tuple(made_of[t] for t in order))
+
+
+def _chains(made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
+    """Copied tensors whose bytes are neighbours in a source, in its order; any other tensor by itself. The chain of the first
+    name comes first.
+    """
+    place = {name: number for number, name in enumerate(made_of)}
+    copied = [(e.ref, name) for name, e in made_of.items() if isinstance(e, Copy) and e.cast is None]
+    copied.sort(key=lambda c: (c[0].role, c[0].file, c[0].begin, c[0].end, place[c[1]]))
+    chains: list[list[str]] = [[name] for name in made_of.keys() - {name for _, name in copied}]
+    before = None
+    for ref, name in copied:
+        if before is not None and (before.role, before.file, before.end) == (ref.role, ref.file, ref.begin):
+            chains[-1].append(name)
+        else:
+            chains.append([name])
+        before = ref
+    return iter(sorted(chains, key=lambda chain: min(place[name] for name in chain)))
+
+
+def _aligned_pieces(chain: Sequence[str], made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
+    """The chain in as few pieces as it takes for each to be aligned within, if its beginning is, and as round as that."""
+    at = 0
+    while at < len(chain):
+        size, alignment, cut = 0, 1, at + 1
+        for end in range(at, len(chain)):
+            own = max(1, made_of[chain[end]].dtype.bits // 8)
+            if size % own:
+                break
+            alignment, size = max(alignment, own), size + _size(made_of[chain[end]])
+            if _roundness(size) >= alignment:
+                cut = end + 1
+        yield list(chain[at:cut])
+        at = cut
+
+
+def _roundness(size: int) -> int:
+    """The largest power of two that divides it, if it is at most 8."""
+    return _ALIGNMENT if size % _ALIGNMENT == 0 else size & -size
+
+
+def _size(expression: Expression) -> int:
+    return size_in_bytes(expression.dtype, expression.shape)
