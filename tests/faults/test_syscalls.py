@@ -28,7 +28,7 @@ HINTS = {"copy_file_range", "ioctl", "mkdir", "sendfile"}
 SHARE = 10**6 if LONG else 2
 """Occurrences of each call in each variant."""
 _ENTRY = re.compile(r"^\d+ +(\w+)\((.*)$")
-_PATHS = re.compile(r'"(/[^"]*)"|\d<(/[^>]*)>')
+_PATHS = re.compile(r'"(/[^"]*)"|\d<(/[^>]*)>(?!\(deleted\))')  # strace finds no deleted files by their paths
 
 
 @dataclass(frozen=True)
