@@ -106,7 +106,11 @@ class Partial:
 
     def _claim(self) -> int:
         self.path.mkdir(exist_ok=True)
-        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            self._abandon()
+            raise
         try:
             self._mark(directory)
         except BaseException:
@@ -130,11 +134,15 @@ class Partial:
         except (BlockingIOError, FileNotFoundError):
             raise _taken(self.destination) from None
         except OSError:
-            if not leftovers:
-                with suppress(OSError):
-                    (self.path / CLAIM_FILE).unlink(missing_ok=True)
-                    self.path.rmdir()
+            if leftovers == set():
+                (self.path / CLAIM_FILE).unlink(missing_ok=True)
+            self._abandon()
             raise
+
+    def _abandon(self) -> None:
+        """Remove the directory if it is empty: perhaps it was made just now."""
+        with suppress(OSError):
+            self.path.rmdir()
 
 
 def _taken(destination: Path) -> RecipeError:
