@@ -49,7 +49,7 @@ def main() -> None:
     blended = sum(2 * n for name, n in sizes(shape).items() if layer_of(name) in zones(shape)[1])
     if shutil.disk_usage(arguments.root).free < blended + SPARE_BYTES:
         sys.exit(f"{blended / 1e9:.0f} GB of blended layers do not fit in {arguments.root}")
-    with tempfile.TemporaryDirectory(dir=arguments.root, prefix="lswap-405b-") as folder, image(Path(folder)) as root:
+    with tempfile.TemporaryDirectory(dir=arguments.root, prefix="lswap-405b-") as folder, xfs(Path(folder), IMAGE_BYTES) as root:
         report = measure(root, shape)
     print(json.dumps(report, indent=1))
     sys.exit(0 if report["samples_wrong"] == 0 else 1)
@@ -85,12 +85,12 @@ def measure(root: Path, shape: Shape) -> dict[str, object]:
 
 
 @contextmanager
-def image(folder: Path) -> Iterator[Path]:
+def xfs(folder: Path, size_bytes: int) -> Iterator[Path]:
     """An empty XFS, mounted; unmounted at the end, come what may."""
     file, point = folder / "xfs.img", folder / "mount"
     point.mkdir()
     with file.open("wb") as handle:
-        handle.truncate(IMAGE_BYTES)
+        handle.truncate(size_bytes)
     # a small log: a new one is zeroed, and the usual one has two gigabytes
     subprocess.run(["mkfs.xfs", "-q", "-K", "-m", "reflink=1", "-l", "size=64m", file], check=True)
     subprocess.run(["mount", "-o", "loop", file, point], check=True)
