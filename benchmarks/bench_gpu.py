@@ -205,8 +205,8 @@ def report(what: str, sets: Sequence[Case], call: Callable[[int], None], repeats
 def host_to_host(name: str, launcher: Launcher, elements: int) -> None:
     """A BF16 tensor in host memory, blended into host memory: through the slots, and by the CPU."""
     from lswap_core.checkpoint import TensorRef
-    from lswap_core.draft import Blend, Copy
     from lswap_core.evaluate import Evaluator
+    from lswap_core.expressions import Blend, Copy
     from lswap_core.gpu import SLOTS, CudaSlot
     from lswap_core.streaming import StreamingEvaluator
 

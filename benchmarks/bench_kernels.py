@@ -1,11 +1,12 @@
 """How fast the kernels blend, with statistics, beside a plain copy of memory and beside torch and numpy.
 
-    python benchmarks/bench_kernels.py [--dtype BF16] [--mib 64] [--rounds 9] [--skip NAME ...] [--json FILE]
+    python benchmarks/bench_kernels.py [--dtype BF16] [--mib 64] [--rounds 9] [--skip NAME ...] [--cpu] [--json FILE]
 
 Nothing is timed before the native kernels have given the reference's bytes and statistics on these very operands. Every
 round runs every contender once, in turn, so that a busy machine slows them all; speeds are medians over the rounds, and
 ratios medians of each round's. GB/s are bytes read and written: three operands for a blend, two for memcpy. Operands are
-aligned to 64 bytes, as torch aligns them.
+aligned to 64 bytes, as torch aligns them. With --cpu, one thread only is measured, in processor time, which what else runs
+on the machine disturbs less than it does wall time.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def gate(o: Operands) -> None:
         sys.exit(f"the native kernels are wrong on {o.dtype}: nothing was measured")
 
 
-def measure(o: Operands, threads: int, rounds: int, skip: set[str]) -> Iterator[Result]:
+def measure(o: Operands, threads: int, rounds: int, skip: set[str], clock: Callable[[], float]) -> Iterator[Result]:
     works: dict[str, Work] = {}
     notes: dict[str, str] = {}
     for name, make in CONTENDERS.items():
@@ -214,9 +215,9 @@ def measure(o: Operands, threads: int, rounds: int, skip: set[str]) -> Iterator[
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            begin = time.perf_counter()
+            begin = clock()
             work()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(clock() - begin)
     for name in CONTENDERS:
         if name in works or name in notes:
             moved = (2 if name == "memcpy" else 3) * o.x.nbytes
@@ -242,17 +243,19 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=64, help="MiB of each operand")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--skip", action="append", choices=list(CONTENDERS)[2:], default=[])
+    parser.add_argument("--cpu", action="store_true", help="one thread, in processor time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     processors = len(os.sched_getaffinity(0))
+    clock = time.process_time if options.cpu else time.perf_counter
     record: dict[str, object] = {"machine": platform.processor() or platform.machine(), "processors": processors}
     for dtype in options.dtype or ["BF16"]:
         operands = Operands.make(dtype, options.mib << 20)
         gate(operands)
         results = [
             result
-            for threads in dict.fromkeys((1, processors))
-            for result in measure(operands, threads, options.rounds, set(options.skip))
+            for threads in dict.fromkeys((1,) if options.cpu else (1, processors))
+            for result in measure(operands, threads, options.rounds, set(options.skip), clock)
         ]
         print(table(dtype, results), end="\n\n", flush=True)
         record[dtype] = [asdict(result) | {"gb_per_s": result.gb_per_s} for result in results]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from lswap_core.header import build_header, reference_order, size_in_bytes
 from lswap_core.sizes import parse_size
 
 BF16 = DTYPES["BF16"]
+Values = Callable[[str, str, int, "Shape", int], Iterator[bytes]]
 _CHUNK = 1 << 20
 
 
@@ -114,8 +115,9 @@ def shards(shape: Shape) -> Iterator[dict[str, tuple[DType, tuple[int, ...]]]]:
     yield group
 
 
-def write_expert(out: Path, shape: Shape, expert: str, *, seed: int, sparse: bool) -> None:
-    """One model directory, as transformers would lay it out."""
+def write_expert(out: Path, shape: Shape, expert: str, *, seed: int, sparse: bool, values: Values | None = None) -> None:
+    """One model directory, as transformers would lay it out. values: where its data come from (default: `weights`)."""
+    values = values or weights
     out.mkdir(parents=True)
     config = {k: v for k, v in asdict(shape).items() if k != "shard_size"}
     config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "rms_norm_eps": 1e-5}
@@ -140,7 +142,7 @@ def write_expert(out: Path, shape: Shape, expert: str, *, seed: int, sparse: boo
                 handle.truncate(header.file_size)
                 continue
             for name, (_, dims) in ordered.items():
-                for chunk in weights(expert, name, math.prod(dims), shape, seed):
+                for chunk in values(expert, name, math.prod(dims), shape, seed):
                     handle.write(chunk)
     if len(files) > 1:
         total = sum(size_in_bytes(BF16, dims) for dims in tensor_shapes(shape).values())

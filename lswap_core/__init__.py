@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lswap_core.api import diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
+    from lswap_core.baselines import TaskSum, soup
     from lswap_core.checkpoint import Checkpoint, TensorRef
-    from lswap_core.draft import Blend, Copy, Draft
+    from lswap_core.draft import Draft
     from lswap_core.errors import (
         FormatError,
         LswapError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         StalePlanError,
         VerificationError,
     )
+    from lswap_core.expressions import Blend, Copy, Expression, TaskVectors
     from lswap_core.layout import lay_out
     from lswap_core.manifest import Manifest
     from lswap_core.names import layers, named
@@ -38,10 +40,12 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(("diff", "execute", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify"), "api"),
     **dict.fromkeys(("Checkpoint", "TensorRef"), "checkpoint"),
-    **dict.fromkeys(("Blend", "Copy", "Draft"), "draft"),
+    **dict.fromkeys(("Blend", "Copy", "Expression", "TaskVectors"), "expressions"),
     **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
     **dict.fromkeys(("SelectionError", "SourceError", "StalePlanError", "VerificationError"), "errors"),
+    **dict.fromkeys(("TaskSum", "soup"), "baselines"),
     **dict.fromkeys(("layers", "named"), "names"),
+    "Draft": "draft",
     "LayerSwap": "recipe",
     "Manifest": "manifest",
     "Plan": "plan",
@@ -50,9 +54,10 @@ _HOME = {
 }
 
 __all__ = [
-    "Blend", "Checkpoint", "Copy", "Draft", "FormatError", "LayerSwap", "LswapError", "Manifest", "MismatchError", "Plan",
-    "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TensorRef", "VerificationError", "WriteOptions",
-    "diff", "execute", "lay_out", "layers", "merge", "named", "open_checkpoint", "read_manifest", "read_plan", "verify",
+    "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest",
+    "MismatchError", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum", "TaskVectors",
+    "TensorRef", "VerificationError", "WriteOptions", "diff", "execute", "lay_out", "layers", "merge", "named",
+    "open_checkpoint", "read_manifest", "read_plan", "soup", "verify",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from lswap_core import executor, kernels, report
+from lswap_core.baselines import TaskSum
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
@@ -68,7 +69,11 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
-            agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+            if "method" in plan.swap.options:
+                TaskSum.from_json(plan.swap.options)
+                agree = not plan.swap.shares
+            else:
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -141,16 +146,18 @@ def execute(
 
 
 def merge(
-    recipe: LayerSwap,
+    recipe: LayerSwap | TaskSum,
     *,
     math: StrPath,
     lang: StrPath,
     into: StrPath,
+    base: StrPath | None = None,
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
     """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
-    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"))
+    origin = None if base is None else open_checkpoint(base, role="base")
+    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"), base=origin)
     return execute(lay_out(draft, shard_size), into=into, **how)
 
 
@@ -230,7 +237,7 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
     checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
-    now = {shard.name: shard for shard in checkpoint.shards}
+    now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
         same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
@@ -256,7 +263,7 @@ def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dic
     opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
-        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].shards}
+        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}
         where = opened[source.role].location
         issues += [
             f"{where}: {file.name} is not the file that was merged"

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lswap_core.baselines import METHODS
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
 from lswap_core.recipe import PARTS, RAMPS
 
@@ -69,6 +70,8 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
         parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
+    parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
+    parser.add_argument("--base-name", metavar="NAME", help="what to call base in the model card")
 
 
 def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
@@ -77,6 +80,10 @@ def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    other = parser.add_argument_group("other methods")
+    other.add_argument("--method", choices=METHODS, default="layer-swap", help="how to merge (default: layer-swap)")
+    other.add_argument("--scale", type=float, metavar="S", help="task-arithmetic (0.4), ties (1): what changes are multiplied by")
+    other.add_argument("--density", type=float, metavar="D", help="ties: the share of each change that is kept (default: 0.2)")
     layers = parser.add_argument_group("layers")
     layers.add_argument("--bottom", type=int, metavar="N", help="layers from lang at the bottom")
     layers.add_argument("--top", type=int, metavar="N", help="layers from lang at the top")
@@ -89,6 +96,8 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument(
         "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
     )
+    layers.add_argument("--swap", metavar="KINDS", help="confine the swap to kinds of modules: attn, mlp, norms, as attn,norms")
+    layers.add_argument("--revert-layers", metavar="SET", help="layers that go back to base's, by number; needs --base")
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):

@@ -87,13 +87,36 @@ class Sidecar:
         return len(self.read())
 
 
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A change of one matrix: scale * (b @ a), transposed or not. See `lswap_core.expressions.Adapted`."""
+
+    a: TensorRef
+    b: TensorRef
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter over a checkpoint: its files, which lie in `root`, the matrices that it changes, and the tensors that it
+    has in full.
+    """
+
+    root: str
+    shards: tuple[Shard, ...]
+    low_rank: Mapping[str, LowRank]
+    replaced: Mapping[str, TensorRef]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Catalogue of a model directory.
 
     location: where it was opened, a directory or a file; root: the directory that its files lie in. name: what it is
     called in what is published (a hub id or the directory's name).
-    index: the text of its index, None for a single file. config: its config.json, None where there is none.
+    index: the text of its index, None for a single file. config: its config.json, None where there is none. adapter: what
+    changes its tensors when they are read.
     """
 
     role: Role
@@ -104,6 +127,7 @@ class Checkpoint:
     index: str | None = None
     config: Mapping[str, Any] | None = None
     sidecars: tuple[Sidecar, ...] = ()
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
         home: dict[str, str] = {}
@@ -115,21 +139,27 @@ class Checkpoint:
                     )
                 home[name] = shard.name
 
+    @property
+    def files(self) -> tuple[Shard, ...]:
+        """Every file that its tensors are read from."""
+        return self.shards if self.adapter is None else (*self.shards, *self.adapter.shards)
+
     def path_of(self, file: str) -> str:
         """`file` as messages show it."""
-        return f"{self.root.rstrip('/')}/{file}"
+        adapted = self.adapter is not None and file in {shard.name for shard in self.adapter.shards}
+        root = self.adapter.root if self.adapter is not None and adapted else self.root
+        return f"{root.rstrip('/')}/{file}"
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorRef]:
         """Every tensor, in the order of shards and, within a shard, of bytes."""
-        return MappingProxyType(
-            {
-                name: TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
-                for shard in self.shards
-                for start in (shard.header.data_begin,)
-                for name, info in shard.header.tensors.items()
-            }
-        )
+        found = {
+            name: TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
+            for shard in self.shards
+            for start in (shard.header.data_begin,)
+            for name, info in shard.header.tensors.items()
+        }
+        return MappingProxyType(found if self.adapter is None else found | dict(self.adapter.replaced))
 
     @cached_property
     def text_config(self) -> Mapping[str, Any]:

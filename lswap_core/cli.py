@@ -7,6 +7,7 @@ found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lswap_core.arguments import build_parser
+from lswap_core.baselines import SCALES, TaskSum, soup
 from lswap_core.display import counted, one_line
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _WIDE = 160
-_SWAP_OPTIONS = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
+_SWAP_OPTIONS = (
+    "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,19 +109,48 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _make_plan(arguments: argparse.Namespace) -> Plan:
+    gc.disable()  # a plan is all values, with nothing to collect; looking for it takes a third of the time of a large one
+    try:
+        return _planned(arguments)
+    finally:
+        gc.enable()
+
+
+def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
 
-    if all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
-        raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
-    given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
-    for name in ("lang_layers", "blend_layers"):
-        if name in given:
-            given[name] = parse_layers(given[name])
-    recipe = LayerSwap(**given)
+    recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
     math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
     lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
-    return api.lay_out(recipe.draft(math=math, lang=lang), shard_size)
+    base = None if arguments.base is None else api.open_checkpoint(arguments.base, role="base", name=arguments.base_name)
+    if arguments.method == "soup" and isinstance(recipe, LayerSwap):
+        recipe = soup(math, recipe)
+    return api.lay_out(recipe.draft(math=math, lang=lang, base=base), shard_size)
+
+
+def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
+    for option in ("scale", "density"):
+        if getattr(arguments, option) is not None:
+            raise RecipeError(f"--{option} has no effect with --method {arguments.method}")
+    if arguments.method == "layer-swap" and all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
+        raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
+    given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
+    for name in ("lang_layers", "blend_layers", "revert_layers"):
+        if name in given:
+            given[name] = parse_layers(given[name])
+    if "swap" in given:
+        given["swap"] = tuple(given["swap"].split(","))
+    return LayerSwap(**given)
+
+
+def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
+    if arguments.method not in SCALES:
+        return None
+    for name in LayerSwap.__slots__:
+        if name != "cast" and getattr(arguments, name) is not None:
+            raise RecipeError(f"--{name.replace('_', '-')} has no effect with --method {arguments.method}")
+    return TaskSum(arguments.method, arguments.scale, arguments.density, bool(arguments.cast))
 
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:

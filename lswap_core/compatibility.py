@@ -46,24 +46,28 @@ class Comparison:
 def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> Comparison:
     """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
     configs = _compare_configs(math, lang)
-    issues = (*configs.issues, *_tokenizer_issues(math, lang), *_tensor_issues(math, lang, allow_cast))
+    issues = (*configs.issues, *_tokenizer_issues(math, lang), *tensor_issues(math, lang, allow_cast))
     return Comparison(issues, configs.notes)
 
 
-def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iterator[str]:
-    for name in lang.tensors:
+def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iterator[str]:
+    """What keeps the tensors of two checkpoints from being combined, one sentence each."""
+    role = other.role
+    for name in other.tensors:
         if name not in math.tensors:
-            yield f"tensor {name!r} is in lang only"
+            yield f"tensor {name!r} is in {role} only"
     for name, x in math.tensors.items():
-        y = lang.tensors.get(name)
+        y = other.tensors.get(name)
         if y is None:
             yield f"tensor {name!r} is in math only"
             continue
         if x.shape != y.shape:
-            yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in lang"
+            yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in {role}"
+        if x.dtype is y.dtype:
+            continue
         castable = x.dtype.blendable and y.dtype.blendable
-        if x.dtype != y.dtype and not (allow_cast and castable):
-            yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in lang" + (
+        if not (allow_cast and castable):
+            yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in {role}" + (
                 " (--cast brings it to math's)" if castable else ""
             )
 

@@ -6,71 +6,26 @@ Every verb returns a new draft. A selector that matches nothing raises, so that 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.checkpoint import Checkpoint, Role
 from lswap_core.documents import is_unicode
 from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
+from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32, operand_in, rounded_to
 from lswap_core.header import METADATA
 from lswap_core.names import Selector
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
-
-    ref: TensorRef
-    cast: DType | None = None
-
-    @property
-    def dtype(self) -> DType:
-        return self.cast or self.ref.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.ref.shape
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
-        return (self.ref,)
-
-
-@dataclass(frozen=True, slots=True)
-class Blend:
-    """(1 - weight) * x + weight * y, rounded once; see `lswap_core.kernels.reference` for the exact arithmetic."""
-
-    x: Copy
-    y: Copy
-    weight: float
-
-    @property
-    def dtype(self) -> DType:
-        return self.x.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.x.shape
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
-        return (self.x.ref, self.y.ref)
-
-
-Expression = Copy | Blend
 
 
 @dataclass(frozen=True, slots=True)
 class SwapRecord:
     """What a recipe decided, kept for people: it goes into the plan, the manifest and the model card.
 
-    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang).
+    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang);
+    none for a method that does not go by layers, which `options` then names.
     outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each.
     """
 
@@ -94,7 +49,7 @@ class Draft:
     @classmethod
     def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
         """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
-        copies = {name: Copy(ref) for name, ref in checkpoint.tensors.items()}
+        copies = {name: _operand(checkpoint, name) for name in checkpoint.tensors}
         sources = {source.role: source for source in (checkpoint, *others)}
         return cls(MappingProxyType(copies), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
@@ -141,7 +96,7 @@ class Draft:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
         if taken := [name for name in chosen if name in self.tensors]:
             raise RecipeError(f"graft: {len(taken)} of the tensors are there already, the first is {taken[0]!r}; use replace")
-        return self._with({**self.tensors, **{name: Copy(source.tensors[name]) for name in chosen}}, source)
+        return self._with({**self.tensors, **{name: _operand(source, name) for name in chosen}}, source)
 
     def blend(
         self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
@@ -160,30 +115,40 @@ class Draft:
             return self.replace(selector, y_source if share else x_source, cast=cast)
         x_side = self._taken(chosen, x_source, cast)
         y_side = self._taken(chosen, y_source, cast)
-        if refused := [f"tensor {name!r} is {x_side[name].dtype}" for name in chosen if not x_side[name].dtype.blendable]:
-            raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
-        # The average of two quantised weights times the average of their scales is not the average of the weights.
-        with_scale = {name.rpartition(".")[0] for name in self.tensors if "scale" in name.rpartition(".")[2]}
-        scaled = [name for name in chosen if x_side[name].dtype.bits <= 8 and name.rpartition(".")[0] in with_scale]
-        if scaled:
-            refused = [f"tensor {name!r} is {x_side[name].dtype} with a scale beside it" for name in scaled]
-            raise MismatchError("quantised weights cannot be blended; copy these whole, as with --transition 0", refused)
+        self._refuse_uncomputable(chosen, x_side)
         blends = {name: Blend(x_side[name], y_side[name], y_weight) for name in chosen}
         return self._with({**self.tensors, **blends}, x_source, y_source)
+
+    def add_task_vectors(
+        self,
+        selector: Selector,
+        base: Checkpoint,
+        *experts: tuple[Checkpoint, float],
+        density: float | None = None,
+        strength: float = 1.0,
+        cast: bool = False,
+    ) -> Draft:
+        """The tensors that match become base's, with what each expert changed of them added; see
+        `lswap_core.expressions.TaskVectors` for the arithmetic, scales and density. Obstacles as for `blend`.
+        """
+        if density is not None and not 0 < density <= 1:
+            raise RecipeError(f"add_task_vectors: the density is {density!r}; expected a share above 0, 1 at most")
+        if not all(math.isfinite(scale) for scale in (strength, *(scale for _, scale in experts))):
+            raise RecipeError("add_task_vectors: a scale is not finite")
+        chosen = self.select(selector)
+        base_side = self._taken(chosen, base, cast)
+        sides = [self._taken(chosen, source, cast) for source, _ in experts]
+        self._refuse_uncomputable(chosen, base_side)
+        scales = tuple(float(scale) for _, scale in experts)
+        made = {n: TaskVectors(base_side[n], tuple(side[n] for side in sides), scales, density, strength) for n in chosen}
+        return self._with({**self.tensors, **made}, base, *(source for source, _ in experts))
 
     def cast(self, selector: Selector, dtype: DType) -> Draft:
         """The tensors that match, rounded to `dtype`. Blends are computed in the dtype of their first operand."""
         chosen = self.select(selector)
         if refused := [f"tensor {n!r} is {d}" for n in chosen for d in (self.tensors[n].dtype, dtype) if not d.blendable]:
             raise MismatchError(f"cast to {dtype}: only floating-point tensors can be cast", refused)
-        rounded: dict[str, Expression] = {}
-        for name in chosen:
-            made_of = self.tensors[name]
-            if isinstance(made_of, Blend):
-                rounded[name] = Blend(_cast(made_of.x, dtype), _cast(made_of.y, dtype), made_of.weight)
-            else:
-                rounded[name] = _cast(made_of, dtype)
-        return self._with({**self.tensors, **rounded})
+        return self._with({**self.tensors, **{name: rounded_to(self.tensors[name], dtype) for name in chosen}})
 
     def tag(self, **tags: str) -> Draft:
         """Entries for the `__metadata__` of every output file. Only text; `format` is always `pt`."""
@@ -198,8 +163,8 @@ class Draft:
         """The same draft, with what a recipe decided."""
         return replace(self, swap=swap)
 
-    def _taken(self, names: list[str], source: Checkpoint, cast: bool) -> dict[str, Copy]:
-        taken: dict[str, Copy] = {}
+    def _taken(self, names: list[str], source: Checkpoint, cast: bool) -> dict[str, Operand]:
+        taken: dict[str, Operand] = {}
         issues = []
         for name in names:
             wanted, ref = self.tensors[name], source.tensors.get(name)
@@ -210,10 +175,22 @@ class Draft:
             elif ref.dtype != wanted.dtype and not (cast and ref.dtype.blendable and wanted.dtype.blendable):
                 issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {ref.dtype}")
             else:
-                taken[name] = _cast(Copy(ref), wanted.dtype)
+                taken[name] = operand_in(_operand(source, name), wanted.dtype)
         if issues:
             raise MismatchError(f"{source.location} does not fit", issues)
         return taken
+
+    def _refuse_uncomputable(self, chosen: list[str], side: Mapping[str, Operand]) -> None:
+        """MismatchError for what must not be averaged or added up: integers, packed types, and weights with a scale."""
+        if refused := [f"tensor {name!r} is {side[name].dtype}" for name in chosen if not side[name].dtype.blendable]:
+            raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
+        # The average of two quantised weights times the average of their scales is not the average of the weights.
+        small = [name for name in chosen if side[name].dtype.bits <= 8]
+        with_scale = {n.rpartition(".")[0] for n in self.tensors if "scale" in n.rpartition(".")[2]} if small else set()
+        scaled = [name for name in small if name.rpartition(".")[0] in with_scale]
+        if scaled:
+            refused = [f"tensor {name!r} is {side[name].dtype} with a scale beside it" for name in scaled]
+            raise MismatchError("quantised weights cannot be blended; copy these whole, as with --transition 0", refused)
 
     def _with(self, tensors: Mapping[str, Expression], *sources: Checkpoint) -> Draft:
         known = dict(self.sources)
@@ -224,10 +201,8 @@ class Draft:
         return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known), swap=None)
 
 
-def in_fp32(weight: float) -> float:
-    """`weight` rounded to fp32, in which blends are computed."""
-    return float(struct.unpack("<f", struct.pack("<f", weight))[0])
-
-
-def _cast(made_of: Copy, dtype: DType) -> Copy:
-    return Copy(made_of.ref, None if dtype == made_of.ref.dtype else dtype)
+def _operand(source: Checkpoint, name: str) -> Operand:
+    """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
+    ref = source.tensors[name]
+    change = None if source.adapter is None else source.adapter.low_rank.get(name)
+    return Copy(ref) if change is None else Adapted(ref, change.a, change.b, change.scale, change.transposed)

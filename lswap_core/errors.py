@@ -15,10 +15,22 @@ expected and what to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 _SHOWN_ISSUES = 12
+
+
+@contextmanager
+def located(path: object) -> Iterator[None]:
+    """Give an OSError that names no file the path that it is about."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 class LswapError(Exception):

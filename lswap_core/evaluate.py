@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from threading import local
+from typing import Any
 
+from lswap_core.checkpoint import TensorRef
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Blend, Copy, Expression
-from lswap_core.dtypes import DType
-from lswap_core.ports import Kernels, Source
+from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
+from lswap_core.ports import Kernels, Source, Tally
 
 CHUNK_BYTES = 256 * 1024
 """Bytes of one copied piece. Buffers that stay in the L2 cache win: a 2.5 GB copy took 1.9 s in pieces of 128 KiB, 2.0 s
@@ -44,7 +46,18 @@ class Evaluator:
         """The tensor's bytes from first to last."""
         if isinstance(made_of, Blend):
             return self._blended(made_of)
-        return self._plain(made_of) if made_of.cast is None else self._rounded(made_of, made_of.cast)
+        if isinstance(made_of, TaskVectors):
+            return self._added(made_of)
+        return self._plain(made_of) if isinstance(made_of, Copy) and made_of.cast is None else self._operands(made_of)
+
+    def differences(self, x: Operand, y: Operand, tally: Tally = lambda _: None) -> DifferenceStats:
+        """How two operands of one dtype differ. tally: called with the bytes of each as they are done."""
+        statistics = DifferenceStats()
+        for first, count in element_ranges(x, OPERAND_BYTES):
+            sides = self.elements("x", x, first, count), self.elements("y", y, first, count)
+            statistics = self._kernels.stats(*sides, dtype=x.dtype, before=statistics)
+            tally(len(sides[0]))
+        return statistics
 
     def _plain(self, copy: Copy) -> Generator[Chunk, None, None]:
         for begin in range(0, copy.ref.size_bytes, CHUNK_BYTES):
@@ -52,30 +65,75 @@ class Evaluator:
             self._source.read_into(copy.ref, begin, data)
             yield Chunk(begin, data, DifferenceStats())
 
-    def _rounded(self, copy: Copy, dtype: DType) -> Generator[Chunk, None, None]:
-        for first, count in element_ranges(copy, OPERAND_BYTES):
-            yield Chunk(first * dtype.bits // 8, self._operand("x", copy, first, count), DifferenceStats())
+    def _operands(self, operand: Operand) -> Generator[Chunk, None, None]:
+        for first, count in element_ranges(operand, OPERAND_BYTES):
+            data = self.elements("x", operand, first, count)
+            yield Chunk(first * operand.dtype.bits // 8, data, DifferenceStats())
 
     def _blended(self, blend: Blend) -> Generator[Chunk, None, None]:
         dtype = blend.dtype
         statistics = DifferenceStats()
         for first, count in element_ranges(blend.x, OPERAND_BYTES):
-            x = self._operand("x", blend.x, first, count)
-            y = self._operand("y", blend.y, first, count)
+            x = self.elements("x", blend.x, first, count)
+            y = self.elements("y", blend.y, first, count)
             out = self._buffer("out", len(x))
             statistics = self._kernels.blend_stats(x, y, blend.weight, dtype=dtype, out=out, before=statistics)
             yield Chunk(first * dtype.bits // 8, out, statistics)
 
-    def _operand(self, side: str, copy: Copy, first: int, count: int) -> memoryview:
-        """Elements [first, first + count) in the dtype that they are used in."""
-        width = copy.ref.dtype.bits // 8
-        data = self._buffer(f"{side} read", count * width)
-        self._source.read_into(copy.ref, first * width, data)
-        if copy.cast is None:
+    def _added(self, made_of: TaskVectors) -> Generator[Chunk, None, None]:
+        dtype = made_of.dtype
+        thresholds = [self._threshold(made_of, expert) for expert in made_of.experts] if made_of.density is not None else None
+        for first, count in element_ranges(made_of.base, OPERAND_BYTES):
+            base = self.elements("x", made_of.base, first, count)
+            experts = [self.elements(f"expert {k}", expert, first, count) for k, expert in enumerate(made_of.experts)]
+            out = self._buffer("out", len(base))
+            if thresholds is None:
+                self._kernels.add_task_vectors(base, experts, made_of.scales, dtype=dtype, out=out)
+            else:
+                self._kernels.merge_ties(base, experts, thresholds, made_of.scales, made_of.strength, dtype=dtype, out=out)
+            yield Chunk(first * dtype.bits // 8, out, DifferenceStats())
+
+    def _threshold(self, made_of: TaskVectors, expert: Operand) -> int:
+        """What magnitude the largest changes of an expert reach; takes as many passes over both as the kernel asks for."""
+        keep = int((made_of.density or 0) * math.prod(made_of.shape))
+        largest = self._kernels.Largest(keep, made_of.dtype)
+        for _ in range(largest.passes):
+            for first, count in element_ranges(made_of.base, OPERAND_BYTES):
+                base = self.elements("x", made_of.base, first, count)
+                largest.see(base, self.elements("y", expert, first, count))
+            largest.end_round()
+        return largest.threshold
+
+    def elements(self, side: str, operand: Operand, first: int, count: int) -> memoryview:
+        """Elements [first, first + count) in the dtype that they are used in, valid until the next that are asked for on
+        that side.
+        """
+        kept = operand.ref.dtype
+        data = self._buffer(f"{side} read", count * kept.bits // 8)
+        self._source.read_into(operand.ref, first * kept.bits // 8, data)
+        if isinstance(operand, Copy) and operand.cast is None:
             return data
-        rounded = self._buffer(f"{side} rounded", count * copy.cast.bits // 8)
-        self._kernels.cast(data, dtype=copy.ref.dtype, out=rounded, to=copy.cast)
+        rounded = self._buffer(f"{side} rounded", count * operand.dtype.bits // 8)
+        if isinstance(operand, Adapted):
+            left, right = self._factors(operand)
+            to = operand.dtype
+            self._kernels.add_low_rank(data, left, right, operand.scale, first=first, dtype=kept, out=rounded, to=to)
+        else:
+            self._kernels.cast(data, dtype=kept, out=rounded, to=operand.dtype)
         return rounded
+
+    def _factors(self, operand: Adapted) -> tuple[Any, Any]:
+        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns); the last ones are kept."""
+        kept: tuple[Adapted, tuple[Any, Any]] | None = self._buffers.__dict__.get("factors")
+        if kept is None or kept[0] != operand:
+            a, b = (self._matrix(ref) for ref in (operand.a, operand.b))
+            kept = self._buffers.__dict__["factors"] = (operand, (a.T, b.T) if operand.transposed else (b, a))
+        return kept[1]
+
+    def _matrix(self, ref: TensorRef) -> Any:
+        data = memoryview(bytearray(ref.size_bytes))
+        self._source.read_into(ref, 0, data)
+        return self._kernels.to_fp32(data, ref.dtype).reshape(ref.shape)
 
     def _buffer(self, use: str, size: int) -> memoryview:
         kept: bytearray = self._buffers.__dict__.setdefault(use, bytearray())
@@ -84,7 +142,7 @@ class Evaluator:
         return memoryview(kept)[:size]
 
 
-def element_ranges(copy: Copy, most_bytes: int) -> Iterator[tuple[int, int]]:
+def element_ranges(copy: Operand, most_bytes: int) -> Iterator[tuple[int, int]]:
     """First element and number of elements of each piece of a tensor, of which none has more than `most_bytes`."""
     width = copy.ref.dtype.bits // 8
     total, most = copy.ref.size_bytes // width, most_bytes // width

@@ -7,8 +7,8 @@ from functools import partial
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Blend
 from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan
@@ -40,8 +40,11 @@ def run(
 def perform(
     run: Run, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator, digests: bool = True
 ) -> list[StepRecord]:
-    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed."""
+    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed. It is done only once
+    its sources are found to be unchanged: who undoes a change may go on from here.
+    """
     records = sink.copy(run, source, tally) if run.copied else [_compute(run, tally, sink, evaluator, digests)]
+    source.confirm(run.steps[0].made_of.refs)
     sink.finish(run, records)
     return records
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +26,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_RANK = 64
 """Neither numpy nor torch can hold a tensor of more dimensions."""
 _FIELDS = ("dtype", "shape", "data_offsets")
+_FIELD_SET = frozenset(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,10 @@ def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
             if data_size is not None and info.end > data_size:
                 what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
                 raise FormatError(what, path=path, tensor=name)
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     at = 0
+    ordered = tensors
+    if any(x.begin > y.begin or (x.begin == y.begin and x.end > y.end) for x, y in pairwise(tensors.values())):
+        ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     for name, info in ordered.items():
         if info.begin != at:
             what = "overlaps the tensor before it" if info.begin < at else "leaves a hole before it"
@@ -147,39 +152,65 @@ def _parse_metadata(value: object, path: str) -> dict[str, str]:
     return value
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MAX_SIZE
+@lru_cache(maxsize=4096, typed=True)  # the tensors of a model have few shapes
+def _parse_shape(dtype_name: str, *shape: object) -> tuple[DType, tuple[int, ...], int]:
+    """The dtype, the shape, and the bytes of a tensor. ValueError says what is wrong."""
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None:
+        raise _not_a_dtype(dtype_name)
+    dims = tuple(dim for dim in shape if type(dim) is int and 0 <= dim <= MAX_SIZE)
+    if len(dims) < len(shape):
+        raise _not_a_shape(list(shape))
+    if len(dims) > MAX_RANK:
+        raise ValueError(f"has {len(dims)} dimensions; at most {MAX_RANK} can be loaded")
+    try:
+        return dtype, dims, size_in_bytes(dtype, dims)
+    except ValueError as error:
+        raise ValueError(f"{dtype} {list(dims)}: {error}") from None
+
+
+def _not_a_dtype(name: object) -> ValueError:
+    return ValueError(f"unknown dtype {name!r:.60}; known are {', '.join(DTYPES)}")
+
+
+def _not_a_shape(shape: object) -> ValueError:
+    return ValueError(f"its shape must be a list of sizes from 0 to 2^63 - 1, not {shape!r:.60}")
 
 
 def _parse_tensor(name: str, value: object, path: str) -> TensorInfo:
-    def refuse(message: str) -> FormatError:
-        return FormatError(message, path=path, tensor=name)
+    try:
+        return _tensor_info(value)
+    except ValueError as error:
+        raise FormatError(str(error), path=path, tensor=name) from None
 
+
+def _tensor_info(value: object) -> TensorInfo:
+    if not isinstance(value, dict) or value.keys() != _FIELD_SET:
+        raise ValueError(_what_is_wrong_with_fields(value))
+    dtype_name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype_name, str):
+        raise _not_a_dtype(dtype_name)
+    if not isinstance(shape, list):
+        raise _not_a_shape(shape)
+    try:
+        dtype, dims, size_bytes = _parse_shape(dtype_name, *shape)
+    except TypeError:  # something in it is no plain value
+        raise _not_a_shape(shape) from None
+    begin, end = offsets if isinstance(offsets, list) and len(offsets) == 2 else (None, None)
+    if not (type(begin) is int and type(end) is int and 0 <= begin <= MAX_SIZE and 0 <= end <= MAX_SIZE):
+        raise ValueError(f"its data_offsets must be two offsets from 0 to 2^63 - 1, not {offsets!r:.60}")
+    if begin > end:
+        raise ValueError(f"its data_offsets end at {end}, before they begin at {begin}")
+    if end - begin != size_bytes:
+        raise ValueError(f"its data_offsets span {end - begin} bytes, but {dtype} {shape} takes {size_bytes}")
+    return TensorInfo(dtype, dims, begin, end)
+
+
+def _what_is_wrong_with_fields(value: object) -> str:
     if not isinstance(value, dict):
-        raise refuse(f"must be an object with {', '.join(_FIELDS)}, not {value!r:.40}")
+        return f"must be an object with {', '.join(_FIELDS)}, not {value!r:.40}"
     for field in _FIELDS:
         if field not in value:
-            raise refuse(f"has no {field!r}")
-    for field in value:
-        if field not in _FIELDS:
-            raise refuse(f"has an unknown field {field!r:.60}; expected {', '.join(_FIELDS)}")
-    dtype_name, shape, offsets = (value[field] for field in _FIELDS)
-    dtype = DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
-    if dtype is None:
-        raise refuse(f"unknown dtype {dtype_name!r:.60}; known are {', '.join(DTYPES)}")
-    if not (isinstance(shape, list) and all(map(_is_size, shape))):
-        raise refuse(f"its shape must be a list of sizes from 0 to 2^63 - 1, not {shape!r:.60}")
-    if len(shape) > MAX_RANK:
-        raise refuse(f"has {len(shape)} dimensions; at most {MAX_RANK} can be loaded")
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
-        raise refuse(f"its data_offsets must be two offsets from 0 to 2^63 - 1, not {offsets!r:.60}")
-    begin, end = offsets
-    if begin > end:
-        raise refuse(f"its data_offsets end at {end}, before they begin at {begin}")
-    try:
-        size_bytes = size_in_bytes(dtype, shape)
-    except ValueError as error:
-        raise refuse(f"{dtype} {shape}: {error}") from None
-    if end - begin != size_bytes:
-        raise refuse(f"its data_offsets span {end - begin} bytes, but {dtype} {shape} takes {size_bytes}")
-    return TensorInfo(dtype, tuple(shape), begin, end)
+            return f"has no {field!r}"
+    unknown = next(field for field in value if field not in _FIELDS)
+    return f"has an unknown field {unknown!r:.60}; expected {', '.join(_FIELDS)}"

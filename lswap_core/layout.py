@@ -30,7 +30,7 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
-        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.shards))
+        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))
         for role, source in sorted(draft.sources.items(), reverse=True)
     )
     sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)

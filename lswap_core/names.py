@@ -7,6 +7,7 @@ here knows an architecture.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,8 +18,18 @@ EMBEDDING_MODULES = ("embed_tokens", "wte", "wpe", "tok_embeddings", "word_embed
 NORM_MODULES = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm")
 HEAD_MODULES = ("lm_head", "output", "embed_out")
 """Modules outside the layers that are recognised, beside the stack or above it."""
-_MAX_DIGITS = 9
-"""Of a layer number: no model has more layers, and Python refuses to read numbers of thousands of digits."""
+_NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.)")
+"""A component of digits with something after it. No model has more layers than nine digits count, and Python refuses to
+read numbers of thousands of digits."""
+
+
+MODULES = ("attn", "mlp", "norms")
+"""Kinds of modules in a layer that can be told by name."""
+_KINDS = (
+    ("norms", re.compile(r"norm|^ln_\d|^ln$|layernorm", re.IGNORECASE)),
+    ("attn", re.compile(r"attn|attention", re.IGNORECASE)),
+    ("mlp", re.compile(r"mlp|feed_forward|ffn|moe|experts", re.IGNORECASE)),
+)
 
 
 class Selector:
@@ -79,12 +90,26 @@ def split_layer(name: str) -> tuple[str, int] | None:
     >>> split_layer("model.layers.3.mlp.experts.7.w1.weight"), split_layer("model.norm.weight")
     (('model.layers', 3), None)
     """
-    parts = name.split(".")
-    for at, part in enumerate(parts[:-1]):
-        if part.isascii() and part.isdecimal() and len(part) <= _MAX_DIGITS:
-            # "07" is no layer number: two spellings of one layer would not line up.
-            return (".".join(parts[:at]), int(part)) if at and (part == "0" or part[0] != "0") else None
-    return None
+    found = _NUMBERED.search(name)
+    # "07" is no layer number: two spellings of one layer would not line up.
+    if found is None or not found.start() or (found[1] != "0" and found[1][0] == "0"):
+        return None
+    return name[: found.start()], int(found[1])
+
+
+def module_of(name: str) -> str:
+    """The kind of module that a tensor of a layer belongs to, by the first component after the layer's number that tells:
+    `attn`, `mlp`, `norms`, or `other`. A norm inside the attention is attention.
+
+    >>> module_of("model.layers.3.self_attn.q_norm.weight"), module_of("model.layers.3.post_attention_layernorm.weight")
+    ('attn', 'norms')
+    """
+    found = _NUMBERED.search(name)
+    for component in name[found.end() + 1 :].split(".") if found else ():
+        for kind, pattern in _KINDS:
+            if pattern.search(component):
+                return kind
+    return "other"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from typing import Any
 from lswap_core.checkpoint import Role
 from lswap_core.display import counted
 from lswap_core.documents import MAX_SIZE, Node, parse_object
-from lswap_core.draft import Expression, SwapRecord
+from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DType
+from lswap_core.expressions import Expression
 from lswap_core.header import Header, parse_header
 from lswap_core.sizes import format_size
 from lswap_core.wire import (
@@ -149,11 +150,15 @@ class Plan:
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
         what = counted(len(self.steps), "tensor")
-        if self.swap is not None:
+        if self.swap is not None and not self.swap.shares:
+            what = f"{self.swap.options['method']} of {what}"
+        elif self.swap is not None:
             lang = sum(share == 1 for share in self.swap.shares)
             maths = sum(share == 0 for share in self.swap.shares)
             blended = len(self.swap.shares) - lang - maths
-            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths} math"
+            reverted = len(set(self.swap.options.get("revert_layers", ())))
+            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
+            what += f", {reverted} base" if reverted else ""
         return f"{what}; reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
 
     def to_json(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from lswap_core.checkpoint import Role, TensorRef
 from lswap_core.difference import DifferenceStats
@@ -36,6 +36,9 @@ class Source(Protocol):
     def path_of(self, role: Role, file: str) -> str:
         """Where the file is, for messages and links."""
 
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        """Raise StalePlanError where a file that this thread has just read, of one of `refs`, is no longer what was planned."""
+
 
 class Sink(Protocol):
     """An output that is absent or complete. Safe to use from several threads between `begin` and `publish`."""
@@ -65,15 +68,55 @@ class Sink(Protocol):
 
 
 class Kernels(Protocol):
-    """The arithmetic; `lswap_core.kernels` is one."""
+    """The arithmetic; `lswap_core.kernels` is one, and says what each does."""
 
     def blend_stats(
         self, x: memoryview, y: memoryview, weight: float, *, dtype: DType, out: memoryview, before: DifferenceStats = ...
     ) -> DifferenceStats:
         """Blend one chunk into `out`; returns `before` with the chunk's statistics added."""
 
+    def stats(self, x: memoryview, y: memoryview, *, dtype: DType, before: DifferenceStats = ...) -> DifferenceStats:
+        """`before` with the statistics of one chunk added."""
+
     def cast(self, x: memoryview, *, dtype: DType, out: memoryview, to: DType) -> None:
         """Round one chunk from `dtype` to `to`."""
+
+    def add_task_vectors(
+        self, base: memoryview, experts: Sequence[memoryview], scales: Sequence[float], *, dtype: DType, out: memoryview
+    ) -> None: ...
+
+    def Largest(self, keep: int, dtype: DType) -> Threshold: ...  # noqa: N802 - a class where it is implemented
+
+    def merge_ties(
+        self,
+        base: memoryview,
+        experts: Sequence[memoryview],
+        thresholds: Sequence[int],
+        scales: Sequence[float],
+        strength: float,
+        *,
+        dtype: DType,
+        out: memoryview,
+    ) -> None: ...
+
+    def to_fp32(self, data: memoryview, dtype: DType) -> Any: ...
+
+    def add_low_rank(
+        self, x: memoryview, left: Any, right: Any, scale: float, *, first: int, dtype: DType, out: memoryview, to: DType
+    ) -> None: ...
+
+
+class Threshold(Protocol):
+    """See `lswap_core.kernels.sums.Largest`."""
+
+    passes: int
+
+    @property
+    def threshold(self) -> int: ...
+
+    def see(self, base: memoryview, expert: memoryview) -> None: ...
+
+    def end_round(self) -> None: ...
 
 
 class Progress(Protocol):

@@ -12,11 +12,11 @@ from itertools import groupby
 from typing import Any, Literal
 
 from lswap_core.checkpoint import Checkpoint
-from lswap_core.compatibility import compare
+from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import Outside, classify_outside, layers, one_of
+from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
 
 Ramp = Literal["constant", "linear"]
 Part = Literal["math", "lang", "blend"]
@@ -57,6 +57,8 @@ class LayerSwap:
     weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
     language side has 1 - (k + 1) / (t + 1) instead. embed, norm, head: who gives what lies outside the layers; `blend`
     uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the layers are, if that is unclear.
+    swap: kinds of modules (`attn`, `mlp`, `norms`) to which all of this is confined; the rest of every layer stays math's.
+    revert_layers: layers that go back to base's, which none of the zones may hold.
 
     Raises RecipeError for values that no checkpoint could satisfy.
     """
@@ -75,6 +77,8 @@ class LayerSwap:
     head: Part | None = None
     cast: bool = False
     layer_prefix: str | None = None
+    swap: tuple[str, ...] | None = None
+    revert_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = ("bottom", "top", "transition", "transition_bottom", "transition_top")
@@ -89,7 +93,7 @@ class LayerSwap:
             raise RecipeError(
                 "--lang-layers and --blend-layers name the layers one by one; leave out --bottom, --top and --transition"
             )
-        for name in ("lang_layers", "blend_layers"):
+        for name in ("lang_layers", "blend_layers", "revert_layers"):
             if any(type(number) is not int or number < 0 for number in getattr(self, name) or ()):
                 raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected numbers of layers")
         if both := sorted(set(self.lang_layers or ()) & set(self.blend_layers or ())):
@@ -100,6 +104,8 @@ class LayerSwap:
             raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
         if self.ramp == "linear" and self.weight != 0.5 and "blend" not in (self.embed, self.norm, self.head):
             raise RecipeError(f"--weight {self.weight} has no effect with --ramp linear, which sets every blended layer's share")
+        if self.swap is not None and (not self.swap or not set(self.swap) <= set(MODULES)):
+            raise RecipeError(f"--swap is {','.join(self.swap)!r}; expected some of {', '.join(MODULES)}")
         for name in ("embed", "norm", "head"):
             if getattr(self, name) not in (*PARTS, *((None,) if name == "head" else ())):
                 raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(PARTS)}")
@@ -120,9 +126,9 @@ class LayerSwap:
         if unknown := options.keys() - {field.name for field in fields(cls)}:
             raise RecipeError(f"unknown option {min(unknown)!r}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-        for name in ("lang_layers", "blend_layers"):
+        for name in ("lang_layers", "blend_layers", "revert_layers", "swap"):
             if not isinstance(given.get(name), tuple | None):
-                raise RecipeError(f"{_flag(name)} is {given[name]!r}; expected numbers of layers")
+                raise RecipeError(f"{_flag(name)} is {given[name]!r}; expected a list")
         return cls(**given)
 
     def zones(self, layer_count: int) -> Zones:
@@ -141,8 +147,10 @@ class LayerSwap:
         shares = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
         return Zones(tuple(shares))
 
-    def draft(self, *, math: Checkpoint, lang: Checkpoint) -> Draft:
-        """The draft of this swap. MismatchError lists everything that keeps the two from being combined."""
+    def draft(self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None) -> Draft:
+        """The draft of this swap. base: needed to revert layers. MismatchError lists everything that keeps the sources from
+        being combined.
+        """
         if (math.role, lang.role) != ("math", "lang"):
             raise RecipeError(f"the sources are opened as {math.role!r} and {lang.role!r}; expected 'math' and 'lang'")
         comparison = compare(math, lang, allow_cast=self.cast)
@@ -153,11 +161,22 @@ class LayerSwap:
         outside = classify_outside(math.tensors, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
-        for begin, end, share in _runs(zones.shares):
+        by_share: dict[float, list[str]] = {}
+        for name in math.tensors:
+            number = stack.layer_of(name)
+            if number is None or (self.swap is not None and module_of(name) not in self.swap):
+                continue
+            if (share := zones.shares[number]) > 0:
+                by_share.setdefault(share, []).append(name)
+        if self.swap is not None and any(zones.shares) and not by_share:
+            raise RecipeError(f"--swap {','.join(self.swap)}: no tensor of these layers is recognised as such")
+        for share, names in by_share.items():
             if share == 1:
-                draft = draft.replace(layers(begin, end, stack.prefix), lang, cast=self.cast)
-            elif share > 0:
-                draft = draft.blend(layers(begin, end, stack.prefix), (math, 1 - share), (lang, share), cast=self.cast)
+                draft = draft.replace(one_of(names), lang, cast=self.cast)
+            else:
+                draft = draft.blend(one_of(names), (math, 1 - share), (lang, share), cast=self.cast)
+        if self.revert_layers:
+            draft = self._reverted(draft, base, stack, zones)
         parts = {part: (giver, getattr(outside, part)) for part, giver in givers.items()}
         for giver, names in parts.values():
             if names and giver == "lang":
@@ -167,6 +186,20 @@ class LayerSwap:
         parts["other"] = ("math", outside.other)
         notes = (*self._notes(outside), *comparison.notes)
         return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes))
+
+    def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
+        """The layers to revert, from base."""
+        numbers = sorted(set(self.revert_layers or ()))
+        if base is None:
+            raise RecipeError("--revert-layers needs --base, the model that both experts were tuned from")
+        if outside := [number for number in numbers if number >= stack.count]:
+            raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {stack.count - 1}")
+        if taken := [number for number in numbers if zones.shares[number] > 0]:
+            raise RecipeError(f"layers {_listed(taken)} are in --revert-layers, but they are lang's or blended")
+        if issues := tuple(tensor_issues(draft.host, base, self.cast)):
+            raise MismatchError(f"{draft.host.location} and {base.location} cannot be combined", issues)
+        chosen = set(numbers)
+        return draft.replace(one_of([n for n in draft.tensors if stack.layer_of(n) in chosen]), base, cast=self.cast)
 
     def _seams(self) -> tuple[int, int]:
         """Blended layers at the bottom and at the top; a seam vanishes with its end."""
@@ -212,6 +245,8 @@ class LayerSwap:
 
     def _notes(self, outside: Outside) -> list[str]:
         notes = []
+        if self.swap is not None:
+            notes.append(f"only {' and '.join(self.swap)} of a layer come from lang; the rest of it is math's")
         for end in ("bottom", "top"):
             if self.transition and not self.explicit and not getattr(self, end):
                 notes.append(f"no seam at the {end}: --{end} is 0, so --transition {self.transition} blends nothing there")
@@ -253,12 +288,3 @@ def _contiguous(numbers: list[int]) -> Iterator[tuple[int, int]]:
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1] + 1
-
-
-def _runs(shares: tuple[float, ...]) -> Iterator[tuple[int, int, float]]:
-    """Runs of layers with equal shares, half-open."""
-    begin = 0
-    for share, run in groupby(shares):
-        end = begin + len(list(run))
-        yield begin, end, share
-        begin = end

@@ -20,6 +20,7 @@ from lswap_core.names import Stack, classify_outside
 from lswap_core.plan import MANIFEST_FILE, SHARD_SUFFIX, Plan
 from lswap_core.sizes import format_size
 
+_LAYER_COLUMNS = ("part", "from", "lang's share", "tensors", "size")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -38,20 +39,24 @@ class Table:
 
 def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
     """Who gives what: runs of layers, then the parts outside them. `sizes`: bytes by tensor name."""
+    if not swap.shares:
+        made = ("all tensors", "base and what math and lang changed", "-", str(len(sizes)), format_size(sum(sizes.values())))
+        return Table(_LAYER_COLUMNS, (made,))
     stack = Stack(swap.prefix, len(swap.shares))
     by_layer: dict[int, list[int]] = {number: [] for number in range(stack.count)}
     for name, size in sizes.items():
         if (number := stack.layer_of(name)) is not None:
             by_layer[number].append(size)
     rows = []
-    for share, run in groupby(range(stack.count), key=swap.shares.__getitem__):
+    reverted = set(swap.options.get("revert_layers", ()))
+    for (share, is_base), run in groupby(range(stack.count), key=lambda n: (swap.shares[n], n in reverted)):
         numbers = list(run)
         held = [size for number in numbers for size in by_layer[number]]
         span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
         rows.append(
             (
                 f"layer{'s' if len(numbers) > 1 else ''} {span}",
-                _giver(share),
+                "base" if is_base else _giver(share),
                 f"{share:.6g}",
                 str(len(held)),
                 format_size(sum(held)),
@@ -65,7 +70,7 @@ def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
             said = "blend of math and lang" if giver == "blend" else giver
             total = sum(sizes[name] for name in names)
             rows.append((titles.get(part, part), said, shares[giver], str(len(names)), format_size(total)))
-    return Table(("part", "from", "lang's share", "tensors", "size"), tuple(rows))
+    return Table(_LAYER_COLUMNS, tuple(rows))
 
 
 def _giver(share: float) -> str:
@@ -77,6 +82,8 @@ def plan_notes(plan: Plan) -> list[str]:
     swap = plan.swap
     if swap is None:
         return []
+    if not swap.shares:
+        return list(swap.notes)
     outside = [
         f"{part}: {', '.join(names)} ({giver})" for part, (giver, names) in swap.outside.items() if names and part != "other"
     ]
@@ -98,6 +105,10 @@ def _setting(swap: SwapRecord | None) -> str:
     if swap is None:
         return "surgery"
     options = swap.options
+    if "method" in options:
+        return str(options["method"])
+    if "swap" in options or "revert_layers" in options:
+        return "custom"
     if "lang_layers" in options or "blend_layers" in options:
         return "custom"
     text = f"b{options.get('bottom', 0)}u{options.get('top', 0)}"
@@ -126,9 +137,12 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
     """A model card with front matter as the hub reads it. Strings are quoted as JSON, which is YAML."""
     bases = dict.fromkeys(source.name for source in plan.sources if _HUB_ID.fullmatch(source.name))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
-    front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap else ())]
+    front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap and plan.swap.shares else ())]
     lines = ["---", *front, "---", "", f"# {default_name(plan)}", ""]
-    how = "layer swapping (arXiv 2410.01335), without training" if plan.swap else "surgery on its tensors"
+    how = "surgery on its tensors"
+    if plan.swap is not None:
+        by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.shares else str(plan.swap.options["method"])
+        how = f"{by_layers}, without training"
     lines += [f"Made with `lswap_core` by {how}, from:", ""]
     lines += [f"- **{source.role}**: `{source.name}`" for source in plan.sources]
     lines += [""]

@@ -9,9 +9,9 @@ from queue import Empty, LifoQueue
 from typing import Protocol
 
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Blend, Copy
 from lswap_core.dtypes import DType
 from lswap_core.evaluate import OPERAND_BYTES, Chunk, Evaluator, element_ranges
+from lswap_core.expressions import Blend, Copy, Operand
 from lswap_core.ports import Kernels, Source
 
 
@@ -90,12 +90,12 @@ class StreamingEvaluator(Evaluator):
         under_way.popleft()
         self._free.put(piece.slot)
 
-    def _fill(self, side: str, copy: Copy, first: int, count: int, into: memoryview) -> None:
+    def _fill(self, side: str, copy: Operand, first: int, count: int, into: memoryview) -> None:
         """Elements [first, first + count) in the dtype that they are used in."""
-        if copy.cast is None:
+        if isinstance(copy, Copy) and copy.cast is None:
             self._source.read_into(copy.ref, first * copy.ref.dtype.bits // 8, into)
             return
-        width, most = copy.cast.bits // 8, OPERAND_BYTES * 8 // copy.ref.dtype.bits
+        width, most = copy.dtype.bits // 8, OPERAND_BYTES * 8 // copy.ref.dtype.bits
         for begin in range(0, count, most):
-            piece = self._operand(side, copy, first + begin, min(most, count - begin))
+            piece = self.elements(side, copy, first + begin, min(most, count - begin))
             into[begin * width : begin * width + len(piece)] = piece

@@ -10,8 +10,8 @@ import numpy as np
 from lswap_core.checkpoint import Checkpoint, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.draft import Copy
 from lswap_core.evaluate import CHUNK_BYTES, Evaluator
+from lswap_core.expressions import Copy
 from lswap_core.manifest import Manifest, TensorRecord
 from lswap_core.parallel import run_all
 from lswap_core.ports import Kernels, Progress, Source, Tally

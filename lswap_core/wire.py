@@ -2,53 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lswap_core.checkpoint import Role, TensorRef, parse_role
 from lswap_core.documents import Node
-from lswap_core.draft import Blend, Copy, Expression, SwapRecord, in_fp32
+from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
+from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
 from lswap_core.header import size_in_bytes
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:
-    """`{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded, or `{"blend": [x, y], "weight": w}`."""
+    """`{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded; the same with "adapt": [a, b], their
+    "shapes", "scale" and "transposed"; `{"blend": [x, y], "weight": w}`; or `{"task_vectors": [base, expert, ...], ...}`.
+    """
     if isinstance(made_of, Blend):
         return {"blend": [expression_to_json(made_of.x), expression_to_json(made_of.y)], "weight": made_of.weight}
-    ref = made_of.ref
-    entry: dict[str, Any] = {"copy": [ref.role, ref.file, ref.dtype.name, ref.begin, ref.end]}
+    if isinstance(made_of, TaskVectors):
+        operands = [expression_to_json(operand) for operand in (made_of.base, *made_of.experts)]
+        how = {"scales": list(made_of.scales), "density": made_of.density, "strength": made_of.strength}
+        return {"task_vectors": operands, **how}
+    entry: dict[str, Any] = {"copy": _ref_to_json(made_of.ref)}
+    if isinstance(made_of, Adapted):
+        entry["adapt"] = [_ref_to_json(made_of.a), _ref_to_json(made_of.b)]
+        entry |= {"shapes": [list(made_of.a.shape), list(made_of.b.shape)], "scale": made_of.scale}
+        entry["transposed"] = made_of.transposed
     return entry if made_of.cast is None else entry | {"cast": made_of.cast.name}
 
 
 def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> Expression:
     """The inverse of `expression_to_json` for a tensor of that dtype and shape; FormatError for anything else."""
     if "blend" in entry:
-        x, y = (_copy_from_json(side, shape) for side in entry["blend"].elements(2))
+        x, y = (_operand_from_json(side, shape) for side in entry["blend"].elements(2))
         weight = entry["weight"].number(0, 1)
         if in_fp32(weight) in (0, 1):
             raise entry["weight"].refuse("a blend's weight lies between 0 and 1; at either end it is a copy")
-        if x.dtype != y.dtype or not x.dtype.blendable:
-            raise entry.refuse(f"{x.dtype} and {y.dtype} cannot be blended")
+        _check_alike(entry, (x, y), "blended")
         made_of: Expression = Blend(x, y, weight)
+    elif "task_vectors" in entry:
+        base, *experts = (_operand_from_json(side, shape) for side in entry["task_vectors"].elements())
+        scales = tuple(scale.number() for scale in entry["scales"].elements(len(experts)))
+        density = entry["density"].optional()
+        share = None if density is None else density.number(0, 1)
+        if not experts or share == 0:
+            raise entry.refuse("task vectors need an expert at least, and a density above 0")
+        _check_alike(entry, (base, *experts), "added up")
+        made_of = TaskVectors(base, tuple(experts), scales, share, entry["strength"].number())
     else:
-        made_of = _copy_from_json(entry, shape)
+        made_of = _operand_from_json(entry, shape)
     if made_of.dtype != dtype:
         raise entry.refuse(f"gives {made_of.dtype} where {dtype} is expected")
     return made_of
 
 
-def _copy_from_json(entry: Node, shape: tuple[int, ...]) -> Copy:
-    role, file, dtype_name, begin, end = entry["copy"].elements(5)
-    dtype = parse_dtype(dtype_name)
+def _check_alike(entry: Node, operands: Sequence[Operand], what: str) -> None:
+    first = operands[0].dtype
+    for operand in operands:
+        if operand.dtype != first or not first.blendable:
+            raise entry.refuse(f"{first} and {operand.dtype} cannot be {what}")
+
+
+def _operand_from_json(entry: Node, shape: tuple[int, ...]) -> Operand:
+    ref = _ref_from_json(entry["copy"], shape)
     cast = parse_dtype(entry["cast"]) if "cast" in entry else None
+    if cast is not None and not (cast.blendable and ref.dtype.blendable):
+        raise entry.refuse(f"{ref.dtype} cannot be cast to {cast}")
+    if "adapt" not in entry:
+        return Copy(ref, cast)
+    shapes = [tuple(dim.integer() for dim in dims.elements(2)) for dims in entry["shapes"].elements(2)]
+    a, b = (_ref_from_json(side, dims) for side, dims in zip(entry["adapt"].elements(2), shapes, strict=True))
+    transposed = entry["transposed"].boolean()
+    rows, columns = reversed(shape) if transposed and len(shape) == 2 else shape if len(shape) == 2 else (-1, -1)
+    if a.shape[0] != b.shape[1] or (b.shape[0], a.shape[1]) != (rows, columns):
+        raise entry.refuse(f"{list(b.shape)} times {list(a.shape)} does not change a tensor of shape {list(shape)}")
+    if not (ref.dtype.blendable and a.dtype.blendable and b.dtype.blendable):
+        raise entry.refuse(f"{ref.dtype}, {a.dtype} and {b.dtype} cannot be added up")
+    return Adapted(ref, a, b, entry["scale"].number(), transposed, cast)
+
+
+def _ref_to_json(ref: TensorRef) -> list[Any]:
+    return [ref.role, ref.file, ref.dtype.name, ref.begin, ref.end]
+
+
+def _ref_from_json(entry: Node, shape: tuple[int, ...]) -> TensorRef:
+    role, file, dtype_name, begin, end = entry.elements(5)
+    dtype = parse_dtype(dtype_name)
     ref = TensorRef(read_role(role), file.file_name(), dtype, shape, begin.integer(), end.integer())
     if not holds(dtype, shape, ref.size_bytes):
         raise entry.refuse(f"[{ref.begin}, {ref.end}) does not hold {dtype} {list(shape)}")
-    if cast is not None and not (cast.blendable and dtype.blendable):
-        raise entry.refuse(f"{dtype} cannot be cast to {cast}")
-    return Copy(ref, cast)
+    return ref
 
 
 def parse_dtype(entry: Node) -> DType:
@@ -107,7 +151,7 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
     shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
-    if not shares:
+    if not shares and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
     return SwapRecord(options, entry["prefix"].line(), shares, outside, tuple(note.text() for note in entry["notes"].elements()))
 

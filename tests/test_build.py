@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,13 @@ def wheel(python: Path, source: Path, **environment: str) -> Path:
 def test_with_a_compiler_the_wheel_has_the_native_kernels_for_any_python(python: Path, source: Path) -> None:
     made = wheel(python, source, LSWAP_REQUIRE_NATIVE="1")
     assert "-py3-none-linux_" in made.name
+    libraries = {Path(name).name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")}
+    assert libraries == {"liblswap_cpu.so"} | ({"liblswap_cuda.so"} if shutil.which("nvcc") else set())
     install(python, made)
     assert run(python, "-c", ASK, cwd=source.parent).stdout.split()[0] == "native"
+    assert "usage: lswap_eval" in run(python, "-m", "lswap_eval", "score", "--help", cwd=source.parent).stdout
+    beside = "import lswap_eval, os; print(*os.listdir(os.path.join(os.path.dirname(lswap_eval.__file__), 'lm_eval_tasks')))"
+    assert "lswap_mgsm_direct_sw.yaml" in run(python, "-c", beside, cwd=source.parent).stdout.split()
 
 
 def test_without_a_compiler_the_wheel_is_pure_and_works(python: Path, source: Path) -> None:
@@ -88,6 +94,8 @@ def test_an_editable_install_finds_the_library(python: Path, source: Path) -> No
     install(python, "-e", source, LSWAP_REQUIRE_NATIVE="1")
     where = "import lswap_core; print(lswap_core.__file__)"
     assert run(python, "-c", where, cwd=source.parent).stdout.strip() == str(source / "lswap_core" / "__init__.py")
+    where = "import lswap_eval; print(lswap_eval.__file__)"
+    assert run(python, "-c", where, cwd=source.parent).stdout.strip() == str(source / "eval" / "lswap_eval" / "__init__.py")
     assert not list(source.rglob("*.so"))
     assert run(python, "-c", ASK, cwd=source.parent).stdout.split()[0] == "native"
 

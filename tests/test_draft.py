@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lswap_core.draft import Blend, Copy, Draft
+from lswap_core.draft import Draft
 from lswap_core.dtypes import DTYPES
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
+from lswap_core.expressions import Blend, Copy
 from lswap_core.names import layers, named
 from lswap_core.recipe import LayerSwap
 from tests.catalogue import checkpoint, llama

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lswap_core.draft import Blend, Copy, Expression
 from lswap_core.errors import MismatchError, RecipeError
+from lswap_core.expressions import Blend, Copy, Expression
 from lswap_core.recipe import LayerSwap, Zones, parse_layers
 from tests.catalogue import checkpoint, llama
 

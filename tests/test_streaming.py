@@ -13,10 +13,10 @@ import torch
 from lswap_core import api, cli, gpu, kernels
 from lswap_core.checkpoint import TensorRef
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Blend, Copy
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
+from lswap_core.expressions import Blend, Copy
 from lswap_core.recipe import LayerSwap
 from lswap_core.streaming import StreamingEvaluator
 from tests.build import llama_pair, tree

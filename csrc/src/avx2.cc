@@ -35,6 +35,7 @@ LSWAP_INLINE Bits8 narrow_8(Bits32 v) {
 LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm256_max_pd(a, b); }
 LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
+LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { _mm256_stream_si256(reinterpret_cast<__m256i *>(to), __m256i(v)); }
 LSWAP_INLINE void end_stream() { _mm_sfence(); }
 LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) {
   return Bits32(_mm256_blend_epi16(_mm256_srli_epi32(__m256i(even), 16), __m256i(odd), 0xaa));

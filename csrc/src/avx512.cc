@@ -29,6 +29,7 @@ LSWAP_INLINE Bits8 narrow_8(Bits32 v) { return __builtin_convertvector(v, Bits8)
 LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm512_maskz_max_pd(0xff, a, b); }
 LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
+LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { _mm512_stream_si512(reinterpret_cast<__m512i *>(to), __m512i(v)); }
 LSWAP_INLINE void end_stream() { _mm_sfence(); }
 LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) | (odd & 0xffff0000u); }
 

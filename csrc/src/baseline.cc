@@ -52,6 +52,7 @@ LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return a > b ? a : b; }
 LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { store(to, v); }
 LSWAP_INLINE void end_stream() {}
 #endif
+LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { stream_16(to, v); }
 LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) | (odd & 0xffff0000u); }
 
 #include "formats.inc.h"

@@ -14,12 +14,10 @@ namespace {
 constexpr int kBlock = 1024, kLanes = 16, kRowsOfBlock = kBlock / kLanes;
 constexpr int kSums = 5, kTallies = 4, kRecord = 8, kStatistics = 10;
 constexpr int kNoGrid = 4096;  // above every exponent of an fp64
-// Warps share nothing but the launch. Not measured.
+// None of these was measured on a GPU. Warps share nothing but the launch.
 constexpr int kWarps = 4;
-// Threads that add up one column. Not measured.
-constexpr int kAdders = 128;
-// Loads under way while sums are added up one after the other. Not measured.
-constexpr int kAhead = 16;
+constexpr int kAdders = 128;  // threads that add up one column
+constexpr int kAhead = 16;    // loads under way while sums are added up one after the other
 constexpr int kThreads = 256;
 
 enum Field { kX, kY, kOut, kElements, kFirstTile, kFirstBlock, kShare0, kShare1 };
@@ -32,8 +30,9 @@ struct Shape {
   static constexpr int kRows = kColumns == 1 ? 4 : 8 / kColumns;      // of a segment: 128 bytes, of fp8 64
   static constexpr int kUnits = kRows * kColumns;                     // of 16 bytes, of a segment
   static constexpr int kSegments = kRowsOfBlock / kRows;
-  // Blocks that a multiprocessor should hold, 16 warps of 16-bit elements with 128 bytes under way in each thread. Of the
-  // rest fewer, or registers are spilt (nvcc 13.0, sm_100). Not measured.
+  // Blocks that a multiprocessor should hold: 16 warps of 16-bit elements, with 128 bytes of x and y under way in each
+  // thread. Of the rest fewer, or registers are spilt (nvcc 13.0, sm_100). The loop has 37.9 machine instructions per
+  // bf16 element on sm_90 (33.9 F16, 23.6 F32); copying at 4.3 TB/s leaves an H200 time for 46.7. Not measured on a GPU.
   static constexpr int kResident = sizeof(typename F::Word) == 2 ? 4 : 2;
 };
 
@@ -128,7 +127,9 @@ __device__ __forceinline__ void walk(const typename F::Word *x, const typename F
       if (kWrite) {
         Unit<F> mixed;
 #pragma unroll
-        for (int lane = 0; lane < S::kOwned; ++lane) mixed.words[lane] = mix<F, false>(xs[k].words[lane], ys[k].words[lane], w0, w1);
+        for (int lane = 0; lane < S::kOwned; ++lane) {
+          mixed.words[lane] = mix<F, false>(xs[k].words[lane], ys[k].words[lane], w0, w1);
+        }
         __stcs(reinterpret_cast<uint4 *>(out + at[k]), mixed.raw);
       }
     }
@@ -226,8 +227,9 @@ __device__ __forceinline__ void put_sums(const Lanes<F> &lanes, Stage<F> &stage,
 }
 
 template <class F, bool kWrite>
-__global__ void __launch_bounds__(kWarps * 32, Shape<F>::kResident) blend_tiles(const int64_t *records, const int32_t *owners, int64_t tiles,
-                                                           double *sums, int64_t all_blocks, double *tallies) {
+__global__ void __launch_bounds__(kWarps * 32, Shape<F>::kResident)
+    blend_tiles(const int64_t *records, const int32_t *owners, int64_t tiles, double *sums, int64_t all_blocks,
+                double *tallies) {
   using S = Shape<F>;
   __shared__ Stage<F> stages[kWarps];
   const int64_t tile = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;

@@ -1,6 +1,6 @@
 // Vectors of one instruction set. Included into a namespace per instruction set, after LSWAP_VECTOR_BYTES is set; then
-// come that instruction set's own widen(), narrow_8(), narrow_16(), largest(), high_halves() and stream_16(), formats.inc.h,
-// its F16, and kernels.inc.h.
+// come that instruction set's own widen(), narrow_8(), narrow_16(), largest(), high_halves(), stream_16() and stream_whole(),
+// formats.inc.h, its F16, and kernels.inc.h.
 
 #define LSWAP_INLINE static inline __attribute__((always_inline))
 
@@ -36,3 +36,24 @@ using Bits16 = Vector<uint16_t, LSWAP_VECTOR_BYTES / 4>;
 using Bits8 = Vector<uint8_t, LSWAP_VECTOR_BYTES / 4>;
 using Floats = Vector<float, LSWAP_VECTOR_BYTES / 4>;
 using Doubles = Vector<double, LSWAP_VECTOR_BYTES / 8>;
+using Whole = Vector<int64_t, LSWAP_VECTOR_BYTES / 8>;
+
+// Elements of a and b, one after the other.
+template <int... kOrder, class V>
+LSWAP_INLINE V shuffled(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kOrder...);
+#else
+  return __builtin_shuffle(a, b, Vector<int32_t, sizeof...(kOrder)>{kOrder...});
+#endif
+}
+
+// Whether any element of a comparison is set.
+template <class V>
+LSWAP_INLINE bool any(V comparison) {
+  using Words = Vector<int64_t, int(sizeof(V) / 8)>;
+  const Words words = bits_as<Words>(comparison);
+  int64_t set = 0;
+  for (size_t i = 0; i < sizeof(V) / 8; ++i) set |= words[i];
+  return set != 0;
+}

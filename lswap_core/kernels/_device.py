@@ -48,7 +48,7 @@ class Launcher(Protocol):
 
 
 def blend_batch(launcher: Launcher, tensors: Sequence[Operands], dtype: DType, statistics: torch.Tensor) -> None:
-    """Blend every tensor, or where outs are 0 only compare, and continue its row of `statistics`, in one launch.
+    """Blend every tensor, or where all outs are 0 only compare, and continue its row of `statistics`, in one launch.
 
     The tensors and `statistics`, contiguous fp64 (tensors, 10), are on one device; the work is put on its current
     stream. Operands are not checked.

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 TILE_BLOCKS = {1: 8, 2: 16, 4: 16, 8: 8}
-"""Blocks in a tile, by the bytes of an element: half a row of 16-bit lanes to a thread of the one warp. Not measured;
-compiled for sm_90, bf16 takes 168 registers of 255 (nothing spilt), and 12 warps with 128 bytes of x and y under way
-in each of their threads are 49 KiB per multiprocessor, where 4.3 TB/s at 1 us ask for 32."""
+"""Blocks in a tile, by the bytes of an element: 8 lanes of 16-bit elements, a load's worth, to a thread of the one warp.
+Not measured on a GPU. Compiled by Triton 3.9 for sm_90, bf16 takes 168 registers and spills none, so 12 warps with 128
+bytes of x and y under way in each thread are 48 KiB per multiprocessor, where 4.3 TB/s at 1 us ask for 32. The loop has
+34.4 machine instructions per bf16 element (31.6 F16, 22.9 F32); copying at 4.3 TB/s leaves an H200 time for 46.7."""
 ROWS = {1: 4, 2: 4, 4: 2, 8: 1}
 """Rows of 16 elements that are loaded at once: 128 bytes of a block, a whole line (64 of fp8). Not measured."""
 CAREFUL_ROWS = 1

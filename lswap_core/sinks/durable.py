@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lswap_core.errors import located
+
 
 def write_all(fd: int, data: bytes | memoryview, at: int | None = None) -> None:
     """All of `data`, at an offset or else where the file is."""
@@ -34,8 +36,7 @@ def sync_directory(path: Path) -> None:
 def _sync(path: Path, flags: int) -> None:
     fd = os.open(path, flags | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        with located(path):
+            os.fsync(fd)
     finally:
         os.close(fd)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Collection
 from pathlib import Path
 
 from lswap_core.digests import RunDigests
-from lswap_core.errors import RecipeError
+from lswap_core.errors import FormatError, RecipeError, located
 from lswap_core.manifest import Manifest, StepRecord
 from lswap_core.options import DigestKind
-from lswap_core.plan import MANIFEST_FILE, OutputFile, Plan
+from lswap_core.plan import MANIFEST_FILE, OutputFile, Plan, Step
 from lswap_core.sinks.journal import Progress, read_journal
 from lswap_core.sinks.partial import JOURNAL_FILE
+from lswap_core.sinks.placing import LINKED, WRITTEN
 
 _PIECE_BYTES = 1024 * 1024
 _ANY_DIGEST = ""
@@ -20,7 +22,9 @@ _ANY_DIGEST = ""
 
 def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> Progress | None:
     """What was done of this plan in a partial directory; None for nothing. RecipeError where it is another plan's."""
-    found = read_journal(partial / JOURNAL_FILE) or _sealed(partial / MANIFEST_FILE)
+    # A manifest beside a journal, even a damaged one, vouches for nothing: it may be older than the last sync.
+    journal = partial / JOURNAL_FILE
+    found = read_journal(journal) if os.path.lexists(journal) else _sealed(partial / MANIFEST_FILE)
     if found is None or not (found.durable or found.unsure):
         return None
     if found.plan != plan.digest or found.digest not in (_ANY_DIGEST, digest):
@@ -29,40 +33,50 @@ def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> Progress | No
     return found
 
 
-def is_intact(partial: Path, file: OutputFile) -> bool:
-    """The output file is there, with its size and its header."""
-    head = file.header.encode()
+def is_intact(partial: Path, file: OutputFile, placed: str | None) -> bool:
+    """The output file, of which the journal says that it was `placed` so, is there, with its size and its header. One with a
+    second name, which was not given to it on purpose, is not: what is written to it would be written there too.
+    """
+    head, path = file.header.encode(), partial / file.name
     try:
-        with open(partial / file.name, "rb") as handle:
-            return os.fstat(handle.fileno()).st_size == file.header.file_size and handle.read(len(head)) == head
+        status = path.lstat()
     except FileNotFoundError:  # removed, since it could not be synced
         return False
+    if placed is None or not stat.S_ISREG(status.st_mode) or (status.st_nlink > 1 and placed != LINKED):
+        return False
+    with located(path), open(path, "rb") as handle:
+        return status.st_size == file.header.file_size and handle.read(len(head)) == head
 
 
 def finished(partial: Path, plan: Plan, earlier: Progress, intact: Collection[str]) -> dict[str, StepRecord]:
     """Records of steps in intact files that hold: those that are durable, and of the others those whose bytes still have
-    the recorded digest.
+    the recorded digest. What was done together holds together or not at all: a run that is done in parts may take other
+    digests than the whole, since what extents it can share differs.
     """
-    holds = {}
-    for step in plan.steps:
-        if step.file not in intact:
-            continue
-        if (record := earlier.durable.get(step.name)) is not None:
-            holds[step.name] = record
-        elif (record := earlier.unsure.get(step.name)) is not None and record.digest is not None:
-            digests = RunDigests((step,))
-            with open(partial / step.file, "rb", buffering=0) as handle:
-                for at in range(step.begin, step.end, _PIECE_BYTES):
-                    digests.feed(at, memoryview(os.pread(handle.fileno(), min(_PIECE_BYTES, step.end - at), at)))
-            if digests.records()[0].digest == record.digest:
-                holds[step.name] = record
+    steps = {step.name: step for step in plan.steps if step.file in intact}
+    holds = {name: record for name, record in earlier.durable.items() if name in steps}
+    for records in earlier.unsure:
+        if all(record.name in steps and _holds(partial, steps[record.name], record) for record in records):
+            holds |= {record.name: record for record in records}
     return holds
+
+
+def _holds(partial: Path, step: Step, record: StepRecord) -> bool:
+    """The bytes have the recorded digest."""
+    if record.digest is None:
+        return False
+    digests = RunDigests((step,))
+    with located(partial / step.file), open(partial / step.file, "rb", buffering=0) as handle:
+        for at in range(step.begin, step.end, _PIECE_BYTES):
+            digests.feed(at, memoryview(os.pread(handle.fileno(), min(_PIECE_BYTES, step.end - at), at)))
+    return digests.records()[0].digest == record.digest
 
 
 def _sealed(path: Path) -> Progress | None:
     """What the manifest tells of a run that was cut off just before its last act, the rename."""
-    if not path.exists():
+    try:
+        manifest = Manifest.from_json(path.read_bytes(), path=str(path))
+    except (FileNotFoundError, FormatError):  # a damaged one is as good as none
         return None
-    manifest = Manifest.from_json(path.read_bytes(), path=str(path))
     records = {name: StepRecord(name, r.digest, r.statistics) for name, r in manifest.tensors.items()}
-    return Progress(manifest.plan_digest, _ANY_DIGEST, {shard.name: "write" for shard in manifest.shards}, records, {})
+    return Progress(manifest.plan_digest, _ANY_DIGEST, {shard.name: WRITTEN for shard in manifest.shards}, records, ())

@@ -22,7 +22,7 @@ from typing import Any
 import xxhash
 
 from lswap_core.documents import Node, parse_object
-from lswap_core.errors import FormatError
+from lswap_core.errors import FormatError, located
 from lswap_core.manifest import StepRecord, parse_statistics
 from lswap_core.sinks.durable import sync_directory, write_all
 
@@ -32,13 +32,15 @@ _SUM_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a journal tells: of which plan, how files were placed, which records are durable and which may not be."""
+    """What a journal tells: of which plan, how files were placed, which records are durable and which may not be, those
+    together that were made together.
+    """
 
     plan: str
     digest: str
     placed: Mapping[str, str]
     durable: Mapping[str, StepRecord]
-    unsure: Mapping[str, StepRecord]
+    unsure: tuple[tuple[StepRecord, ...], ...]
 
 
 class Journal:
@@ -56,26 +58,28 @@ class Journal:
         """Begin anew, in place of whatever journal there is, with what is durable already."""
         fresh = self._path.with_name(self._path.name + ".new")
         fresh.unlink(missing_ok=True)
+        self.close()
         self._fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         events: list[dict[str, Any]] = [self._head, {"placed": dict(placed)}]
         events += [{"done": [_to_json(record) for record in done]}, {"synced": 1}] if done else []
         self._events = len(done) and 1
-        write_all(self._fd, b"".join(map(_line, events)))
-        os.fsync(self._fd)
+        with located(self._path):
+            write_all(self._fd, b"".join(map(_line, events)))
+            os.fsync(self._fd)
         fresh.rename(self._path)
         sync_directory(self._path.parent)
 
     def record(self, done: Sequence[StepRecord]) -> int:
         """Note that steps were written; returns how many times that was noted."""
         line = _line({"done": [_to_json(record) for record in done]})
-        with self._lock:
+        with self._lock, located(self._path):
             write_all(self._fd, line)
             self._events += 1
             return self._events
 
     def synced(self, events: int) -> None:
         """Note that what the first `events` calls of `record` told is durable by now."""
-        with self._lock:
+        with self._lock, located(self._path):
             write_all(self._fd, _line({"synced": events}))
             os.fdatasync(self._fd)
 
@@ -112,7 +116,7 @@ def read_journal(path: Path) -> Progress | None:
     if head is None or placed is None:
         return None
     durable = {record.name: record for records in done[:synced] for record in records}
-    unsure = {record.name: record for records in done[synced:] for record in records}
+    unsure = tuple(map(tuple, done[synced:]))
     return Progress(head["plan"].text(), head["digest"].text(), placed, durable, unsure)
 
 

@@ -14,6 +14,7 @@ from threading import Lock, local
 
 from lswap_core.descriptors import Descriptors
 from lswap_core.digests import RunDigests
+from lswap_core.errors import located
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
 from lswap_core.plan import MANIFEST_FILE, Plan, Step
@@ -68,8 +69,7 @@ class LocalSink:
         self._open_still = True
         self.shard_sha256: dict[str, str] = {}
         """Of whole shards, as far as they were asked for."""
-        self.kept = not restart and self._partial.holds_work
-        """What was finished is kept in the partial directory, for the same command to go on from."""
+        self._worth_keeping = not restart and self._partial.holds_work
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
@@ -77,9 +77,15 @@ class LocalSink:
         """
         try_copying(plan, source, self.partial, self._copier, self._options.copy_method)
         earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
-        self.kept = earlier is not None
+        self._worth_keeping = earlier is not None
         self._partial.clear(keep=[JOURNAL_FILE, MANIFEST_FILE, *earlier.placed] if earlier else ())
-        intact = {f.name for f in plan.files if earlier and f.name in earlier.placed and is_intact(self.partial, f)}
+        self._journal = Journal(self.partial / JOURNAL_FILE, plan.digest, self._options.digest)
+        intact = {f.name for f in plan.files if earlier and is_intact(self.partial, f, earlier.placed.get(f.name))}
+        held = finished(self.partial, plan, earlier, intact) if earlier is not None else {}
+        if earlier is not None and len(intact) < len(plan.files):
+            # A file that is made anew must not be taken for the one that the journal tells of.
+            self._sync(intact)
+            self._journal.start({name: earlier.placed[name] for name in intact}, list(held.values()))
         placed, shared = {}, set()
         for file in plan.files:
             base = base_of(file)
@@ -93,17 +99,14 @@ class LocalSink:
                 shared |= {step.name for step in base.shared}
                 self._traffic.add(how, sum(step.size_bytes for step in base.shared))
         self._shared = frozenset(shared)
-        held = finished(self.partial, plan, earlier, intact) if earlier is not None else {}
         done = dict(held)
         if self._options.digest in ("auto", "none"):
             done |= {name: StepRecord(name, None) for name in shared}
         self._steps_left.update(step.file for step in plan.steps if step.name not in done)
         self._check_space(step for step in plan.steps if step.name not in done and step.name not in shared)
-        for file in plan.files:
-            sync_file(self.partial / file.name)
-        sync_directory(self.partial)
+        self._sync(placed)
+        sync_directory(self._partial.destination.parent)
         self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in held))
-        self._journal = Journal(self.partial / JOURNAL_FILE, plan.digest, self._options.digest)
         self._journal.start(placed, list(held.values()))
         (self.partial / MANIFEST_FILE).unlink(missing_ok=True)  # what it told stands in the journal now
         self._events = 1 if held else 0
@@ -132,7 +135,7 @@ class LocalSink:
             self._steps_left[run.file] -= len(run.steps)
             complete = not self._steps_left[run.file]
             due = time.monotonic() - self._committed_at > _COMMIT_SECONDS
-            self.kept = True
+            self._worth_keeping = True
         if complete and self._options.digest == "sha256":
             self.hash_shard(run.file)  # now, while its pages are in the cache
         if due and self._committing.acquire(blocking=False):
@@ -151,23 +154,30 @@ class LocalSink:
         """See `lswap_core.ports.Sink`."""
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "xb") as handle:  # never over a shard
+        with located(path), open(path, "xb") as handle:  # never over a shard
             handle.write(data)
 
     def publish(self) -> None:
         """See `lswap_core.ports.Sink`."""
         self._let_go()
         self._partial.publish()
-        self.kept, self._open_still = False, False
-        self._partial.release()
+        self.close()
 
     def close(self) -> None:
         """See `lswap_core.ports.Sink`."""
         if self._open_still:
+            self._open_still = False
             self._let_go()
-            if not self.kept:
-                self._partial.remove()
-            self._partial.release()
+            try:
+                if not (self.kept or self._partial.published):
+                    self._partial.remove()
+            finally:
+                self._partial.release()
+
+    @property
+    def kept(self) -> bool:
+        """What was finished is kept in the partial directory, for the same command to go on from."""
+        return self._worth_keeping and not self._partial.published
 
     @property
     def partial(self) -> Path:
@@ -190,13 +200,23 @@ class LocalSink:
     def _open(self, _slot: str, name: str) -> int:
         return os.open(self.partial / name, os.O_RDWR | os.O_CLOEXEC)
 
+    def _sync(self, names: Iterable[str]) -> None:
+        for name in names:
+            sync_file(self.partial / name)
+        sync_directory(self.partial)
+
     def _commit(self) -> None:
         """Make what was written so far durable, then say so in the journal: never the other way round."""
         assert self._journal is not None
         with self._lock:
             events, touched, self._touched = self._events, self._touched, set()
-        for name in touched:
-            sync_file(self.partial / name)
+        try:
+            for name in touched:
+                sync_file(self.partial / name)
+        except OSError:
+            with self._lock:  # another thread may still come here, and must not vouch for what was not synced
+                self._touched |= touched
+            raise
         self._journal.synced(events)
         self._committed_at = time.monotonic()
 
@@ -210,7 +230,9 @@ class LocalSink:
         if theirs is None:
             return self._through(run, 0, end, source, tally, digests)
         span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
-        if (body := self._copier.clone(span)) is not None:
+        with located(self.partial / run.file):
+            body = self._copier.clone(span)
+        if body is not None:
             self._through(run, 0, body[0], source, tally, digests)
             if digests is not None and self._options.digest != "auto":
                 self._through(run, *body, source, tally, digests, write=False)
@@ -221,13 +243,14 @@ class LocalSink:
             return self._through(run, 0, end, source, tally, digests)
 
         def advance(begin: int, stop: int) -> None:
-            self._writeback.wrote(span.target, run.begin + begin, run.begin + stop)
+            self._wrote(run, span.target, run.begin + begin, run.begin + stop)
             if digests is None:
                 tally(stop - begin)
             else:
                 self._through(run, begin, stop, source, tally, digests, write=False)
 
-        done = self._copier.move(span, advance)
+        with located(self.partial / run.file):
+            done = self._copier.move(span, advance)
         return self._through(run, done, end, source, tally, digests)
 
     def _through(
@@ -246,11 +269,18 @@ class LocalSink:
 
     def _write(self, run: Run, offset: int, data: memoryview) -> None:
         fd, at = self._descriptors.get("out", run.file), run.begin + offset
-        try:
+        with located(self.partial / run.file):
             write_all(fd, data, at)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.partial / run.file)) from None
-        self._writeback.wrote(fd, at, at + len(data))
+        self._wrote(run, fd, at, at + len(data))
+
+    def _wrote(self, run: Run, fd: int, begin: int, end: int) -> None:
+        path = self.partial / run.file
+        try:
+            with located(path):
+                self._writeback.wrote(fd, begin, end)
+        except OSError:
+            path.unlink(missing_ok=True)  # as `sync_file` does, and for the same reason
+            raise
 
     def _pieces(self, size: int) -> Iterable[tuple[int, memoryview]]:
         """Offsets of the pieces of something, and a buffer for each, the same one."""

@@ -7,10 +7,12 @@ import fcntl
 import os
 import shutil
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from lswap_core.documents import is_unicode
-from lswap_core.errors import RecipeError
+from lswap_core.errors import RecipeError, located
 from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE
 from lswap_core.sinks.durable import sync_directory, sync_file
 
@@ -44,6 +46,8 @@ class Partial:
         """Raises RecipeError where another process writes there, or where something else has the directory's name."""
         self.destination = destination
         self.path = destination.with_name(f".{destination.name}.partial")
+        self.published = False
+        """It has its final name."""
         self._directory = self._claim()
 
     @property
@@ -52,7 +56,14 @@ class Partial:
         return any((self.path / name).exists() for name in (JOURNAL_FILE, MANIFEST_FILE))
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove everything in it but the claim and what `keep` names."""
+        """Remove everything in it but the claim and what `keep` names. What tells of finished work goes first, and durably, so
+        that it is never believed of files that are made anew.
+        """
+        told = [self.path / name for name in (MANIFEST_FILE, JOURNAL_FILE) if name not in keep]
+        if any(path.exists() for path in told):
+            for path in told:
+                path.unlink(missing_ok=True)
+            sync_directory(self.path)
         for path in self.path.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
@@ -63,9 +74,10 @@ class Partial:
         """Sync the files, then the directories, give the whole its final name, and sync the parent; without the last, a power
         cut left only the partial name on ext4, XFS and btrfs. RecipeError where that name is taken by now.
         """
-        for folder, _, files in os.walk(self.path, topdown=False):
+        for folder, _, files in os.walk(self.path, topdown=False, onerror=_raise):
             for name in files:
-                sync_file(Path(folder, name))
+                if name not in (JOURNAL_FILE, CLAIM_FILE):
+                    sync_file(Path(folder, name))
             sync_directory(Path(folder))
         # From here on the manifest says that all is there, should the rename not come to pass.
         for name in (JOURNAL_FILE, CLAIM_FILE):
@@ -74,7 +86,12 @@ class Partial:
         if os.path.lexists(self.destination):
             raise RecipeError(f"{self.destination} exists; an output is never written over, choose another --out or remove it")
         self.path.rename(self.destination)
-        sync_directory(self.destination.parent)
+        self.published = True
+        try:
+            sync_directory(self.destination.parent)
+        except OSError as error:
+            error.add_note(f"{self.destination} is complete, but a power cut may take its name from it")
+            raise
 
     def remove(self) -> None:
         """Remove it. The claim goes last: whatever is left by an interruption is still known as ours."""
@@ -89,19 +106,40 @@ class Partial:
 
     def _claim(self) -> int:
         self.path.mkdir(exist_ok=True)
-        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
-            ours = os.path.samestat(os.fstat(directory), os.stat(self.path))
-        except (BlockingIOError, FileNotFoundError):
-            ours = False
-        if not ours:
+            self._mark(directory)
+        except BaseException:
             os.close(directory)
-            raise RecipeError(f"{self.destination} is being written by another process; wait for it or choose another --out")
-        leftovers = {path.name for path in self.path.iterdir()}
-        if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
-            os.close(directory)
-            raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
-        (self.path / CLAIM_FILE).touch()
+            raise
         return directory
+
+    def _mark(self, directory: int) -> None:
+        leftovers: set[str] | None = None
+        try:
+            with located(self.path):
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
+            if not os.path.samestat(os.fstat(directory), os.stat(self.path)):
+                raise _taken(self.destination)
+            leftovers = {path.name for path in self.path.iterdir()}
+            if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
+                raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
+            (self.path / CLAIM_FILE).touch()
+            sync_directory(self.path)  # on btrfs, a power cut may leave files that were synced later, and not the claim
+        except (BlockingIOError, FileNotFoundError):
+            raise _taken(self.destination) from None
+        except OSError:
+            if not leftovers:
+                with suppress(OSError):
+                    (self.path / CLAIM_FILE).unlink(missing_ok=True)
+                    self.path.rmdir()
+            raise
+
+
+def _taken(destination: Path) -> RecipeError:
+    return RecipeError(f"{destination} is being written by another process; wait for it or choose another --out")
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

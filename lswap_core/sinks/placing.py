@@ -6,6 +6,7 @@ import errno
 import os
 from pathlib import Path
 
+from lswap_core.errors import located
 from lswap_core.options import CopyMethod, Link
 from lswap_core.plan import OutputFile, Plan
 from lswap_core.ports import Source
@@ -46,11 +47,11 @@ def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, co
     if base is not None and theirs is not None and _begins_alike(theirs, file):
         if link == "hard" and base.whole and _link(source.path_of(base.role, base.file), path):
             return LINKED
-        with open(path, "xb") as handle:
+        with located(path), open(path, "xb") as handle:
             if copier.clone_file(theirs, handle.fileno()):
                 return CLONED
         path.unlink()
-    with open(path, "xb") as handle:
+    with located(path), open(path, "xb") as handle:
         handle.write(file.header.encode())
         handle.truncate(file.header.file_size)
     return WRITTEN

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Self
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
 from lswap_core.documents import is_plain_name, is_unicode, parse_object
-from lswap_core.errors import FormatError, RecipeError, StalePlanError
+from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
 from lswap_core.sources.disks import reads_best_in_order
@@ -63,7 +63,7 @@ def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
     """Read and validate the header of one safetensors file."""
     where = path or str(root / name)
     fd = _open_regular(root / name if path else _confined(root, name), where)
-    with open(fd, "rb", buffering=0) as file:  # closes fd
+    with located(where), open(fd, "rb", buffering=0) as file:  # closes fd
         status = os.fstat(fd)
         length = parse_length(file.read(LENGTH_BYTES), status.st_size, path=where)
         raw = file.read(length)
@@ -82,7 +82,7 @@ class LocalSource:
     """Bytes of local checkpoints, by role. Every file is checked against its catalogue when it is opened, and by `check`."""
 
     def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
-        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.shards}
+        self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.files}
         self._descriptors = Descriptors(self._open)
         # One file of each will do: shards of a checkpoint may be links, but to one place.
         first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
@@ -94,24 +94,24 @@ class LocalSource:
         fd = self._descriptors.get(ref.role, ref.file)
         at, end = ref.begin + offset, ref.begin + offset + len(buffer)
         while at < end:
-            try:
+            with located(self.path_of(ref.role, ref.file)):
                 count = os.preadv(fd, [buffer[at - end :]], at)
-            except OSError as error:
-                path = self._shards[ref.role, ref.file][0].path_of(ref.file)
-                raise OSError(error.errno, error.strerror, path) from None
             if count == 0:
-                raise StalePlanError(
-                    f"{self._shards[ref.role, ref.file][0].path_of(ref.file)}: became shorter while it was read; plan again"
-                )
+                raise StalePlanError(f"{self.path_of(ref.role, ref.file)}: became shorter while it was read; plan again")
             at += count
 
     def descriptor(self, role: Role, file: str) -> int | None:
         """See `lswap_core.ports.Source`."""
         return self._descriptors.get(role, file)
 
-    def path_of(self, role: Role, file: str) -> str:
+    def path_of(self, role: str, file: str) -> str:
         """See `lswap_core.ports.Source`."""
         return self._shards[role, file][0].path_of(file)
+
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        """See `lswap_core.ports.Source`."""
+        for ref in refs:
+            self._check(ref.role, ref.file, self._descriptors.get(ref.role, ref.file))
 
     def check(self) -> None:
         """Raise StalePlanError if any file changed since it was catalogued."""
@@ -129,15 +129,22 @@ class LocalSource:
         self.close()
 
     def _open(self, role: str, file: str) -> int:
-        checkpoint, planned = self._shards[role, file]
-        path = checkpoint.path_of(file)
+        path = self.path_of(role, file)
         fd = _open_regular(Path(path), path)
-        now = os.fstat(fd)
-        if (now.st_size, now.st_mtime_ns) != (planned.header.file_size, planned.mtime_ns):
+        try:
+            self._check(role, file, fd)
+        except StalePlanError:
             os.close(fd)
-            raise StalePlanError(f"{path}: changed after it was planned ({now.st_size} bytes now); plan again")
+            raise
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # twice the usual read-ahead
         return fd
+
+    def _check(self, role: str, file: str, fd: int) -> None:
+        checkpoint, planned = self._shards[role, file]
+        now = os.fstat(fd)
+        if (now.st_size, now.st_mtime_ns) != (planned.header.file_size, planned.mtime_ns):
+            path = checkpoint.path_of(file)
+            raise StalePlanError(f"{path}: changed after it was planned ({now.st_size} bytes now); plan again")
 
 
 def _open_regular(path: Path, where: str) -> int:
@@ -169,7 +176,7 @@ def open_confined(root: Path, name: str) -> BufferedReader:
 
 def read_small(root: Path, name: str) -> bytes:
     """All of a file beside the weights. FormatError where it is no regular file in `root`, or too large to be believed."""
-    with open_confined(root, name) as file:
+    with located(root / name), open_confined(root, name) as file:
         if os.fstat(file.fileno()).st_size > MAX_HEADER_BYTES:
             raise FormatError(
                 f"has over {MAX_HEADER_BYTES} bytes, too many for a file beside the weights; move it away", path=str(root / name)
@@ -187,11 +194,14 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
         raise FormatError(f"its 'metadata' must be an object, not {document['metadata']!r:.60}", path=path)
     by_file: dict[str, set[str]] = {}
     for tensor, file in weight_map.items():
+        if isinstance(file, str) and file in by_file:
+            by_file[file].add(tensor)
+            continue
         if not is_plain_name(file):
             raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
         if not file.endswith(SHARD_SUFFIX):
             raise FormatError(f"its file {file!r:.200} does not end in {SHARD_SUFFIX}", path=path, tensor=tensor)
-        by_file.setdefault(file, set()).add(tensor)
+        by_file[file] = {tensor}
     if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
         raise FormatError(
             f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path

@@ -22,7 +22,7 @@ NUMPY = {
 FLOATS = tuple(NUMPY)
 WEIGHTS = (0.5, 0.1, 1 / 3, 0.999, 1e-30, 0.0, 1.0)
 SIZES = (0, 1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 63, 255, 1000, 1023, 1024, 1025, 1040, 2047, 2048, 3001, 5 * 1024 + 8, 20_011)
-SLOW_SIZES = (0, 1, 1025, 3001)
+SLOW_SIZES = (0, 1, 1025)
 
 Bits = NDArray[np.unsignedinteger]
 

@@ -1,0 +1,272 @@
+"""Many settings of many pairs of experts, each generated once, by one resident model.
+
+Everything is known before anything is generated: which settings there are, which of them are the same model, where each
+one's log is. That is written to `runs.json`, which with the logs is all that the results are made of. One setting is merged
+to disk for real, and must answer as the model in memory did, generation for generation.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from lswap_core import Checkpoint, Draft, execute, lay_out, open_checkpoint
+from lswap_core.checkpoint import Role
+from lswap_core.errors import RecipeError, VerificationError
+from lswap_eval.generators import Decoding
+from lswap_eval.identity import Identity, identify_draft
+from lswap_eval.log import Header, Log, read_log
+from lswap_eval.problems import ProblemSet
+from lswap_eval.runner import Task, Watcher, answer, cut_batches, generate, make_header
+from lswap_eval.settings import Setting, nearest_order
+
+FORMAT = "lswap-ablation/1"
+RUNS_FILE = "runs.json"
+CHECK_FILE = "checked.json"
+_CHECK_DIRECTORY = "disk-merge"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting of one pair. `log` is relative to the results' directory; settings that are one model share it."""
+
+    math: str
+    lang: str
+    setting: Setting
+    draft: Draft
+    identity: Identity
+    log: str
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The `model` of the log's header. A control belongs to no pair, but to its expert."""
+        pair = {"math": self.math, "lang": self.lang, "base": ""}.get(str(self.setting.recipe), f"{self.math}+{self.lang}")
+        return {**self.identity.to_json(), "setting": self.setting.id, **({"pair": pair} if pair else {})}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A math and a language expert, and their runs in the order of the settings."""
+
+    math: Checkpoint
+    lang: Checkpoint
+    base: Checkpoint | None
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """What the pair is called in results."""
+        return f"{self.math.name}+{self.lang.name}"
+
+    @property
+    def sources(self) -> dict[Role, Checkpoint]:
+        """By role."""
+        return {source.role: source for source in (self.math, self.lang, self.base) if source is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What every setting is asked, and how. prompts: settings that the prompts were made by, for the logs' headers."""
+
+    tasks: Sequence[Task]
+    prompts: Mapping[str, Any]
+    data: ProblemSet
+    decoding: Decoding
+    batch_size: int
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+class Listener(Protocol):
+    """Told what goes on."""
+
+    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
+        """The resident model is this run's now."""
+
+    def watch(self, run: Run, header: Header) -> Watcher:
+        """Who watches the generation of a run. Its log is open."""
+
+    def checked(self, run: Run, answers: int) -> None:
+        """A disk merge gave the same answers as the log of this run."""
+
+
+def plan_pairs(
+    maths: Sequence[str], langs: Sequence[str], base: str | None, settings_of: Callable[[int], Sequence[Setting]]
+) -> list[Pair]:
+    """Every math expert with every language expert. settings_of: the settings for a number of layers.
+
+    Headers only. Raises MismatchError where two experts cannot be combined, and what opening them raises.
+    """
+    of_math = _named(maths, "math")
+    of_lang = _named(langs, "lang")
+    below = None if base is None else open_checkpoint(base, role="base")
+    pairs = []
+    for math in of_math:
+        settings = settings_of(math.stack().count)
+        for lang in of_lang:
+            runs = []
+            for setting in settings:
+                draft = setting.draft(math=math, lang=lang, base=below)
+                whole = draft.swap is None
+                name = draft.host.name if whole else f"{math.name}+{lang.name} {setting.id}"
+                identity = identify_draft(draft, name=name)
+                stem = (draft.host.name if whole else setting.id).replace("/", "--")
+                log = f"logs/{stem}-{identity.digest[:16]}.jsonl"
+                runs.append(Run(math.name, lang.name, setting, draft, identity, log))
+            pairs.append(Pair(math, lang, below, tuple(runs)))
+    return _sharing_logs(pairs)
+
+
+def distinct(runs: Iterable[Run]) -> list[Run]:
+    """The first run of each model."""
+    return list({run.identity.digest: run for run in reversed(list(runs))}.values())[::-1]
+
+
+def run_pairs(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, *, resume: bool, check: bool) -> None:
+    """Generate what the logs in `into` lack, then hold one setting against a disk merge. Writes `runs.json` first.
+
+    RecipeError where `into` is there and not to be resumed, or holds other runs. VerificationError where the disk merge
+    answers otherwise.
+    """
+    described = describe(pairs)
+    _claim(into, described, resume=resume)
+    done: set[str] = set()
+    for _, several in groupby(pairs, key=lambda pair: id(pair.math)):
+        _run_on_one_model(list(several), work, into, listener, done)
+        gc.collect()  # before the next model comes
+    if check and not (into / CHECK_FILE).exists():
+        run = checked_run(pairs)
+        answers = check_against_disk(run, work, into)
+        listener.checked(run, answers)
+
+
+def describe(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """The content of `runs.json`."""
+    return {
+        "format": FORMAT,
+        "pairs": [
+            {
+                "math": pair.math.name,
+                "lang": pair.lang.name,
+                "settings": [
+                    {
+                        "id": run.setting.id,
+                        "why": run.setting.why,
+                        "log": run.log,
+                        **run.identity.to_json(),
+                    }
+                    for run in pair.runs
+                ],
+            }
+            for pair in pairs
+        ],
+    }
+
+
+def checked_run(pairs: Sequence[Pair]) -> Run:
+    """The run to hold against a disk merge: of the first pair, the first with the most kinds of layers."""
+    swaps = [run for run in pairs[0].runs if run.draft.swap is not None]
+    if not swaps:
+        raise RecipeError("no setting swaps a layer; there is nothing to hold against a disk merge")
+    return max(swaps, key=lambda run: len({*(run.identity.shares or ())}))
+
+
+def check_against_disk(run: Run, work: Work, into: Path) -> int:
+    """Merge `run` to disk, generate with what transformers loads from there, and compare with the run's log.
+
+    Returns the number of answers, which are all equal. VerificationError names those that are not. The merged model is
+    removed; it needs as much disk as the model has.
+    """
+    from lswap_eval.transformers_generator import TransformersGenerator, load_model
+
+    place = into / _CHECK_DIRECTORY
+    shutil.rmtree(place, ignore_errors=True)  # of a check that was killed
+    execute(lay_out(run.draft), into=place)
+    model = load_model(place, device=work.device, dtype=work.dtype)
+    generator = TransformersGenerator(model, place, work.decoding)
+    logged = {record.key: record for record in read_log(into / run.log)[1]}
+    differing, answers = [], 0
+    for batch in cut_batches(work.tasks, generator, work.batch_size):
+        for record in answer(batch, generator, work.decoding.seed):
+            answers += 1
+            if logged.get(record.key) != record:
+                differing.append(f"{record.language} {record.problem}")
+    shutil.rmtree(place)
+    if differing:
+        raise VerificationError(f"{run.identity.name}: merged to disk it answers otherwise than swapped in memory", differing)
+    (into / CHECK_FILE).write_text(json.dumps({"setting": run.setting.id, "identity": run.identity.digest, "answers": answers}))
+    return answers
+
+
+def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, done: set[str]) -> None:
+    """The runs of pairs with one math expert, by one resident model. done: identities, added to as they are."""
+    from lswap_eval.resident import ResidentModel
+    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model
+
+    math = pairs[0].math
+    check_tokenizer(math.location)
+    model = load_model(math.location, device=work.device, dtype=work.dtype)
+    generator = TransformersGenerator(model, math.location, work.decoding)
+    with ResidentModel(model, math, pairs[0].sources) as resident:
+        for pair in pairs:
+            resident.attach(pair.sources)
+            todo = [run for run in distinct(pair.runs) if run.identity.digest not in done]
+            for run in _in_order(todo, pair):
+                header = make_header(run.described, generator, work.prompts, work.data, batch_size=work.batch_size)
+                with Log.open(into / run.log, header, resume=True) as log:
+                    if not {task.key for task in work.tasks} <= log.done:
+                        begun = time.monotonic()
+                        written_bytes = resident.swap(run.draft)
+                        generator.reset()
+                        listener.swapped(run, written_bytes, time.monotonic() - begun)
+                    watcher = listener.watch(run, header)
+                    generate(work.tasks, generator, log, batch_size=work.batch_size, seed=work.decoding.seed, watcher=watcher)
+                done.add(run.identity.digest)
+
+
+def _in_order(runs: Sequence[Run], pair: Pair) -> Iterator[Run]:
+    for number in nearest_order(Draft.of(pair.math), [run.draft for run in runs]):
+        yield runs[number]
+
+
+def _claim(into: Path, described: Mapping[str, Any], *, resume: bool) -> None:
+    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    runs = into / RUNS_FILE
+    if runs.exists():
+        if not resume:
+            raise RecipeError(f"{into} holds runs already; continue them with --resume, or choose another --out")
+        if runs.read_text() != text:
+            raise RecipeError(f"{runs} is of other experts or settings; use the same, or choose another --out")
+    elif into.exists() and {found.name for found in into.iterdir()} - {"logs", f".{RUNS_FILE}"}:
+        raise RecipeError(f"{into} is there already and holds no runs; choose another --out")
+    (into / "logs").mkdir(parents=True, exist_ok=True)
+    partial = into / f".{RUNS_FILE}"
+    partial.write_text(text)
+    os.replace(partial, runs)
+
+
+def _named(paths: Sequence[str], role: str) -> list[Checkpoint]:
+    """The experts at these paths, under names of their own: where two directories are called the same, with a number."""
+    opened = [open_checkpoint(path, role=role) for path in paths]
+    names = [checkpoint.name for checkpoint in opened]
+    return [
+        open_checkpoint(path, role=role, name=f"{checkpoint.name}-{number}") if names.count(checkpoint.name) > 1 else checkpoint
+        for number, (path, checkpoint) in enumerate(zip(paths, opened, strict=True), 1)
+    ]
+
+
+def _sharing_logs(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same, with one log for all runs of one model: the first one's."""
+    first: dict[str, str] = {}
+    for pair in pairs:
+        for run in pair.runs:
+            first.setdefault(run.identity.digest, run.log)
+    return [replace(pair, runs=tuple(replace(run, log=first[run.identity.digest]) for run in pair.runs)) for pair in pairs]

@@ -1,0 +1,144 @@
+"""Which weights answered: a digest that two models share exactly if they were made of the same in the same way.
+
+No path, name or layout of the output is in it, so a setting that was swapped in memory and the same one merged to disk are
+one model, and nobody generates twice for it. Made from headers, manifests and samples of the data, not from all of it.
+
+- a checkpoint: the fingerprints of its shards (header and a sample of the data);
+- a layer swap: lang's share of each layer, who gives what lies outside them, and the two experts' fingerprints. A swap that
+  takes everything from one expert is that expert;
+- any other output of `lswap_core`: its plan's digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lswap_core import Draft, open_checkpoint, read_manifest
+from lswap_core.checkpoint import Checkpoint
+from lswap_core.digests import Digest
+from lswap_core.draft import SwapRecord
+from lswap_core.errors import VerificationError
+from lswap_core.expressions import in_fp32
+from lswap_core.manifest import Manifest
+from lswap_core.plan import MANIFEST_FILE
+from lswap_core.sources.local import LocalSource
+
+_CHECKED_BYTES = 64 << 20
+"""Of an output's tensors, the smallest up to so many bytes are held against its manifest: all norms, and some matrices of
+every large model, in well under a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A model in a log. shares: lang's share of each layer, and outside: who gives what lies outside; both None where the
+    model is no layer swap.
+    """
+
+    digest: str
+    name: str
+    shares: tuple[float, ...] | None = None
+    outside: Mapping[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The `model` of a log's header."""
+        described = {"shares": self.shares and list(self.shares), "outside": self.outside and dict(self.outside)}
+        return {"identity": self.digest, "name": self.name, **{key: value for key, value in described.items() if value}}
+
+
+def identify(path: str | os.PathLike[str], *, name: str | None = None) -> Identity:
+    """The identity of the checkpoint at `path`; headers, the manifest and a sample are read.
+
+    Raises VerificationError where there is a manifest that the files beside it contradict, and what
+    `lswap_core.open_checkpoint` and `read_manifest` raise.
+    """
+    checkpoint = open_checkpoint(path, role="math", name=name)
+    if not os.path.lexists(os.path.join(checkpoint.root, MANIFEST_FILE)) or checkpoint.location != checkpoint.root:
+        return Identity(_of_shards(_fingerprints(checkpoint)), checkpoint.name)
+    manifest = read_manifest(path)
+    _check(checkpoint, manifest)
+    if manifest.swap is None or not _is_plain(manifest.swap):
+        return Identity(_digest({"plan": manifest.plan_digest}), checkpoint.name)
+    experts = {source.role: [file.sha256 for file in source.files] for source in manifest.sources}
+    return _of_swap(manifest.swap, experts["math"], experts["lang"], checkpoint.name)
+
+
+def identify_name(name: str) -> Identity:
+    """The identity of weights of which nothing is known but a name that no others have, such as a hub id with a revision."""
+    return Identity(_digest({"name": name}), name)
+
+
+def identify_draft(draft: Draft, *, name: str) -> Identity:
+    """The identity of what a layer swap's draft gives, or of a whole checkpoint (`Draft.of`). ValueError for other drafts."""
+    if draft.swap is None:
+        if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.host.tensors.items()):
+            raise ValueError("only the drafts of a LayerSwap and of a whole checkpoint have an identity before they are merged")
+        return identify(draft.host.location, name=name)
+    if not _is_plain(draft.swap):
+        raise ValueError("only plain layer swaps have an identity before they are merged")
+    return _of_swap(draft.swap, _fingerprints(draft.sources["math"]), _fingerprints(draft.sources["lang"]), name)
+
+
+def _is_plain(swap: SwapRecord) -> bool:
+    """Shares, the policy outside the layers and the experts say all that it is made of."""
+    return bool(swap.shares) and not {"method", "swap", "revert_layers"} & swap.options.keys()
+
+
+def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: str) -> Identity:
+    weight = swap.options.get("weight", 0.5)
+    outside = {
+        part: f"blend {in_fp32(weight)!r}" if giver == "blend" else giver
+        for part, (giver, tensors) in swap.outside.items()
+        if tensors
+    }
+    shares = tuple(in_fp32(share) for share in swap.shares)
+    whole = {*(("math", "lang")[int(share)] if share in (0, 1) else "both" for share in shares), *outside.values()}
+    if whole == {"math"}:
+        digest = _of_shards(math)
+    elif whole == {"lang"} and not swap.options.get("cast"):
+        digest = _of_shards(lang)
+    else:
+        made = {"shares": shares, "outside": outside, "prefix": swap.prefix, "math": sorted(math), "lang": sorted(lang)}
+        digest = _digest({"swap": made})
+    return Identity(digest, name, swap.shares, outside)
+
+
+def _fingerprints(checkpoint: Checkpoint) -> list[str]:
+    return [shard.fingerprint for shard in checkpoint.files]
+
+
+def _of_shards(fingerprints: Iterable[str]) -> str:
+    return _digest({"shards": sorted(fingerprints)})
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _check(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """VerificationError where shards, or the smallest tensors, are not the manifest's: a fine-tune was saved over a merge."""
+    there = {shard.name: (shard.header.file_size, shard.header_sha256) for shard in checkpoint.shards}
+    issues = [f"shard {file.name}" for file in manifest.shards if there.get(file.name) != (file.size, file.header_sha256)]
+    issues += [f"shard {name}" for name in there.keys() - {file.name for file in manifest.shards}]
+    if not issues:
+        left = _CHECKED_BYTES
+        with LocalSource({checkpoint.role: checkpoint}) as source:
+            for name, ref in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].size_bytes, item[0])):
+                if manifest.tensors[name].digest is None:  # it shares its source's extents
+                    continue
+                if (left := left - ref.size_bytes) < 0:
+                    break
+                data = memoryview(bytearray(ref.size_bytes))
+                source.read_into(ref, 0, data)
+                digest = Digest()
+                digest.update(data)
+                if digest.text() != manifest.tensors[name].digest:
+                    issues.append(f"tensor {name}")
+    if issues:
+        raise VerificationError(
+            f"{checkpoint.location} was changed after it was merged; remove {MANIFEST_FILE}, or merge again", issues
+        )

@@ -1,0 +1,159 @@
+"""Sums over sources that are no averages: task vectors, TIES, and low-rank changes. In numpy, in one order, so that every
+machine gives the same bits; buffers are sound, the evaluator's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lswap_core.dtypes import DType
+from lswap_core.kernels.reference import Bits, Floats, decode, encode
+
+_DIGIT_BITS = 16
+_TILE_ELEMENTS = 64 * 1024
+
+
+def add_task_vectors(
+    base: memoryview, experts: Sequence[memoryview], scales: Sequence[float], *, dtype: DType, out: memoryview
+) -> None:
+    """Out = round(base + sum of scales[k] * (experts[k] - base)), every operation rounded to fp32 (F64: fp64), first expert
+    first. Where all experts have base's bits, out has them. As many elements of `dtype` in each buffer.
+    """
+    with np.errstate(all="ignore"):
+        base_bits, sides = _bits(base, dtype), [_bits(expert, dtype) for expert in experts]
+        start = decode(base_bits, dtype)
+        mixed = start
+        for side, scale in zip(sides, scales, strict=True):
+            mixed = mixed + start.dtype.type(scale) * (decode(side, dtype) - start)
+        _store(out, mixed, base_bits, sides, dtype)
+
+
+def merge_ties(
+    base: memoryview,
+    experts: Sequence[memoryview],
+    thresholds: Sequence[int],
+    scales: Sequence[float],
+    strength: float,
+    *,
+    dtype: DType,
+    out: memoryview,
+) -> None:
+    """Out = round(base + strength * mean of scales[k] * change[k]), where change[k] = experts[k] - base counts where its
+    magnitude, as bits, reaches thresholds[k] and its sign is that of the sum of all that do (TIES, Yadav et al.,
+    arXiv 2306.01708). Rounding and equal bits as for `add_task_vectors`.
+    """
+    with np.errstate(all="ignore"):
+        base_bits, sides = _bits(base, dtype), [_bits(expert, dtype) for expert in experts]
+        start = decode(base_bits, dtype)
+        changes = [decode(side, dtype) - start for side in sides]
+        kept = [np.where(_magnitude(c) >= least, c, c.dtype.type(0)) for c, least in zip(changes, thresholds, strict=True)]
+        mass = np.zeros_like(start)
+        for change in kept:
+            mass = mass + change
+        elected = np.where(mass >= 0, start.dtype.type(1), start.dtype.type(-1))
+        total, counted = np.zeros_like(start), np.zeros_like(start)
+        for change, scale in zip(kept, scales, strict=True):
+            agrees = np.sign(change) == elected
+            total, counted = total + np.where(agrees, start.dtype.type(scale) * change, start.dtype.type(0)), counted + agrees
+        mixed = start + start.dtype.type(strength) * (total / np.maximum(counted, 1))
+        _store(out, mixed, base_bits, sides, dtype)
+
+
+class Largest:
+    """Finds the magnitude, as bits, that the `keep` largest changes of a tensor reach; equal ones all count. Every element is
+    to be shown once in each of `passes` rounds: the digits of the threshold are found from the highest on.
+    """
+
+    def __init__(self, keep: int, dtype: DType) -> None:
+        self._width = 64 if dtype.name == "F64" else 32
+        self._dtype = dtype
+        self._left = keep
+        self._found = 0
+        self._shift = self._width - _DIGIT_BITS
+        self._counts = np.zeros(1 << _DIGIT_BITS, np.int64)
+        self.passes = self._width // _DIGIT_BITS if keep > 0 else 0
+
+    def see(self, base: memoryview, expert: memoryview) -> None:
+        """Count a chunk."""
+        with np.errstate(all="ignore"):
+            change = decode(_bits(expert, self._dtype), self._dtype) - decode(_bits(base, self._dtype), self._dtype)
+            magnitude = _magnitude(change)
+        above = self._shift + _DIGIT_BITS
+        if above < self._width:
+            magnitude = magnitude[(magnitude >> magnitude.dtype.type(above)) == self._found >> above]
+        digits = (magnitude >> magnitude.dtype.type(self._shift)) & magnitude.dtype.type((1 << _DIGIT_BITS) - 1)
+        self._counts += np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT_BITS)
+
+    def end_round(self) -> None:
+        """Every chunk of the tensor was shown."""
+        from_above = np.cumsum(self._counts[::-1])
+        reaching = int(np.searchsorted(from_above, self._left))
+        digit = min(len(self._counts) - 1, reaching)
+        self._left -= int(from_above[digit - 1]) if digit else 0
+        self._found |= (len(self._counts) - 1 - digit) << self._shift
+        self._shift -= _DIGIT_BITS
+        self._counts[:] = 0
+
+    @property
+    def threshold(self) -> int:
+        """The least magnitude that counts; above all where none does."""
+        return self._found if self.passes else 1 << self._width
+
+
+def add_low_rank(
+    x: memoryview,
+    left: NDArray[np.float32],
+    right: NDArray[np.float32],
+    scale: float,
+    *,
+    first: int,
+    dtype: DType,
+    out: memoryview,
+    to: DType,
+) -> None:
+    """Out = round(x + scale * (left @ right)) for the elements of a matrix from `first` on, in the order of its rows.
+
+    left: (rows, rank); right: (rank, columns). Products are added up over the rank from 0 on, every operation rounded to
+    fp32, then rounded once, from fp32 to `to`; a product of matrices by a BLAS would depend on the machine.
+    """
+    columns = right.shape[1]
+    bits, target = _bits(x, dtype), _bits(out, to)
+    begin = 0
+    with np.errstate(all="ignore"):
+        while begin < bits.size:
+            row, column = divmod(first + begin, columns)
+            if column or columns > _TILE_ELEMENTS:  # the rest of a row, or a part of it
+                stop = min(columns, column + _TILE_ELEMENTS, column + bits.size - begin)
+                rows, part = slice(row, row + 1), slice(column, stop)
+            else:
+                count = max(1, min(_TILE_ELEMENTS, bits.size - begin) // columns)
+                rows, part = slice(row, row + count), slice(0, min(columns, bits.size - begin))
+            change = np.zeros((rows.stop - rows.start, part.stop - part.start), np.float32)
+            for rank in range(right.shape[0]):
+                change += left[rows, rank, None] * right[rank, part]
+            piece = slice(begin, begin + change.size)
+            target[piece] = encode(decode(bits[piece], dtype) + np.float32(scale) * change.reshape(-1), to)
+            begin += change.size
+
+
+def to_fp32(data: memoryview, dtype: DType) -> NDArray[np.float32]:
+    """Elements as fp32; F64 is rounded."""
+    return decode(_bits(data, dtype), dtype).astype(np.float32)
+
+
+def _store(out: memoryview, mixed: Floats, base: Bits, sides: Sequence[Bits], dtype: DType) -> None:
+    unchanged = np.logical_and.reduce([side == base for side in sides])
+    _bits(out, dtype)[:] = np.where(unchanged, base, encode(mixed, dtype))
+
+
+def _magnitude(change: Floats) -> Bits:
+    """Bits of |change|, whose order is that of the magnitudes."""
+    bits: Bits = np.abs(change).view(np.uint64 if change.dtype == np.float64 else np.uint32)
+    return bits
+
+
+def _bits(data: memoryview, dtype: DType) -> Bits:
+    return np.frombuffer(data, f"<u{dtype.bits // 8}")

@@ -1,0 +1,16 @@
+"""The command line with intervals so short that even a small merge commits and pushes pages out all the time."""
+
+from __future__ import annotations
+
+import sys
+
+from lswap_core import cli
+from lswap_core.sinks import local, writeback
+
+EAGER = (sys.executable, __file__)
+"""In place of `python -m lswap_core`."""
+
+if __name__ == "__main__":
+    local._COMMIT_SECONDS = 0.0
+    writeback.WINDOW_BYTES = 4096
+    sys.exit(cli.main())
