@@ -7,6 +7,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from lswap_core.expressions import Copy, Expression
@@ -55,10 +56,10 @@ def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str,
     bytes as possible lie as in their source. Where an order of our own gains nothing the file has the reference
     serialiser's, and where no block can be shared it is the reference's byte for byte.
     """
-    reference = _file(name, reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), made_of, metadata)
-    of_runs = _file(name, run_order(made_of), made_of, metadata)
-    file, (padding, _) = max(((f, best_padding(f)) for f in (reference, of_runs)), key=lambda choice: choice[1][1])
-    return _file(name, list(file.header.tensors), made_of, metadata, padding=padding) if padding else file
+    orders = [reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), run_order(made_of)]
+    choices = [_file(name, order, made_of, metadata) for order in (orders if orders[0] != orders[1] else orders[:1])]
+    file, (padding, _) = max(((file, best_padding(file)) for file in choices), key=lambda choice: choice[1][1])
+    return replace(file, header=replace(file.header, raw=file.header.raw + b" " * padding))
 
 
 def best_padding(file: OutputFile) -> tuple[int, int]:
@@ -81,10 +82,8 @@ def run_order(made_of: Mapping[str, Expression]) -> list[str]:
     return [name for piece in pieces for name in piece]
 
 
-def _file(
-    name: str, order: Sequence[str], made_of: Mapping[str, Expression], metadata: Mapping[str, str], *, padding: int = 0
-) -> OutputFile:
-    header = build_header({t: (made_of[t].dtype, made_of[t].shape) for t in order}, metadata, padding=padding)
+def _file(name: str, order: Sequence[str], made_of: Mapping[str, Expression], metadata: Mapping[str, str]) -> OutputFile:
+    header = build_header({t: (made_of[t].dtype, made_of[t].shape) for t in order}, metadata)
     return OutputFile(name, header, tuple(made_of[t] for t in order))
 
 
