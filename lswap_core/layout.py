@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from lswap_core.arrangement import arrange
+from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
 from lswap_core.dtypes import DType
 from lswap_core.errors import RecipeError
-from lswap_core.header import Header, build_header, reference_order, size_in_bytes
+from lswap_core.header import Header, build_header, reference_order
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -61,23 +61,14 @@ def _like_host(draft: Draft) -> Iterator[OutputFile]:
 
 
 def _anew(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
-    most_bytes = DEFAULT_SHARD_BYTES if shard_size is None else shard_size
-    groups: list[list[str]] = [[]]
-    filled = 0
-    shapes = _shapes(draft)
-    for name, (dtype, shape) in shapes.items():
-        size = size_in_bytes(dtype, shape)
-        if groups[-1] and filled + size > most_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
+    groups = split(draft.tensors, DEFAULT_SHARD_BYTES if shard_size is None else shard_size)
     for number, group in enumerate(groups, 1):
         name = SINGLE_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         if shard_size is not None:
             yield arrange(name, {tensor: draft.tensors[tensor] for tensor in group}, _metadata(draft, {}))
         else:
-            ordered = {tensor: shapes[tensor] for tensor in reference_order({tensor: shapes[tensor] for tensor in group})}
+            shapes = {tensor: (draft.tensors[tensor].dtype, draft.tensors[tensor].shape) for tensor in group}
+            ordered = {tensor: shapes[tensor] for tensor in reference_order(shapes)}
             yield _output(draft, name, build_header(ordered, _metadata(draft, {})))
 
 
