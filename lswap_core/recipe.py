@@ -7,10 +7,11 @@ Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import Any, Literal
 
+from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare
 from lswap_core.display import counted
@@ -18,9 +19,9 @@ from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import Outside, classify_outside, one_of
 
-Ramp = Literal["constant", "linear"]
+Ramp = Literal["constant", "linear", "mav"]
 Part = Literal["math", "lang", "blend"]
-RAMPS = ("constant", "linear")
+RAMPS = ("constant", "linear", "mav")
 PARTS = ("math", "lang", "blend")
 _SHOWN = 8
 _MAX_DIGITS = 5
@@ -55,7 +56,7 @@ class LayerSwap:
     bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
     transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
     weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
-    language side has 1 - (k + 1) / (t + 1) instead. embed, norm, head: who gives what lies outside the layers; `blend`
+    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what change maps give. embed, norm, head: who gives what lies outside the layers; `blend`
     uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the layers are, if that is unclear.
 
     Raises RecipeError for values that no checkpoint could satisfy.
@@ -125,8 +126,21 @@ class LayerSwap:
                 raise RecipeError(f"{_flag(name)} is {given[name]!r}; expected numbers of layers")
         return cls(**given)
 
-    def zones(self, layer_count: int) -> Zones:
-        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit."""
+    def seams(self, layer_count: int) -> tuple[int, ...]:
+        """Layers that are to be blended, whatever their shares."""
+        return replace(self, ramp="constant", weight=0.5).zones(layer_count).blended
+
+    def zones(self, layer_count: int, shares: Mapping[int, float] | None = None) -> Zones:
+        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit. shares: those of the blended
+        layers, for `ramp="mav"`.
+        """
+        if self.ramp == "mav":
+            fixed = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            for number in self.seams(layer_count):
+                if shares is None or number not in shares:
+                    raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
+                fixed[number] = shares[number]
+            return Zones(tuple(fixed))
         if self.explicit:
             return self._explicit_zones(layer_count)
         at_bottom, at_top = self._seams()
@@ -141,15 +155,18 @@ class LayerSwap:
         shares = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
         return Zones(tuple(shares))
 
-    def draft(self, *, math: Checkpoint, lang: Checkpoint) -> Draft:
-        """The draft of this swap. MismatchError lists everything that keeps the two from being combined."""
+    def draft(self, *, math: Checkpoint, lang: Checkpoint, changes: ChangeMaps | None = None) -> Draft:
+        """The draft of this swap. MismatchError lists everything that keeps the two from being combined. changes: for
+        `ramp="mav"`, of these two.
+        """
         if (math.role, lang.role) != ("math", "lang"):
             raise RecipeError(f"the sources are opened as {math.role!r} and {lang.role!r}; expected 'math' and 'lang'")
         comparison = compare(math, lang, allow_cast=self.cast)
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
         stack = math.stack(self.layer_prefix)
-        zones = self.zones(stack.count)
+        shares, said = self._shares(changes, math, lang, stack.count)
+        zones = self.zones(stack.count, shares)
         outside = classify_outside(math.tensors, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
@@ -169,8 +186,33 @@ class LayerSwap:
             elif names and giver == "blend":
                 draft = draft.blend(one_of(names), (math, 1 - self.weight), (lang, self.weight), cast=self.cast)
         parts["other"] = ("math", outside.other)
-        notes = (*self._notes(outside), *comparison.notes)
-        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes))
+        notes = (*said, *self._notes(outside), *comparison.notes)
+        base = changes.base if changes and said else None
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, base))
+
+    def _shares(
+        self, changes: ChangeMaps | None, math: Checkpoint, lang: Checkpoint, layer_count: int
+    ) -> tuple[dict[int, float] | None, list[str]]:
+        """Lang's shares of blended layers as change maps give them, and what to say of them."""
+        if self.ramp != "mav" or changes is None:
+            return None, []
+        changes.check(math, lang)
+        if changes.base is None:
+            raise RecipeError("--ramp mav: the changes were measured without a base; analyse them with --base")
+        by_layer, shares, notes = changes.by_layer(), {}, []
+        for number in self.seams(layer_count):
+            if number not in by_layer:
+                raise RecipeError(f"--ramp mav: layer {number} was not measured; analyse it too")
+            share = by_layer[number].lang_share
+            shares[number] = float(self.weight) if share is None else share
+            if share is None:
+                notes.append(
+                    f"layer {number}: math or lang did not change from {changes.base} (by a finite amount), so --weight "
+                    f"{self.weight} is taken"
+                )
+        if shares:
+            notes.insert(0, f"blend shares are inversely proportional to the mean absolute change from {changes.base}, per layer")
+        return shares, notes
 
     def _seams(self) -> tuple[int, int]:
         """Blended layers at the bottom and at the top; a seam vanishes with its end."""
