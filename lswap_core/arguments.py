@@ -58,6 +58,15 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     diff.add_argument("b", metavar="B")
     _add_running(diff, run["diff"])
 
+    analyze = commands.add_parser("analyze", help="show where two experts differ, and what each changed from their base")
+    _add_sources(analyze)
+    _add_base(analyze)
+    analyze.add_argument("--suggest", action="store_true", help="propose layers to swap (a heuristic; needs --base)")
+    analyze.add_argument("--profiles", action="store_true", help="with --json: mean change of each row and column of matrices")
+    analyze.add_argument("--csv", metavar="FILE", help="write the figures of every tensor to a new file")
+    analyze.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
+    _add_running(analyze, run["analyze"])
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
@@ -69,6 +78,11 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
         parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
+
+
+def _add_base(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--base", metavar="PATH", help="the model that both experts were made from, to see what they changed")
+    parser.add_argument("--base-name", metavar="NAME", help="what to call base in notes, such as its hub id")
 
 
 def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
@@ -87,8 +101,14 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
     layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
     layers.add_argument(
-        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
+        "--ramp",
+        choices=RAMPS,
+        help="constant: --weight in every blended layer; linear: falling from lang to math; mav: inversely proportional to each "
+        "expert's mean absolute change from --base, per layer",
     )
+    layers.add_argument("--auto", action="store_true", help="choose the layers by what changed from --base (a heuristic)")
+    _add_base(layers)
+    layers.add_argument("--changes", metavar="FILE", help="what `analyze --base X --json` printed, instead of --base")
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):

@@ -7,6 +7,7 @@ found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from lswap_core.recipe import LayerSwap, parse_layers
 from lswap_core.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
+    from lswap_core.checkpoint import Checkpoint
     from lswap_core.plan import Plan
     from lswap_core.ports import Progress
     from lswap_core.report import Table
@@ -116,7 +118,7 @@ def _make_plan(arguments: argparse.Namespace) -> Plan:
 def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
 
-    if all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
+    if not arguments.auto and all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
         raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
     given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
     for name in ("lang_layers", "blend_layers"):
@@ -126,7 +128,67 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
     math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
     lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
-    return api.lay_out(recipe.draft(math=math, lang=lang), shard_size)
+    draft = api.draft_swap(
+        recipe,
+        math=math,
+        lang=lang,
+        base=_base(arguments),
+        changes=api.read_changes(arguments.changes) if arguments.changes else None,
+        auto=arguments.auto,
+        progress=_progress(arguments, "analysing"),
+        workers=getattr(arguments, "workers", None),
+    )
+    return api.lay_out(draft, shard_size)
+
+
+def _base(arguments: argparse.Namespace) -> Checkpoint | None:
+    from lswap_core import api
+
+    return api.open_checkpoint(arguments.base, role="base", name=arguments.base_name) if arguments.base else None
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from lswap_core import api, change_tables, kinship, suggestion
+    from lswap_core.sinks.partial import check_destination
+
+    if arguments.profiles and not arguments.json:
+        raise RecipeError("--profiles are printed by --json alone; give both")
+    if arguments.suggest and not arguments.base:
+        raise RecipeError("--suggest needs --base: which layers changed shows only against the model that both experts come from")
+    math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
+    lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
+    base = _base(arguments)
+    places = [source.location for source in (math, lang, base) if source is not None]
+    csv = check_destination(arguments.csv, places) if arguments.csv else None
+    maps = api.analyze(
+        math=math,
+        lang=lang,
+        base=base,
+        layer_prefix=arguments.layer_prefix,
+        profiles=arguments.profiles,
+        progress=_progress(arguments, "analysing"),
+        workers=arguments.workers,
+    )
+    if csv is not None:
+        with open(csv, "x", encoding="utf-8", newline="") as file:
+            file.write(maps.to_csv())
+    found = kinship.find_kinship(maps)
+    proposed, unclear = None, ""
+    if arguments.suggest:
+        try:
+            proposed = suggestion.suggest(maps)
+        except RecipeError as error:  # a finding about these experts, which the tables explain
+            unclear = str(error)
+    if arguments.json:
+        kin = [{**dataclasses.asdict(each), "verdict": each.verdict} for each in found]
+        advice = proposed.to_json() if proposed else {"reason": unclear} if unclear else None
+        _print_json(maps.to_json() | {"kinship": kin, "suggestion": advice})
+    elif not arguments.quiet:
+        _print_table(change_tables.layer_changes(maps))
+        _print_table(change_tables.matrix_changes(maps))
+        for line in change_tables.findings(maps, found, proposed, unclear):
+            _say(f"- {line}")
+    return 0
 
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
@@ -267,4 +329,12 @@ def _progress(arguments: argparse.Namespace, what: str) -> Progress | None:
     return Bar(what)
 
 
-_COMMANDS = {"merge": _merge, "plan": _plan, "apply": _apply, "inspect": _inspect, "diff": _diff, "verify": _verify}
+_COMMANDS = {
+    "merge": _merge,
+    "plan": _plan,
+    "apply": _apply,
+    "inspect": _inspect,
+    "diff": _diff,
+    "verify": _verify,
+    "analyze": _analyze,
+}

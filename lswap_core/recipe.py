@@ -56,8 +56,9 @@ class LayerSwap:
     bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
     transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
     weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
-    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what change maps give. embed, norm, head: who gives what lies outside the layers; `blend`
-    uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the layers are, if that is unclear.
+    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what the change maps give. embed, norm, head: who
+    gives what lies outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix:
+    where the layers are, if that is unclear.
 
     Raises RecipeError for values that no checkpoint could satisfy.
     """
@@ -135,12 +136,12 @@ class LayerSwap:
         layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
-            fixed = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            found = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
             for number in self.seams(layer_count):
                 if shares is None or number not in shares:
                     raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
-                fixed[number] = shares[number]
-            return Zones(tuple(fixed))
+                found[number] = shares[number]
+            return Zones(tuple(found))
         if self.explicit:
             return self._explicit_zones(layer_count)
         at_bottom, at_top = self._seams()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from lswap_core import kernels
 from lswap_core.analysis import measure_changes
@@ -35,9 +36,13 @@ def analyze(
     workers: int,
 ) -> ChangeMaps:
     """Measure the pair; see `lswap_core.analysis.measure_changes`. StalePlanError where a file changes meanwhile."""
-    experts: dict[Role, Checkpoint] = {"math": math, "lang": lang} | ({} if base is None else {"base": base})
+    experts: dict[Role, Checkpoint] = {"math": math, "lang": lang}
+    if base is not None:
+        experts["base"] = base
     if list(experts) != [checkpoint.role for checkpoint in experts.values()]:
-        raise RecipeError(f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}")
+        raise RecipeError(
+            f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}"
+        )
     with LocalSource(experts) as source:
         maps = measure_changes(
             experts, source, kernels,
@@ -82,7 +87,8 @@ def draft_swap(
     notes = [kin.sentence() for kin in find_kinship(changes) if kin.verdict != "one base"]
     if auto:
         suggestion = suggest(changes)
-        recipe = replace(recipe, **suggestion.options)
+        chosen: dict[str, Any] = {**suggestion.options}
+        recipe = replace(recipe, **chosen)
         notes.insert(0, f"layers chosen by what changed from {changes.base}: {suggestion.sentence()}")
     draft = recipe.draft(math=math, lang=lang, changes=changes)
     return draft if draft.swap is None else draft.record(replace(draft.swap, notes=(*notes, *draft.swap.notes)))
