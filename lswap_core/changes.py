@@ -8,9 +8,8 @@ import json
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from lswap_core.checkpoint import Checkpoint
@@ -94,7 +93,7 @@ class TensorChange:
     dtype: DType
     shape: tuple[int, ...]
     change: Change
-    profiles: Mapping[Side, Profile] = MappingProxyType({})
+    profiles: Mapping[Side, Profile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

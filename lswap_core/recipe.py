@@ -136,12 +136,12 @@ class LayerSwap:
         layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
-            found = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
             for number in self.seams(layer_count):
                 if shares is None or number not in shares:
                     raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
-                found[number] = shares[number]
-            return Zones(tuple(found))
+                resolved[number] = shares[number]
+            return Zones(tuple(resolved))
         if self.explicit:
             return self._explicit_zones(layer_count)
         at_bottom, at_top = self._seams()
@@ -153,8 +153,8 @@ class LayerSwap:
             )
         middle = layer_count - asked
         rising = self._ramp(at_bottom)
-        shares = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
-        return Zones(tuple(shares))
+        from_bottom = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
+        return Zones(tuple(from_bottom))
 
     def draft(self, *, math: Checkpoint, lang: Checkpoint, changes: ChangeMaps | None = None) -> Draft:
         """The draft of this swap. MismatchError lists everything that keeps the two from being combined. changes: for
