@@ -57,6 +57,8 @@ def test_layers_that_neither_dominates_are_blended() -> None:
 
 def test_a_short_model_keeps_room_for_math() -> None:
     assert suggest(planted([1, 9, 1], [9, 1, 9])).options == {"bottom": 1, "top": 1, "transition": 0}
+    found = suggest(planted([1, 9, 9, 1], [9, 1, 1, 9]))
+    assert (found.transition_bottom, found.transition_top) == (1, 0)
 
 
 @pytest.mark.parametrize(
