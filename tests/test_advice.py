@@ -75,7 +75,7 @@ def test_csv_and_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     path = tmp_path / "changes.csv"
     status, out, _ = run(capsys, "analyze", *PAIR, *BASE, "--csv", str(path), "--profiles", "--json")
     assert status == 0
-    rows = list(csv.DictReader(path.open(newline="")))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     document = json.loads(out)
     assert [row["tensor"] for row in rows] == list(document["tensors"])
     assert len(document["tensors"]["model.layers.0.mlp.up_proj.weight"]["profiles"]["lang"]["rows"]) == 160
