@@ -287,6 +287,14 @@ def test_where_an_expert_did_not_change_the_weight_is_taken_and_said(tmp_path: P
     assert draft.swap.base == "base"
 
 
+def test_without_blended_layers_mav_needs_nothing_of_the_base(tmp_path: Path) -> None:
+    from lswap_core.api import draft_swap
+
+    draft = draft_swap(LayerSwap(bottom=1, ramp="mav"), **opened(tmp_path, trio("BF16")))
+    assert draft.swap is not None
+    assert (draft.swap.base, draft.swap.shares) == (None, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+
+
 def test_maps_of_other_checkpoints_are_refused(tmp_path: Path) -> None:
     from lswap_core.api import draft_swap
 
