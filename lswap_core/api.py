@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from lswap_core import executor, kernels, report
+from lswap_core import executor, kernels, report, survey
 from lswap_core.baselines import TaskSum
+from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
+from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
@@ -27,12 +29,13 @@ from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource, open_local
 from lswap_core.streaming import StreamingEvaluator
+from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "check_output", "diff", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify",
-    "write_plan",
+    "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_changes",
+    "read_manifest", "read_plan", "verify", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -69,11 +72,12 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
+            shares = plan.swap.shares
             if "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
-                agree = not plan.swap.shares
+                agree = not shares
             else:
-                agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(shares), dict(enumerate(shares))).shares == shares
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -155,9 +159,10 @@ def merge(
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
-    """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
+    """Plan and execute in one call; `how` is what `execute` takes beside the plan. base: for what needs it."""
+    opened = open_checkpoint(math, role="math"), open_checkpoint(lang, role="lang")
     origin = None if base is None else open_checkpoint(base, role="base")
-    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"), base=origin)
+    draft = draft_merge(recipe, math=opened[0], lang=opened[1], base=origin, workers=how.get("workers"))
     return execute(lay_out(draft, shard_size), into=into, **how)
 
 
@@ -204,6 +209,44 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
     with LocalSource({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+
+
+def analyze(
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    layers: Collection[int] | None = None,
+    layer_prefix: str | None = None,
+    profiles: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> ChangeMaps:
+    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
+    See `lswap_core.analysis.measure_changes`.
+    """
+    return survey.analyze(
+        math, lang, base,
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
+
+
+def draft_merge(
+    recipe: LayerSwap | TaskSum,
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    changes: ChangeMaps | None = None,
+    auto: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Draft:
+    """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
+    return survey.draft_merge(
+        recipe, math, lang,
+        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
 
 
 def _threads(workers: int | None) -> int:

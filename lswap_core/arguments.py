@@ -52,6 +52,14 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     diff.add_argument("b", metavar="B")
     _add_running(diff, run["diff"])
 
+    analyze = commands.add_parser("analyze", help="show where two experts differ, and what each changed from their base")
+    _add_sources(analyze)
+    analyze.add_argument("--suggest", action="store_true", help="propose layers to swap (a heuristic; needs --base)")
+    analyze.add_argument("--profiles", action="store_true", help="with --json: mean change of each row and column of matrices")
+    analyze.add_argument("--csv", metavar="FILE", help="write the figures of every tensor to a new file")
+    analyze.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
+    _add_running(analyze, run["analyze"])
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
@@ -87,10 +95,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
     layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
     layers.add_argument(
-        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
+        "--ramp",
+        choices=RAMPS,
+        help="constant: --weight in every blended layer; linear: falling from lang to math; mav: inversely proportional to each "
+        "expert's mean absolute change from --base, per layer",
     )
     layers.add_argument("--swap", metavar="KINDS", help="confine the swap to kinds of modules: attn, mlp, norms, as attn,norms")
     layers.add_argument("--revert-layers", metavar="SET", help="layers that go back to base's, by number; needs --base")
+    layers.add_argument("--auto", action="store_true", help="choose the layers by what changed from --base (a heuristic)")
+    layers.add_argument("--changes", metavar="FILE", help="what `analyze --base X --json` printed, instead of --base")
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):

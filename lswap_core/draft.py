@@ -26,7 +26,8 @@ class SwapRecord:
 
     options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang);
     none for a method that does not go by layers, which `options` then names.
-    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each.
+    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each. base: what the
+    base is called that shares were computed from, None where none was needed.
     """
 
     options: Mapping[str, Any]
@@ -34,6 +35,7 @@ class SwapRecord:
     shares: tuple[float, ...]
     outside: Mapping[str, tuple[str, tuple[str, ...]]]
     notes: tuple[str, ...]
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Draft:
     @classmethod
     def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
         """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
-        copies = {name: _operand(checkpoint, name) for name in checkpoint.tensors}
+        copies = {name: operand_of(checkpoint, name) for name in checkpoint.tensors}
         sources = {source.role: source for source in (checkpoint, *others)}
         return cls(MappingProxyType(copies), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
@@ -96,7 +98,7 @@ class Draft:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
         if taken := [name for name in chosen if name in self.tensors]:
             raise RecipeError(f"graft: {len(taken)} of the tensors are there already, the first is {taken[0]!r}; use replace")
-        return self._with({**self.tensors, **{name: _operand(source, name) for name in chosen}}, source)
+        return self._with({**self.tensors, **{name: operand_of(source, name) for name in chosen}}, source)
 
     def blend(
         self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
@@ -175,7 +177,7 @@ class Draft:
             elif ref.dtype != wanted.dtype and not (cast and ref.dtype.blendable and wanted.dtype.blendable):
                 issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {ref.dtype}")
             else:
-                taken[name] = operand_in(_operand(source, name), wanted.dtype)
+                taken[name] = operand_in(operand_of(source, name), wanted.dtype)
         if issues:
             raise MismatchError(f"{source.location} does not fit", issues)
         return taken
@@ -201,7 +203,7 @@ class Draft:
         return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known), swap=None)
 
 
-def _operand(source: Checkpoint, name: str) -> Operand:
+def operand_of(source: Checkpoint, name: str) -> Operand:
     """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
     ref = source.tensors[name]
     change = None if source.adapter is None else source.adapter.low_rank.get(name)

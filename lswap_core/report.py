@@ -122,6 +122,8 @@ def repeat_command(plan: Plan, swap: SwapRecord) -> str:
     words = ["lswap_core", "merge"]
     for source in plan.sources:
         words += [f"--{source.role}", source.name]
+    if swap.base is not None:
+        words += ["--base", swap.base]
     for option, value in swap.options.items():
         words.append("--" + option.replace("_", "-"))
         if isinstance(value, list | tuple):
