@@ -47,7 +47,8 @@ def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> 
     """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
     configs = _compare_configs(math, lang)
     issues = (*configs.issues, *_tokenizer_issues(math, lang), *_tensor_issues(math, lang, allow_cast))
-    return Comparison(issues, configs.notes)
+    adapters = (note for side in (math, lang) if side.adapter is not None for note in side.adapter.notes)
+    return Comparison(issues, (*configs.notes, *adapters))
 
 
 def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iterator[str]:
@@ -61,11 +62,12 @@ def _tensor_issues(math: Checkpoint, lang: Checkpoint, allow_cast: bool) -> Iter
             continue
         if x.shape != y.shape:
             yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in lang"
-        if x.dtype is y.dtype:
+        in_math, in_lang = math.dtype_of(name), lang.dtype_of(name)
+        if in_math is in_lang:
             continue
-        castable = x.dtype.blendable and y.dtype.blendable
+        castable = in_math.blendable and in_lang.blendable
         if not (allow_cast and castable):
-            yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in lang" + (
+            yield f"tensor {name!r} is {in_math} in math, {in_lang} in lang" + (
                 " (--cast brings it to math's)" if castable else ""
             )
 
