@@ -27,7 +27,8 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.adapters import open_source, places_of
+from lswap_core.sources.local import LocalSource
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
@@ -54,12 +55,13 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory or one safetensors file; headers only, no data.
+    """The catalogue of the checkpoint at `path`, a directory or one safetensors file, or `base+adapter`, a checkpoint with a
+    LoRA adapter over it; headers only, no data.
 
     role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
     a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
     """
-    return open_local(os.fspath(path), parse_role(role), name)
+    return open_source(os.fspath(path), parse_role(role), name)
 
 
 def default_workers() -> int:
@@ -87,14 +89,14 @@ def read_plan(path: StrPath) -> Plan:
 
 def write_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
-    place = check_destination(path, [source.location for source in plan.sources])
+    place = check_destination(path, _places(plan))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_destination(into, [source.location for source in plan.sources])
+    check_destination(into, _places(plan))
 
 
 def execute(
@@ -122,7 +124,7 @@ def execute(
     moved = _given(locations or {}, {source.role for source in plan.sources})
     checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    places = [checkpoint.location for checkpoint in checkpoints.values()]
+    places = [place for checkpoint in checkpoints.values() for place in places_of(checkpoint.location)]
     with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with LocalSource(checkpoints) as source:
@@ -205,10 +207,16 @@ def verify(
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
-    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
+    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal; of a checkpoint with an adapter, the
+    bytes that a merge would take.
+    """
     first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
     with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=_threads(workers))
+
+
+def _places(plan: Plan) -> list[str]:
+    return [place for source in plan.sources for place in places_of(source.location)]
 
 
 def analyze(
@@ -279,7 +287,7 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
 
 def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
+    checkpoint = open_source(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
@@ -303,7 +311,7 @@ def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dic
     given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
+    opened = {source.role: open_source(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
         now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}

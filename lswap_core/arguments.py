@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from lswap_core.baselines import METHODS
 from lswap_core.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
-from lswap_core.recipe import PARTS, RAMPS
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -42,7 +40,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(apply, run["apply"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
+    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file, or BASE+ADAPTER")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
     _add_running(inspect, run["inspect"], workers=False)
@@ -69,7 +67,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
-        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
+        parser.add_argument(
+            f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file, or BASE+ADAPTER"
+        )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
     parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
     parser.add_argument("--base-name", metavar="NAME", help="what to call base in the model card")

@@ -27,7 +27,9 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
-    keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
+    keeps_host = shard_size is None and _shapes(draft) == {
+        n: (draft.host.dtype_of(n), r.shape) for n, r in draft.host.tensors.items()
+    }
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
         PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))

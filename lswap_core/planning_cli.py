@@ -6,15 +6,15 @@ import argparse
 import gc
 from typing import TYPE_CHECKING
 
-from lswap_core.baselines import SCALES, TaskSum, soup
 from lswap_core.console import progress_bar
 from lswap_core.errors import RecipeError
-from lswap_core.recipe import LayerSwap, parse_layers
 from lswap_core.sizes import parse_size
 
 if TYPE_CHECKING:
+    from lswap_core.baselines import TaskSum
     from lswap_core.checkpoint import Checkpoint
     from lswap_core.plan import Plan
+    from lswap_core.recipe import LayerSwap
 
 _SWAP_OPTIONS = (
     "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
@@ -41,6 +41,8 @@ def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Ch
 
 def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
+    from lswap_core.baselines import soup
+    from lswap_core.recipe import LayerSwap
 
     recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
@@ -61,6 +63,8 @@ def _planned(arguments: argparse.Namespace) -> Plan:
 
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
+    from lswap_core.recipe import LayerSwap, parse_layers
+
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:
             raise RecipeError(f"--{option} has no effect with --method {arguments.method}")
@@ -82,6 +86,9 @@ def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
 
 
 def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
+    from lswap_core.baselines import SCALES, TaskSum
+    from lswap_core.recipe import LayerSwap
+
     if arguments.method not in SCALES:
         return None
     for name in LayerSwap.__slots__:

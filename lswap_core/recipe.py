@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint
@@ -18,11 +18,8 @@ from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
+from lswap_core.options import PARTS, RAMPS, Part, Ramp
 
-Ramp = Literal["constant", "linear", "mav"]
-Part = Literal["math", "lang", "blend"]
-RAMPS = ("constant", "linear", "mav")
-PARTS = ("math", "lang", "blend")
 _SHOWN = 8
 _MAX_DIGITS = 5
 

@@ -28,7 +28,7 @@ _NESTED = ("additional_chat_templates/*.jinja", "**/*.py")
 licence. Its model card does not: the output gets one of its own."""
 _SAMPLES = 5
 _SAMPLE_BYTES = 4096
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:
@@ -40,8 +40,8 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     if not is_unicode(str(root)):
         raise RecipeError(f"the path {str(root)!r} is no Unicode text, which plans and manifests are; rename it")
     if not root.is_dir():
-        if any(root.match(pattern) for pattern in _PICKLES):
-            raise _pickled(root, root.name)
+        if any(root.match(pattern) for pattern in PICKLES):
+            raise pickled(root, root.name)
         shard = read_shard(root.parent, root.name, path=str(root))
         return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.name, (shard,))
     index = root / INDEX_FILE
@@ -56,7 +56,7 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     if os.path.lexists(root / "config.json"):
         config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"), infinities=True)
     at = str(root.absolute())
-    return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
+    return Checkpoint(role, at, at, name or published_name(root), shards, text, config, tuple(_sidecars(root)))
 
 
 def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
@@ -233,12 +233,12 @@ def _only_file(root: Path) -> str:
             f"has no {SINGLE_FILE} and no {INDEX_FILE}, but {', '.join(found[:3])}; name the file itself, or add the index",
             path=str(root),
         )
-    if pickles := sorted(file.name for pattern in _PICKLES for file in root.glob(pattern)):
-        raise _pickled(root, pickles[0])
+    if pickles := sorted(file.name for pattern in PICKLES for file in root.glob(pattern)):
+        raise pickled(root, pickles[0])
     raise FormatError(f"no checkpoint: neither {SINGLE_FILE} nor {INDEX_FILE}", path=str(root))
 
 
-def _pickled(path: Path, file: str) -> FormatError:
+def pickled(path: Path, file: str) -> FormatError:
     return FormatError(
         f'holds only pickled weights ({file}), which run code when read; convert them: python -c "from transformers '
         "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",
@@ -259,7 +259,7 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
             yield Sidecar(name, partial(read_small, root, name))
 
 
-def _published_name(root: Path) -> str:
+def published_name(root: Path) -> str:
     """What to call this checkpoint in public: its hub id where it lies in a hub cache, else its directory's name."""
     real = Path(os.path.realpath(root))
     repository = real.parent.parent.name
