@@ -16,10 +16,12 @@ from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
+from lswap_core.evaluations import find_evaluations, find_logs, read_evaluation
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.page import Page, compile_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
@@ -33,8 +35,8 @@ from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "analyze", "check_output", "diff", "draft_swap", "execute", "lay_out", "merge", "open_checkpoint", "read_changes",
-    "read_manifest", "read_plan", "verify", "write_plan",
+    "analyze", "check_output", "describe", "diff", "draft_swap", "execute", "lay_out", "merge", "open_checkpoint", "read_changes",
+    "read_manifest", "read_plan", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -242,6 +244,40 @@ def draft_swap(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
     )  # fmt: skip
+
+
+def describe(output: StrPath, *, changes: StrPath | None = None, evaluation: StrPath | None = None) -> Page:
+    """What there is to show of an output: its manifest, the change maps in `changes`, the results of an evaluation in
+    `evaluation` or, without that, in the files that `find_evaluations` finds. `write_page` draws it.
+
+    FormatError for files that are not what they should be; RecipeError where `changes` are of other experts.
+    """
+    root = Path(os.path.abspath(output))
+    manifest = read_manifest(root)
+    maps = None if changes is None else read_changes(changes)
+    found = find_evaluations(root) if evaluation is None else (Path(evaluation),)
+    logs = [log.name for log in find_logs(root)]
+    return compile_page(root.name, manifest, maps, map(read_evaluation, found), logs)
+
+
+def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path:
+    """Draw a page of an output as one HTML file, by default `<output>-report.html` beside it; returns its path.
+
+    RecipeError where the file exists or would lie in the output, or where plotly is not installed.
+    """
+    from lswap_core import html
+
+    root = Path(os.path.abspath(output))
+    place = check_destination(into or root.with_name(f"{root.name}-report.html"), [str(root)], option="--html")
+    text = html.render(page)
+    with open(place, "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except BaseException:  # half a page is none
+            place.unlink()
+            raise
+    return place
 
 
 def _threads(workers: int | None) -> int:

@@ -191,6 +191,20 @@ def _analyze(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
+    page = api.describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)
+    place = None
+    if arguments.html or not arguments.json:
+        place = api.write_page(page, arguments.output, arguments.html)
+    if arguments.json:
+        _print_json(page.to_json())
+    elif not arguments.quiet:
+        _say(f"{place}: {format_size(place.stat().st_size if place else 0)}, opens in a browser and needs no network")
+    return 0
+
+
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
@@ -337,4 +351,5 @@ _COMMANDS = {
     "diff": _diff,
     "verify": _verify,
     "analyze": _analyze,
+    "report": _report,
 }

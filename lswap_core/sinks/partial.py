@@ -17,7 +17,7 @@ from lswap_core.sinks.durable import sync_directory, sync_file
 JOURNAL_FILE = ".lswap-journal"
 
 
-def check_destination(destination: str | os.PathLike[str], sources: Iterable[str]) -> Path:
+def check_destination(destination: str | os.PathLike[str], sources: Iterable[str], option: str = "--out") -> Path:
     """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
     FileNotFoundError where its parent does not exist.
     """
