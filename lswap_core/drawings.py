@@ -30,31 +30,26 @@ _FIXED = {"change_cosine": (-1.0, 1.0), "lang_share": (0.0, 1.0)}
 
 
 def draw_maps(page: Page) -> dict[str, Any]:
-    """By the id of the element that it is drawn in: the figure, and what its cells may show."""
-    shown = [one for one in page.maps if one.cells <= MOST_CELLS]
-    experts = [one for one in shown if one.key in ("math", "lang")]
+    """By the id of the element that it is drawn in: the figure, and what its cells may show. Maps that are too large for a
+    picture are left out.
+    """
+    experts = [one for one in page.maps if one.key in ("math", "lang")]
     drawn = {}
     if page.origins is not None and page.origins.cells <= MOST_CELLS:
-        drawn["origins"] = _drawing(page.origins, [{"title": "lang's share", "rows": page.origins.share}], "share", (0.0, 1.0))
-        drawn["origins"]["givers"] = page.origins.giver
-    for one in shown:
-        measures: list[dict[str, Any]] = []
-        for name, rows in one.measures.items():
-            together = [other.measures[name] for other in experts] if one in experts else [rows]
-            low, high = _FIXED.get(name) or _range(name, together)
-            measures.append(
-                {
-                    "name": name,
-                    "title": TITLES[name],
-                    "rows": rows,
-                    "low": low,
-                    "high": high,
-                    "shade": _SHADES.get(name, "sequence"),
-                }
-            )
-        first = measures[0]
-        drawn[f"map-{one.key}"] = _drawing(one, measures, first["shade"], (first["low"], first["high"]))
+        shares = _measure("lang_share", page.origins.share, [])
+        drawn["origins"] = _drawing(page.origins, [shares]) | {"givers": page.origins.giver}
+    for one in page.maps:
+        if one.cells <= MOST_CELLS:
+            beside = experts if one in experts else [one]  # both experts' colours mean the same
+            measures = [_measure(name, rows, [other.measures[name] for other in beside]) for name, rows in one.measures.items()]
+            drawn[f"map-{one.key}"] = _drawing(one, measures)
     return drawn
+
+
+def _measure(name: str, rows: Rows, beside: Sequence[Rows]) -> dict[str, Any]:
+    """What cells may show. beside: the tables that have one colour scale."""
+    low, high = _FIXED.get(name) or _range(name, beside)
+    return {"name": name, "title": TITLES[name], "rows": rows, "low": low, "high": high, "shade": _SHADES.get(name, "sequence")}
 
 
 def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
@@ -66,7 +61,7 @@ def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
     return 0.0, max(seen, default=0.0) or 1.0
 
 
-def _drawing(one: HeatMap | Origins, measures: list[dict[str, Any]], shade: str, ends: tuple[float, float]) -> dict[str, Any]:
+def _drawing(one: HeatMap | Origins, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import plotly.graph_objects as go
 
     # Places are numbers and their names tick labels: as categories, names would be read as numbers or dates where they look so.
@@ -75,8 +70,8 @@ def _drawing(one: HeatMap | Origins, measures: list[dict[str, Any]], shade: str,
             z=[[cell if isinstance(cell, float) else None for cell in row] for row in measures[0]["rows"]],
             x=list(range(len(one.matrices))),
             y=list(range(len(one.layers))),
-            zmin=ends[0],
-            zmax=ends[1],
+            zmin=measures[0]["low"],
+            zmax=measures[0]["high"],
             xgap=1,
             ygap=1,
             hoverongaps=False,
@@ -100,7 +95,6 @@ def _drawing(one: HeatMap | Origins, measures: list[dict[str, Any]], shade: str,
         "matrices": [_label(matrix) for matrix in one.matrices],
         "labels": [_label(_short(matrix)) for matrix in one.matrices],
         "measures": measures,
-        "shade": shade,
     }
 
 

@@ -124,8 +124,10 @@ def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
         both: dict[Place, dict[str, Cell]] = {
             place: {"change_cosine": change.cosine, "lang_share": change.lang_share} for place, change in sums.items()
         }
+        difference = maps.pop()  # last, as it is the widest on a page
         maps.append(_heat_map("agreement", "Cosine of the two changes", both, ["change_cosine"]))
-        maps.append(_heat_map("balance", "Who changed less", both, ["lang_share"]))
+        maps.append(_heat_map("balance", "Blend by inverse change", both, ["lang_share"]))
+        maps.append(difference)
     return tuple(maps)
 
 

@@ -25,11 +25,11 @@ from lswap_core.report import Table
 from lswap_core.sizes import format_size
 
 _ABOUT = {
-    "math": "",
-    "lang": "On the same scale as math's, so that the two can be compared.",
+    "math": "Both experts are on one colour scale.",
+    "lang": "Both experts are on one colour scale.",
     "difference": "x is math, y is lang: relative norm is |y - x| / |x|.",
     "agreement": "1: both moved the same way; 0: ways that have nothing to do with each other; -1: opposite ways.",
-    "balance": "Lang's share of a blend by inverse mean |change|: near 0 where lang changed more, near 1 where math did.",
+    "balance": "Lang's share where weights are inverse to each expert's mean |change|: low where lang changed more.",
 }
 
 

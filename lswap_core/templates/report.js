@@ -24,6 +24,12 @@
     return lines.join("<br>");
   }
 
+  const pen = document.createElement("canvas").getContext("2d");
+  function lengthOf(label, font) {
+    pen.font = font.size + "px " + font.family;
+    return pen.measureText(label).width;
+  }
+
   function ticks(texts, room, pitch) {
     const step = Math.max(1, Math.ceil((texts.length * pitch) / Math.max(room, 1)));
     const places = texts.map((_, at) => at).filter((at) => at % step === 0);
@@ -36,8 +42,7 @@
     const rows = drawing.layers.length;
     const font = { family: getComputedStyle(document.body).fontFamily, size: 11, color: read("soft") };
     const cell = Math.min(20, Math.max(7, 480 / rows));
-    const longest = Math.max(...drawing.labels.map((label) => label.length));
-    const margin = { l: 32, r: 4, t: 40, b: Math.round(longest * 6.2) + 14 };
+    const margin = { l: 34, r: 4, t: 30, b: 10 + Math.ceil(Math.max(...drawing.labels.map((label) => lengthOf(label, font)))) };
     const room = place.clientWidth - margin.l - margin.r;
     const trace = Object.assign({}, drawing.figure.data[0], {
       z: measure.rows.map((row) => row.map((one) => drawable(one, measure.high))),
@@ -57,7 +62,7 @@
         traces.push(Object.assign({}, trace, { z: z, zmin: 0, zmax: 1, showscale: false, colorscale: [[0, read("base")], [1, read("base")]] }));
       }
     }
-    const axis = { showgrid: false, zeroline: false, showline: false, ticks: "", tickfont: font, fixedrange: true, automargin: false };
+    const axis = { showgrid: false, zeroline: false, showline: false, ticks: "outside", ticklen: 4, tickcolor: "rgba(0,0,0,0)", tickfont: font, fixedrange: true, automargin: false };
     const layout = Object.assign({}, drawing.figure.layout, {
       height: Math.round(margin.t + margin.b + rows * cell),
       margin: margin,
