@@ -39,8 +39,7 @@ def render(page: Page) -> str:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise RecipeError(
-            f"a report is drawn with {error.name}, which is not installed; `pip install lswap-core[report]` brings it "
-            "(--json needs none)"
+            "a report is drawn with plotly, which is missing; `pip install lswap-core[report]` brings it (--json does without)"
         ) from error
     plotly, script = get_plotlyjs(), _part("report.js")
     drawn = draw_maps(page)

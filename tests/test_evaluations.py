@@ -87,7 +87,15 @@ def test_a_comparison_without_its_members_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_beside_an_output_are_its_own(tmp_path: Path) -> None:
-    for name in ("swap.eval.json", "swap.b.eval.json", "swap2.eval.json", "swap.jsonl", "swap.sw.jsonl", "swap2.jsonl", "eval.json"):
+    for name in (
+        "swap.eval.json",
+        "swap.b.eval.json",
+        "swap2.eval.json",
+        "swap.jsonl",
+        "swap.sw.jsonl",
+        "swap2.jsonl",
+        "eval.json",
+    ):
         (tmp_path / name).write_text("")
     (tmp_path / "swap.directory.eval.json").mkdir()
     assert [file.name for file in find_evaluations(tmp_path / "swap")] == ["swap.b.eval.json", "swap.eval.json", "eval.json"]
