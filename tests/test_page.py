@@ -69,8 +69,12 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    root = tmp_path_factory.mktemp("page")
-    models = experts(root)
+    return make_case(tmp_path_factory.mktemp("page"))
+
+
+def make_case(root: Path, **how: Any) -> Case:
+    """Two experts of a base, merged and analysed."""
+    models = experts(root, **how)
     api.merge(LayerSwap(bottom=1, top=1, transition=1), math=root / "math", lang=root / "lang", into=root / "swap")
     maps = api.analyze(**{role: api.open_checkpoint(root / role, role=role) for role in ("math", "lang", "base")})
     return Case(root, root / "swap", write(root / "changes.json", maps.to_json()), models)
