@@ -42,8 +42,11 @@
     const rows = drawing.layers.length;
     const font = { family: getComputedStyle(document.body).fontFamily, size: 11, color: read("soft") };
     const cell = Math.min(20, Math.max(7, 480 / rows));
-    const margin = { l: 34, r: 4, t: 30, b: 10 + Math.ceil(Math.max(...drawing.labels.map((label) => lengthOf(label, font)))) };
+    const longest = Math.max(...drawing.labels.map((label) => lengthOf(label, font)));
+    const margin = { l: 34, r: 4, t: 30, b: 0 };
     const room = place.clientWidth - margin.l - margin.r;
+    const level = longest + 10 < room / drawing.labels.length; // there is room for the labels side by side
+    margin.b = level ? 24 : 10 + Math.ceil(longest);
     const trace = Object.assign({}, drawing.figure.data[0], {
       z: measure.rows.map((row) => row.map((one) => drawable(one, measure.high))),
       text: measure.rows.map((row, at) => row.map((_, column) => hover(drawing, at, column))),
@@ -70,7 +73,7 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       hoverlabel: { bgcolor: read("chip"), bordercolor: read("line"), font: Object.assign({}, font, { size: 12, color: read("ink") }), align: "left" },
-      xaxis: Object.assign({}, axis, ticks(drawing.labels, room, 13), { tickangle: -90, range: [-0.5, drawing.labels.length - 0.5] }),
+      xaxis: Object.assign({}, axis, ticks(drawing.labels, room, level ? 0 : 13), { tickangle: level ? 0 : -90, range: [-0.5, drawing.labels.length - 0.5] }),
       yaxis: Object.assign({}, axis, ticks(drawing.layers.map(String), rows * cell, 14), { range: [-0.5, rows - 0.5] }),
     });
     return Plotly.react(place, traces, layout, options);
