@@ -16,7 +16,9 @@ _PARTS = {"embed": "embeddings", "norm": "final norm", "head": "head", "other": 
 
 
 def layer_changes(maps: ChangeMaps) -> Table:
-    """One row per layer and per part outside the layers."""
+    """One row per layer and per part outside the layers. With a base, for each expert: mean |change|, |change| / |base| and
+    the share of elements changed; then the cosine between the two changes, and the experts' distance, relative to math.
+    """
     rows = {f"layer {number}": change for number, change in maps.by_layer().items()}
     return _table("part", rows | {_PARTS[part]: change for part, change in maps.by_part().items()}, maps)
 
@@ -34,9 +36,9 @@ def _table(title: str, rows: Mapping[str, Change], maps: ChangeMaps) -> Table:
     if maps.base is None:
         columns: Iterable[str] = ("mean |d|", "rms d", "max |d|", "|d| / |math|", "cosine", "elements that differ")
         return Table((title, *columns), tuple((name, *_apart(change.difference)) for name, change in rows.items()))
-    columns = (f"{role}: {what}" for role in ("math", "lang") for what in ("mean |change|", "|change| / |base|", "changed"))
+    columns = (f"{role}: {what}" for role in ("math", "lang") for what in ("mean", "/ |base|", "changed"))
     return Table(
-        (title, *columns, "cosine of changes", "|math - lang| / |math|"),
+        (title, *columns, "cosine", "|math - lang|"),
         tuple((name, *_changed(change)) for name, change in rows.items()),
     )
 

@@ -43,10 +43,12 @@ class Kinship:
 
     def sentence(self) -> str:
         """The verdict and its evidence."""
+        both = f"{self.x} and {self.y}"
+        close = f"{self.y} looks like a fine-tune of base" if self.x == "base" else f"{both} look like fine-tunes of one base"
         said = {
-            "one base": f"{self.x} and {self.y} look like one base and its fine-tunes",
-            "unclear": f"{self.x} and {self.y} are far apart: whether they come from one base is unclear; merging may not work",
-            "different bases": f"{self.x} and {self.y} do NOT look like fine-tunes of one base: merging them gives gibberish",
+            "one base": close,
+            "unclear": f"{both} are far apart: whether they have one origin is unclear, and merging may not work",
+            "different bases": f"{both} do NOT look like fine-tunes of one base: merging them gives gibberish",
         }
         return f"{said[self.verdict]} (relative distance {self.relative_distance:.3g}, cosine {self.cosine:.4f})"
 

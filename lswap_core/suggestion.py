@@ -70,8 +70,9 @@ def suggest(maps: ChangeMaps) -> Suggestion:
             "where 0.5 is a draw); choose the layers by hand"
         )
     free = len(gains) - bottom - top - 1  # one layer at least stays math's
-    at_top = min(free, _undecided(dominance[::-1][top:])) if top else 0
-    at_bottom = min(free - at_top, _undecided(dominance[bottom:])) if bottom else 0
+    middle = dominance[bottom : len(dominance) - top]
+    at_bottom = min(free, _undecided(middle)) if bottom else 0
+    at_top = min(free - at_bottom, _undecided(middle[::-1])) if top else 0
     return Suggestion(bottom, top, at_bottom, at_top, tuple(dominance))
 
 
@@ -102,9 +103,9 @@ def _sums(gains: Sequence[float]) -> list[float]:
     return [0.0, *takewhile(lambda total: total > 0, sums)]
 
 
-def _undecided(dominance: Sequence[float]) -> int:
-    """Layers from the first on that neither expert dominates; one at least, MOST_BLENDED at most."""
-    count = 0
-    while count < min(MOST_BLENDED, len(dominance)) and dominance[count] >= 0.5 - MARGIN:
-        count += 1
-    return max(1, count)
+def _undecided(middle: Sequence[float]) -> int:
+    """Layers from the first on that neither expert dominates, though math dominates others more; one at least,
+    MOST_BLENDED at most.
+    """
+    least = max(0.5, min(middle) + 2 * MARGIN) - MARGIN
+    return max(1, sum(1 for _ in takewhile(lambda value: value >= least, middle[:MOST_BLENDED])))
