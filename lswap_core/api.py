@@ -21,6 +21,7 @@ from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.page_files import describe, write_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
@@ -35,8 +36,8 @@ from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_changes",
-    "read_manifest", "read_plan", "verify", "write_plan",
+    "analyze", "check_output", "describe", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
+    "read_changes", "read_manifest", "read_plan", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -58,6 +58,17 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     analyze.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     _add_running(analyze, run["analyze"])
 
+    report = commands.add_parser("report", help="draw an output as one HTML page: its layers, changes, provenance, results")
+    report.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    report.add_argument("--changes", metavar="FILE", help="what `analyze --json` printed of the experts, for all layers")
+    report.add_argument(
+        "--eval", metavar="FILE", help="results of an evaluation (default: OUT.eval.json, OUT.*.eval.json, eval.json)"
+    )
+    report.add_argument(
+        "--html", metavar="FILE", help="where to write; must not exist (default: OUT-report.html; with --json: none)"
+    )
+    _add_running(report, run["report"], workers=False)
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")

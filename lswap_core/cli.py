@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswap_core.analysis_cli import run_analyze
+from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
 from lswap_core.command import run_command
 from lswap_core.console import print_json, print_table, progress_bar, say
@@ -173,4 +173,5 @@ _COMMANDS = {
     "diff": _diff,
     "verify": _verify,
     "analyze": run_analyze,
+    "report": run_report,
 }

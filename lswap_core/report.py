@@ -127,7 +127,7 @@ def _setting(swap: SwapRecord | None) -> str:
     return text + (f"t{bottom}" if bottom == top else f"t{bottom}-{top}")
 
 
-def repeat_command(plan: Plan, swap: SwapRecord) -> str:
+def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
     """The command line that makes the same plan from the same sources, called by their names."""
     words = ["lswap_core", "merge"]
     for source in plan.sources:
