@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from lswap_core import executor, kernels, report
+from lswap_core import executor, kernels, report, survey
 from lswap_core.baselines import TaskSum
+from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
+from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.page_files import describe, write_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
@@ -26,14 +29,15 @@ from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource
-from lswap_core.sources.places import Places, is_remote
+from lswap_core.sources.places import Places, local_places
 from lswap_core.streaming import StreamingEvaluator
+from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "check_output", "diff", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify",
-    "write_plan",
+    "analyze", "check_output", "describe", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
+    "read_changes", "read_manifest", "read_plan", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -53,8 +57,8 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory, one safetensors file or, where there is no such path,
-    `org/name[@revision]` on the hub or a URL; headers only, no data.
+    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
+    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
 
     role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
     or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
@@ -74,11 +78,12 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
+            shares = plan.swap.shares
             if "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
-                agree = not plan.swap.shares
+                agree = not shares
             else:
-                agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(shares), dict(enumerate(shares))).shares == shares
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -125,7 +130,7 @@ def execute(
     checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
     threads = _threads(workers, remote=any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    local = [checkpoint.location for checkpoint in checkpoints.values() if not places.is_remote(checkpoint)]
+    local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with places.source(checkpoints) as source:
@@ -164,9 +169,10 @@ def merge(
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
-    """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
+    """Plan and execute in one call; `how` is what `execute` takes beside the plan. base: for what needs it."""
+    opened = open_checkpoint(math, role="math"), open_checkpoint(lang, role="lang")
     origin = None if base is None else open_checkpoint(base, role="base")
-    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"), base=origin)
+    draft = draft_merge(recipe, math=opened[0], lang=opened[1], base=origin, workers=how.get("workers"))
     return execute(lay_out(draft, shard_size), into=into, **how)
 
 
@@ -211,17 +217,57 @@ def verify(
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
-    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
+    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal; of a checkpoint with an adapter, the
+    bytes that a merge would take.
+    """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = _threads(workers, remote=places.is_remote(first) or places.is_remote(second))
+    threads = _threads(workers, remote=any(map(places.is_remote, (first, second))))
     with places.source({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=threads)
+        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
 
 def _places(plan: Plan) -> list[str]:
     """Local paths that the plan reads."""
-    return [source.location for source in plan.sources if not is_remote(source.location)]
+    return [place for source in plan.sources for place in local_places(source.location)]
+
+
+def analyze(
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    layers: Collection[int] | None = None,
+    layer_prefix: str | None = None,
+    profiles: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> ChangeMaps:
+    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
+    See `lswap_core.analysis.measure_changes`.
+    """
+    return survey.analyze(
+        math, lang, base,
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
+
+
+def draft_merge(
+    recipe: LayerSwap | TaskSum,
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    changes: ChangeMaps | None = None,
+    auto: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Draft:
+    """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
+    return survey.draft_merge(
+        recipe, math, lang,
+        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
 
 
 def _threads(workers: int | None, *, remote: bool = False) -> int:

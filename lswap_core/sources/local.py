@@ -59,7 +59,7 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     if os.path.lexists(root / "config.json"):
         config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"), infinities=True)
     at = str(root.absolute())
-    return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
+    return Checkpoint(role, at, at, name or published_name(root), shards, text, config, tuple(_sidecars(root)))
 
 
 def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
@@ -218,7 +218,7 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
             yield Sidecar(name, partial(read_small, root, name))
 
 
-def _published_name(root: Path) -> str:
+def published_name(root: Path) -> str:
     """What to call this checkpoint in public: its hub id where it lies in a hub cache, else its directory's name."""
     real = Path(os.path.realpath(root))
     repository = real.parent.parent.name

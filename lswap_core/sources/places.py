@@ -11,7 +11,8 @@ from typing import Self
 from lswap_core.checkpoint import Checkpoint, Role, TensorRef
 from lswap_core.runs import Run
 from lswap_core.sources import hub
-from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.adapters import open_source, places_of
+from lswap_core.sources.local import LocalSource
 from lswap_core.sources.opening import local_copies, open_folder
 from lswap_core.sources.remote import Folder, RemoteSource
 
@@ -19,6 +20,11 @@ from lswap_core.sources.remote import Folder, RemoteSource
 def is_remote(location: str) -> bool:
     """`location` is no local path: a URL, or a hub id where there is no such directory."""
     return not os.path.lexists(location) and ("://" in location or hub.parse_location(location) is not None)
+
+
+def local_places(location: str) -> tuple[str, ...]:
+    """The local paths that a location names."""
+    return () if is_remote(location) else places_of(location)
 
 
 class Places:
@@ -31,19 +37,23 @@ class Places:
         """Bytes that came over the network so far."""
 
     def open(self, location: str, role: Role, name: str | None = None) -> Checkpoint:
-        """The catalogue of the checkpoint at `location`: an existing path wins; then `hf://org/name[@revision]` and
-        `org/name[@revision]`. Reads headers and small files only. Raises FormatError for anything malformed, RecipeError for a
-        location that makes no sense here, SourceError for what cannot be had, OSError for what cannot be read.
+        """The catalogue of the checkpoint at `location`: an existing path wins, or two of them as `base+adapter`; then
+        `hf://org/name[@revision]`, `org/name[@revision]` and URLs of object stores. Reads headers and small files only. Raises
+        FormatError for anything malformed, RecipeError for a location that makes no sense here, SourceError for what cannot be
+        had, OSError for what cannot be read.
         """
         if not is_remote(location):
-            return open_local(location, role, name)
+            return open_source(location, role, name)
         folder = _open_folder(location)
         self._folders.setdefault(folder.root, folder)
         return open_folder(self._folders[folder.root], role, name, self._count)
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
-        """The bytes of checkpoints that this object opened."""
-        remote = {role: c for role, c in checkpoints.items() if c.root in self._folders}
+        """The bytes of checkpoints."""
+        remote = {role: c for role, c in checkpoints.items() if self.is_remote(c)}
+        for checkpoint in remote.values():
+            if checkpoint.root not in self._folders:
+                self._folders[checkpoint.root] = _open_folder(checkpoint.root)
         here = {role: c for role, c in checkpoints.items() if role not in remote}
         for role, checkpoint in remote.items():
             if (copies := local_copies(self._folders[checkpoint.root], checkpoint)) is not None:
@@ -52,8 +62,8 @@ class Places:
         return AnySource(LocalSource(here), RemoteSource(remote, folders, self._count), here)
 
     def is_remote(self, checkpoint: Checkpoint) -> bool:
-        """Some of its bytes come over a network."""
-        return checkpoint.root in self._folders
+        """It does not lie on a local or mounted disk."""
+        return "://" in checkpoint.root
 
     def _count(self, count: int) -> None:
         with self._lock:
