@@ -45,6 +45,9 @@ def parse_location(text: str) -> tuple[str, str | None] | None:
 class HubFolder:
     """One commit of a model repository. Files that are in the local cache are read from there."""
 
+    only = None
+    """See `lswap_core.sources.remote.Folder`."""
+
     def __init__(self, repository: str, revision: str | None = None) -> None:
         """Finds out which commit `revision` (by default the repository's main branch) is, from the cache when offline.
 

@@ -40,6 +40,9 @@ def open_folder(folder: Folder, role: Role, name: str | None = None, count: Coun
 
     Raises FormatError for anything malformed and SourceError for what cannot be had.
     """
+    if folder.only is not None:
+        shards = _read_shards(folder, {folder.only: set()}, count)
+        return Checkpoint(role, f"{folder.root}/{folder.only}", folder.root, name or folder.only, shards)
     sizes = folder.sizes()
     text = config = None
     if INDEX_FILE in sizes:
@@ -85,12 +88,13 @@ def _read_shards(folder: Folder, by_file: Mapping[str, set[str]], count: Count) 
     def read(file: str, _: object) -> Shard:
         names = by_file[file]
         guess = sum(len(name.encode()) + _ENTRY_BYTES for name in names) if names else _FIRST_GUESS_BYTES
-        return _read_shard(folder, file, guess, count)
+        try:
+            return _read_shard(folder, file, guess, count)
+        except FileNotFoundError:
+            if not names:  # of no index
+                raise
+            raise FormatError(f"shard {file} is missing", path=f"{folder.root}/{INDEX_FILE}", tensor=min(names)) from None
 
-    sizes = folder.sizes()
-    for file in sorted(by_file.keys() - sizes.keys()):
-        missing = min(by_file[file])
-        raise FormatError(f"shard {file} is missing", path=f"{folder.root}/{INDEX_FILE}", tensor=missing)
     return tuple(run_all(read, sorted(by_file), total_bytes=0, progress=Silence(), workers=min(_AT_ONCE, len(by_file))))
 
 
@@ -98,11 +102,7 @@ def _read_shard(folder: Folder, name: str, guess: int, count: Count) -> Shard:
     copy = folder.copy_of(name)
     if copy is not None:
         return replace(read_shard(copy.parent, name), mtime_ns=folder.mtime_ns(name))
-    try:
-        reader = folder.reader(name)
-    except FileNotFoundError:
-        raise FormatError(f"shard {name} is missing", path=folder.root) from None
-    return read_remote_shard(reader, name, folder.mtime_ns(name), guess, count)
+    return read_remote_shard(folder.reader(name), name, folder.mtime_ns(name), guess, count)
 
 
 def read_remote_shard(reader: RangeReader, name: str, mtime_ns: int, guess: int, count: Count = lambda _: None) -> Shard:

@@ -10,7 +10,7 @@ from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, TensorRef
 from lswap_core.runs import Run
-from lswap_core.sources import hub
+from lswap_core.sources import hub, stores
 from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.opening import local_copies, open_folder
@@ -46,7 +46,7 @@ class Places:
             return open_source(location, role, name)
         folder = _open_folder(location)
         self._folders.setdefault(folder.root, folder)
-        return open_folder(self._folders[folder.root], role, name, self._count)
+        return open_folder(folder, role, name, self._count)
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
         """The bytes of checkpoints."""
@@ -71,6 +71,8 @@ class Places:
 
 
 def _open_folder(location: str) -> Folder:
+    if "://" in location and not location.startswith(hub.SCHEME):
+        return stores.StoreFolder(location)
     found = hub.parse_location(location)
     assert found is not None
     return hub.HubFolder(*found)

@@ -74,6 +74,10 @@ class Folder(Protocol):
     def name(self) -> str:
         """What to call it in what is published."""
 
+    @property
+    def only(self) -> str | None:
+        """The one file that is meant, where it is not all of them."""
+
     def sizes(self) -> Mapping[str, int | None]:
         """Every file, by its name below the root, and its size in bytes where that is known."""
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -251,6 +252,13 @@ class _CdnHandler(_Handler):
     def respond(self) -> None:
         parts = urlsplit(self.path)
         assert "Authorization" not in self.headers, "the token left the hub"
+        if parts.path.startswith("/plain/"):  # a web server that serves directories and lists none
+            _, org, name, file = unquote(parts.path).strip("/").split("/", 3)
+            path = self.hub.repositories[f"{org}/{name}"].root / file
+            if not path.is_file():
+                return self.say(404, {})
+            changed = formatdate(path.stat().st_mtime, usegmt=True)
+            return self.send_range(path, f'"web-{path.stat().st_mtime_ns}"', {"Last-Modified": changed})
         if parts.query != f"Signature={self.hub.signature}":
             return self.say(403, {}, b"<Error>Request has expired</Error>")
         org, name, file = unquote(parts.path).strip("/").split("/", 2)
