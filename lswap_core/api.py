@@ -29,7 +29,7 @@ from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource
-from lswap_core.sources.places import Places, local_places
+from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
@@ -37,7 +37,7 @@ from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
     "analyze", "check_output", "describe", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
-    "read_changes", "read_manifest", "read_plan", "verify", "write_page", "write_plan",
+    "read_changes", "read_manifest", "read_plan", "travel", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -101,6 +101,11 @@ def write_plan(plan: Plan, path: StrPath) -> None:
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
     check_destination(into, _places(plan))
+
+
+def travel(plan: Plan) -> Travel | None:
+    """How many bytes come over the network if `plan` is executed; None where no source is remote."""
+    return Places().travel(plan)
 
 
 def execute(

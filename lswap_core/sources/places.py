@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
 from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, TensorRef
-from lswap_core.runs import Run
+from lswap_core.plan import Plan
+from lswap_core.runs import Run, runs
 from lswap_core.sources import hub, stores
 from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.opening import local_copies, open_folder
-from lswap_core.sources.remote import Folder, RemoteSource
+from lswap_core.sources.remote import Folder, RemoteSource, spans_of
 
 
 def is_remote(location: str) -> bool:
@@ -25,6 +27,16 @@ def is_remote(location: str) -> bool:
 def local_places(location: str) -> tuple[str, ...]:
     """The local paths that a location names."""
     return () if is_remote(location) else places_of(location)
+
+
+@dataclass(frozen=True, slots=True)
+class Travel:
+    """Bytes that come over the network if a plan is executed, tensors and files beside the weights, and that a full download of
+    the remote sources would bring. Headers and samples come on top of the first, some 30 kB a shard.
+    """
+
+    needed: int
+    download: int
 
 
 class Places:
@@ -60,6 +72,24 @@ class Places:
                 here[role] = copies
         folders = {role: self._folders[checkpoint.root] for role, checkpoint in remote.items()}
         return AnySource(LocalSource(here), RemoteSource(remote, folders, self._count), here)
+
+    def travel(self, plan: Plan) -> Travel | None:
+        """What travels from remote sources for `plan`; None where all of them are local. What the local cache has stays."""
+        remote = [source for source in plan.sources if is_remote(source.location)]
+        if not remote:
+            return None
+        spans = spans_of(list(runs(plan.steps)))
+        needed = download = 0
+        for source in remote:
+            folder = _open_folder(source.location)
+            for file in source.files:
+                if folder.copy_of(file.name) is None:
+                    needed += spans[source.role, file.name].size_bytes if (source.role, file.name) in spans else 0
+                    download += file.size
+            if source.role == plan.host:
+                beside = sum(sidecar.size for sidecar in plan.sidecars if folder.copy_of(sidecar.name) is None)
+                needed, download = needed + beside, download + beside
+        return Travel(needed, download)
 
     def is_remote(self, checkpoint: Checkpoint) -> bool:
         """It does not lie on a local or mounted disk."""

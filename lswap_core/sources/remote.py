@@ -185,6 +185,11 @@ class Spans:
     begins: tuple[int, ...]
     ends: tuple[int, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """All of them together; what two have in common is read twice."""
+        return sum(self.ends) - sum(self.begins)
+
     def end_of(self, at: int, default: int) -> int:
         """Where the range ends that `at` lies in; `default` where it lies in none."""
         found = bisect_right(self.begins, at) - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
+from lswap_core import LayerSwap, api, lay_out, merge, open_checkpoint
 from tests.build import tree
 from tests.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.remote.hub_server import Fault, HubServer
@@ -31,10 +31,16 @@ def told_apart(out: Path) -> dict[str, bytes]:
 
 
 def needed_bytes(experts: Path) -> int:
-    plan = lay_out(
-        RECIPE.draft(math=open_checkpoint(experts / "math", role="math"), lang=open_checkpoint(experts / "lang", role="lang"))
-    )
-    return plan.read_bytes
+    math, lang = (open_checkpoint(experts / role, role=role) for role in ("math", "lang"))
+    return lay_out(RECIPE.draft(math=math, lang=lang)).read_bytes
+
+
+def test_a_plan_tells_how_many_bytes_would_travel(run: Command, hub: HubServer, experts: Path) -> None:
+    done = run("merge", "--math", MATH, "--lang", LANG, *SWAP, "--dry-run")
+    assert done.status == 0, done.err
+    assert "fetches 26.3 MB; a full download would be 42.3 MB" in done.out
+    assert hub.sent_bytes < 300_000
+    assert "fetches" not in run("merge", "--math", experts / "math", "--lang", experts / "lang", *SWAP, "--dry-run").out
 
 
 def test_a_merge_from_the_hub_is_the_local_merge(
@@ -86,7 +92,11 @@ def test_only_what_the_plan_needs_travels(
     done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
     assert done.status == 0, done.err
     assert told_apart(tmp_path / "out") == expected
-    assert needed_bytes(experts) < hub.sent_bytes <= 1.01 * needed_bytes(experts)
+    travel = api.travel(api.read_plan(plan))
+    assert travel is not None
+    assert needed_bytes(experts) <= travel.needed < hub.sent_bytes <= 1.01 * travel.needed
+    shards = sum(file.stat().st_size for role in ("math", "lang") for file in (experts / role).glob("*.safetensors"))
+    assert shards < travel.download < shards + 10_000
     from_cdn = [(path, headers["range"]) for _, path, headers in hub.requests if "Signature=" in path]
     assert len(set(from_cdn)) == len(from_cdn)  # nothing was asked for twice
 
