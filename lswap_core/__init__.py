@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lswap_core.api import diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
+    from lswap_core.api import analyze, diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
     from lswap_core.baselines import TaskSum, soup
     from lswap_core.checkpoint import Checkpoint, TensorRef
     from lswap_core.draft import Draft
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lswap_core.recipe import LayerSwap
 
 _HOME = {
-    **dict.fromkeys(("diff", "execute", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify"), "api"),
+    **dict.fromkeys(("analyze", "diff", "execute", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify"), "api"),
     **dict.fromkeys(("Checkpoint", "TensorRef"), "checkpoint"),
     **dict.fromkeys(("Blend", "Copy", "Expression", "TaskVectors"), "expressions"),
     **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
@@ -56,7 +56,7 @@ _HOME = {
 __all__ = [
     "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest",
     "MismatchError", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum", "TaskVectors",
-    "TensorRef", "VerificationError", "WriteOptions", "diff", "execute", "lay_out", "layers", "merge", "named",
+    "TensorRef", "VerificationError", "WriteOptions", "analyze", "diff", "execute", "lay_out", "layers", "merge", "named",
     "open_checkpoint", "read_manifest", "read_plan", "soup", "verify",
 ]  # fmt: skip
 

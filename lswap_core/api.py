@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from lswap_core import executor, kernels, report
+from lswap_core import executor, kernels, report, survey
 from lswap_core.baselines import TaskSum
+from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
+from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.page_files import describe, write_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
-from lswap_core.sinks.opening import STORE_WORKERS, check_place, is_url, open_sink
+from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.streaming import StreamingEvaluator
+from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "check_output", "diff", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify",
-    "write_plan",
+    "analyze", "check_output", "describe", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
+    "read_changes", "read_manifest", "read_plan", "travel", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
+REMOTE_WORKERS = 16
 
 
 class Execution(TypedDict, total=False):
@@ -51,17 +57,20 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory or one safetensors file; headers only, no data.
+    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
+    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
 
-    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
-    a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
+    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
     """
-    return open_local(os.fspath(path), parse_role(role), name)
+    return Places().open(os.fspath(path), parse_role(role), name)
 
 
-def default_workers() -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+def default_workers(*, remote: bool = False) -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
+    network, which threads spend their time waiting for.
+    """
+    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -69,11 +78,12 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
+            shares = plan.swap.shares
             if "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
-                agree = not plan.swap.shares
+                agree = not shares
             else:
-                agree = LayerSwap.from_json(plan.swap.options).zones(len(plan.swap.shares)).shares == plan.swap.shares
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(shares), dict(enumerate(shares))).shares == shares
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -83,14 +93,19 @@ def read_plan(path: StrPath) -> Plan:
 
 def write_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
-    place = check_destination(path, [source.location for source in plan.sources])
+    place = check_destination(path, _near(path, (source.location for source in plan.sources)))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_place(into, [source.location for source in plan.sources])
+    check_place(into, _near(into, (source.location for source in plan.sources)))
+
+
+def travel(plan: Plan) -> Travel | None:
+    """How many bytes come over the network if `plan` is executed; None where no source is remote."""
+    return Places().travel(plan)
 
 
 def execute(
@@ -113,15 +128,17 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = _threads(STORE_WORKERS if workers is None and is_url(into) else workers)
+    _threads(workers)
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    places = Places()
+    checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
+    threads = _threads(workers, remote=is_url(into) or any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    places = [checkpoint.location for checkpoint in checkpoints.values()]
-    with closing(open_sink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    near = _near(into, (checkpoint.location for checkpoint in checkpoints.values()))
+    with closing(open_sink(into, sources=near, options=options, traffic=traffic, restart=restart)) as sink:
         try:
-            with LocalSource(checkpoints) as source:
+            with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                 done = run(plan, source, sink, evaluating(source))
                 source.check()
@@ -139,9 +156,11 @@ def execute(
             sink.put(MANIFEST_FILE, manifest.to_json().encode())
             sink.publish()
         except BaseException as error:
+            (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
+    (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
 
 
@@ -155,9 +174,10 @@ def merge(
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
-    """Plan and execute in one call; `how` is what `execute` takes beside the plan."""
+    """Plan and execute in one call; `how` is what `execute` takes beside the plan. base: for what needs it."""
+    opened = open_checkpoint(math, role="math"), open_checkpoint(lang, role="lang")
     origin = None if base is None else open_checkpoint(base, role="base")
-    draft = recipe.draft(math=open_checkpoint(math, role="math"), lang=open_checkpoint(lang, role="lang"), base=origin)
+    draft = draft_merge(recipe, math=opened[0], lang=opened[1], base=origin, workers=how.get("workers"))
     return execute(lay_out(draft, shard_size), into=into, **how)
 
 
@@ -174,7 +194,9 @@ def verify(
     """
     root = Path(output)
     manifest = read_manifest(root)
-    sources = _merged_sources(manifest, locations) if locations else {}
+    places = Places()
+    sources = _merged_sources(places, manifest, locations) if locations else {}
+    threads = _threads(workers, remote=any(map(places.is_remote, sources.values())))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -183,7 +205,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
-    with LocalSource({"math": written}) as out, LocalSource(sources) as inputs:
+    with LocalSource({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
             out,
@@ -191,7 +213,7 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=_threads(workers),
+            workers=threads,
         )
     issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
@@ -200,16 +222,65 @@ def verify(
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
-    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
-    first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
-    with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal; of a checkpoint with an adapter, the
+    bytes that a merge would take.
+    """
+    places = Places()
+    first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
+    threads = _threads(workers, remote=any(map(places.is_remote, (first, second))))
+    with places.source({"math": first, "lang": second}) as source:
+        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
 
-def _threads(workers: int | None) -> int:
+def _near(place: StrPath, locations: Iterable[str]) -> list[str]:
+    """Of the places that sources lie in, those of the kind of `place`: URLs, or local paths."""
+    if is_url(place):
+        return [location for location in locations if is_url(location)]
+    return [local for location in locations for local in local_places(location)]
+
+
+def analyze(
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    layers: Collection[int] | None = None,
+    layer_prefix: str | None = None,
+    profiles: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> ChangeMaps:
+    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
+    See `lswap_core.analysis.measure_changes`.
+    """
+    return survey.analyze(
+        math, lang, base,
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
+
+
+def draft_merge(
+    recipe: LayerSwap | TaskSum,
+    *,
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None = None,
+    changes: ChangeMaps | None = None,
+    auto: bool = False,
+    progress: Progress | None = None,
+    workers: int | None = None,
+) -> Draft:
+    """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
+    return survey.draft_merge(
+        recipe, math, lang,
+        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+    )  # fmt: skip
+
+
+def _threads(workers: int | None, *, remote: bool = False) -> int:
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers()
+    return workers or default_workers(remote=remote)
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
@@ -234,9 +305,9 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
+    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
@@ -256,11 +327,11 @@ def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     return contents
 
 
-def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
     given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
+    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
         now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}

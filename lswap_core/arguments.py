@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from lswap_core.baselines import METHODS
 from lswap_core.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
-from lswap_core.recipe import PARTS, RAMPS
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -42,7 +40,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(apply, run["apply"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
+    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file, or BASE+ADAPTER")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
     _add_running(inspect, run["inspect"], workers=False)
@@ -51,6 +49,25 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     diff.add_argument("a", metavar="A")
     diff.add_argument("b", metavar="B")
     _add_running(diff, run["diff"])
+
+    analyze = commands.add_parser("analyze", help="show where two experts differ, and what each changed from their base")
+    _add_sources(analyze)
+    analyze.add_argument("--suggest", action="store_true", help="propose layers to swap (a heuristic; needs --base)")
+    analyze.add_argument("--profiles", action="store_true", help="with --json: mean change of each row and column of matrices")
+    analyze.add_argument("--csv", metavar="FILE", help="write the figures of every tensor to a new file")
+    analyze.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
+    _add_running(analyze, run["analyze"])
+
+    report = commands.add_parser("report", help="draw an output as one HTML page: its layers, changes, provenance, results")
+    report.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    report.add_argument("--changes", metavar="FILE", help="what `analyze --json` printed of the experts, for all layers")
+    report.add_argument(
+        "--eval", metavar="FILE", help="results of an evaluation (default: OUT.eval.json, OUT.*.eval.json, eval.json)"
+    )
+    report.add_argument(
+        "--html", metavar="FILE", help="where to write; must not exist (default: OUT-report.html; with --json: none)"
+    )
+    _add_running(report, run["report"], workers=False)
 
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
@@ -61,7 +78,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
-        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
+        parser.add_argument(
+            f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file, or BASE+ADAPTER"
+        )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
     parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
     parser.add_argument("--base-name", metavar="NAME", help="what to call base in the model card")
@@ -87,10 +106,15 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
     layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
     layers.add_argument(
-        "--ramp", choices=RAMPS, help="constant: --weight in every blended layer; linear: falling from lang to math"
+        "--ramp",
+        choices=RAMPS,
+        help="constant: --weight in every blended layer; linear: falling from lang to math; mav: inversely proportional to each "
+        "expert's mean absolute change from --base, per layer",
     )
     layers.add_argument("--swap", metavar="KINDS", help="confine the swap to kinds of modules: attn, mlp, norms, as attn,norms")
     layers.add_argument("--revert-layers", metavar="SET", help="layers that go back to base's, by number; needs --base")
+    layers.add_argument("--auto", action="store_true", help="choose the layers by what changed from --base (a heuristic)")
+    layers.add_argument("--changes", metavar="FILE", help="what `analyze --base X --json` printed, instead of --base")
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):

@@ -1,11 +1,14 @@
-"""The order of tensors in a file that is laid out anew, and its header's padding: such that filesystems that can share
+"""The tensors of files that are laid out anew, their order and the headers' padding: such that filesystems that can share
 extents have as much as possible to share. Decided from catalogues alone, so that it is the same on every machine.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 from lswap_core.expressions import Copy, Expression
 from lswap_core.header import build_header, reference_order, size_in_bytes
@@ -16,6 +19,36 @@ _ALIGNMENT = 8
 """Of the data in a file, and the size of the largest dtype."""
 
 
+def split(made_of: Mapping[str, Expression], most_bytes: int) -> list[list[str]]:
+    """The names, in order, cut into as few files of at most `most_bytes` of tensors as can be (a larger tensor has one of its
+    own). A cut is made where copies go over to another source file, or where one of them is left out, if that makes no
+    file more: a file has one phase, and what is of another cannot be shared.
+    """
+    names = list(made_of)
+    begins = list(accumulate((_size(made_of[name]) for name in names), initial=0))
+    ends = [0] * len(names)
+    files_needed = [0] * (len(names) + 1)
+    end = len(names)
+    for at in reversed(range(len(names))):
+        while end > at + 1 and begins[end] - begins[at] > most_bytes:
+            end -= 1
+        ends[at], files_needed[at] = end, 1 + files_needed[end]
+    seams: list[int] = []
+    phase = None
+    for at, name in enumerate(names):
+        if _is_copied(made_of[name]):
+            before, phase = phase, (made_of[name].refs[0].begin - begins[at]) % BLOCK_BYTES
+            if before not in (None, phase):
+                seams.append(at)
+    groups, at = [], 0
+    while at < len(names):
+        inside = seams[bisect_right(seams, at) : bisect_left(seams, ends[at])]
+        cut = next((seam for seam in reversed(inside) if files_needed[seam] < files_needed[at]), ends[at])
+        groups.append(names[at:cut])
+        at = cut
+    return groups or [[]]
+
+
 def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str, str]) -> OutputFile:
     """The file that holds these tensors, each aligned to its dtype's size, the first one to 8 bytes.
 
@@ -23,10 +56,10 @@ def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str,
     bytes as possible lie as in their source. Where an order of our own gains nothing the file has the reference
     serialiser's, and where no block can be shared it is the reference's byte for byte.
     """
-    reference = _file(name, reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), made_of, metadata)
-    of_runs = _file(name, run_order(made_of), made_of, metadata)
-    file, (padding, _) = max(((f, best_padding(f)) for f in (reference, of_runs)), key=lambda choice: choice[1][1])
-    return _file(name, list(file.header.tensors), made_of, metadata, padding=padding) if padding else file
+    orders = [reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), run_order(made_of)]
+    choices = [_file(name, order, made_of, metadata) for order in (orders if orders[0] != orders[1] else orders[:1])]
+    file, (padding, _) = max(((file, best_padding(file)) for file in choices), key=lambda choice: choice[1][1])
+    return replace(file, header=replace(file.header, raw=file.header.raw + b" " * padding))
 
 
 def best_padding(file: OutputFile) -> tuple[int, int]:
@@ -49,10 +82,8 @@ def run_order(made_of: Mapping[str, Expression]) -> list[str]:
     return [name for piece in pieces for name in piece]
 
 
-def _file(
-    name: str, order: Sequence[str], made_of: Mapping[str, Expression], metadata: Mapping[str, str], *, padding: int = 0
-) -> OutputFile:
-    header = build_header({t: (made_of[t].dtype, made_of[t].shape) for t in order}, metadata, padding=padding)
+def _file(name: str, order: Sequence[str], made_of: Mapping[str, Expression], metadata: Mapping[str, str]) -> OutputFile:
+    header = build_header({t: (made_of[t].dtype, made_of[t].shape) for t in order}, metadata)
     return OutputFile(name, header, tuple(made_of[t] for t in order))
 
 
@@ -61,7 +92,7 @@ def _chains(made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
     name comes first.
     """
     place = {name: number for number, name in enumerate(made_of)}
-    copied = [(e.ref, name) for name, e in made_of.items() if isinstance(e, Copy) and e.cast is None]
+    copied = [(e.refs[0], name) for name, e in made_of.items() if _is_copied(e)]
     copied.sort(key=lambda c: (c[0].role, c[0].file, c[0].begin, c[0].end, place[c[1]]))
     chains: list[list[str]] = [[name] for name in made_of.keys() - {name for _, name in copied}]
     before = None
@@ -88,6 +119,10 @@ def _aligned_pieces(chain: Sequence[str], made_of: Mapping[str, Expression]) -> 
                 cut = end + 1
         yield list(chain[at:cut])
         at = cut
+
+
+def _is_copied(expression: Expression) -> bool:
+    return isinstance(expression, Copy) and expression.cast is None
 
 
 def _roundness(size: int) -> int:

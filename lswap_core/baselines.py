@@ -15,10 +15,9 @@ from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import one_of
+from lswap_core.options import METHODS
 from lswap_core.recipe import LayerSwap
 
-Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
-METHODS = ("layer-swap", "soup", "task-arithmetic", "ties")
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
 DENSITY = 0.2
 """What Yadav et al. (arXiv 2306.01708) recommend where there is nothing to tune them on."""

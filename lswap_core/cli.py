@@ -1,4 +1,4 @@
-"""The command line: argv -> `api` call -> text. Only this and `command` print or exit.
+"""The command line: argv -> `api` call -> text. Only this, what ends in `_cli`, `console` and `command` print or exit.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
 found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
@@ -7,31 +7,21 @@ found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING
 
+from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
-from lswap_core.baselines import SCALES, TaskSum, soup
 from lswap_core.command import run_command
-from lswap_core.display import counted, one_line
-from lswap_core.errors import RecipeError
+from lswap_core.console import print_json, print_table, progress_bar, say
+from lswap_core.display import counted
 from lswap_core.options import WriteOptions
-from lswap_core.recipe import LayerSwap, parse_layers
-from lswap_core.sizes import format_size, parse_size
+from lswap_core.planning_cli import make_plan
+from lswap_core.sizes import format_size
 
 if TYPE_CHECKING:
     from lswap_core.plan import Plan
-    from lswap_core.ports import Progress
-    from lswap_core.report import Table
-
-_WIDE = 160
-_SWAP_OPTIONS = (
-    "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,15 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
 
 
-def _say(line: str) -> None:
-    """Print one line; names in it come from files, and none may break it or drive the terminal."""
-    print(one_line(line))
-
-
 def _merge(arguments: argparse.Namespace) -> int:
     from lswap_core import api, report
 
-    plan = _make_plan(arguments)
+    plan = make_plan(arguments)
     into = arguments.out or report.default_name(plan)
     if arguments.dry_run:
         api.check_output(plan, into)
@@ -59,7 +44,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from lswap_core import api
 
-    plan = _make_plan(arguments)
+    plan = make_plan(arguments)
     if arguments.out:
         api.write_plan(plan, arguments.out)
     return _show_plan(plan, arguments, None)
@@ -72,51 +57,6 @@ def _apply(arguments: argparse.Namespace) -> int:
     return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
 
 
-def _make_plan(arguments: argparse.Namespace) -> Plan:
-    gc.disable()  # a plan is all values, with nothing to collect, and looking takes its time in a large one
-    try:
-        return _planned(arguments)
-    finally:
-        gc.enable()
-
-
-def _planned(arguments: argparse.Namespace) -> Plan:
-    from lswap_core import api
-
-    recipe = _task_sum(arguments) or _layer_swap(arguments)
-    shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
-    math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
-    lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
-    base = None if arguments.base is None else api.open_checkpoint(arguments.base, role="base", name=arguments.base_name)
-    if arguments.method == "soup" and isinstance(recipe, LayerSwap):
-        recipe = soup(math, recipe)
-    return api.lay_out(recipe.draft(math=math, lang=lang, base=base), shard_size)
-
-
-def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
-    for option in ("scale", "density"):
-        if getattr(arguments, option) is not None:
-            raise RecipeError(f"--{option} has no effect with --method {arguments.method}")
-    if arguments.method == "layer-swap" and all(getattr(arguments, option) is None for option in _SWAP_OPTIONS):
-        raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
-    given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
-    for name in ("lang_layers", "blend_layers", "revert_layers"):
-        if name in given:
-            given[name] = parse_layers(given[name])
-    if "swap" in given:
-        given["swap"] = tuple(given["swap"].split(","))
-    return LayerSwap(**given)
-
-
-def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
-    if arguments.method not in SCALES:
-        return None
-    for name in LayerSwap.__slots__:
-        if name != "cast" and getattr(arguments, name) is not None:
-            raise RecipeError(f"--{name.replace('_', '-')} has no effect with --method {arguments.method}")
-    return TaskSum(arguments.method, arguments.scale, arguments.density, bool(arguments.cast))
-
-
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
@@ -127,7 +67,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         plan,
         into=into,
         locations=locations,
-        progress=_progress(arguments, f"writing {Path(into).name}"),
+        progress=progress_bar(arguments, f"writing {Path(into).name}"),
         workers=arguments.workers,
         device=arguments.device,
         options=WriteOptions(**given),
@@ -138,19 +78,23 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
-        _say(f"{into}: {plan.summary()}")
-        _say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
+        say(f"{into}: {plan.summary()}")
+        say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
     return 0
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
+    from lswap_core import api
+
     if arguments.json:
         print(plan.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
-        _say(f"{into}: {plan.summary()}" if into else plan.summary())
+        say(f"{into}: {plan.summary()}" if into else plan.summary())
+        if (travel := api.travel(plan)) is not None:
+            say(f"fetches {format_size(travel.needed)}; a full download would be {format_size(travel.download)}")
         files = f"{counted(len(plan.files), 'shard')} and {counted(len(plan.sidecars), 'small file')}"
-        _say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
+        say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
     return 0
 
 
@@ -158,9 +102,9 @@ def _show_decisions(plan: Plan) -> None:
     from lswap_core import report
 
     if plan.swap is not None:
-        _print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
+        print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
     for note in report.plan_notes(plan):
-        _say(f"- {note}")
+        say(f"- {note}")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -171,22 +115,22 @@ def _inspect(arguments: argparse.Namespace) -> int:
     tensors = report.tensor_table(checkpoint)
     if arguments.json:
         rows = [dict(zip(tensors.columns, row, strict=True)) for row in tensors.rows]
-        _print_json(overview.to_json() | ({"list": rows} if arguments.tensors else {}))
+        print_json(overview.to_json() | ({"list": rows} if arguments.tensors else {}))
     elif not arguments.quiet:
         for line in overview.lines():
-            _say(line)
-        _print_table(overview.dtype_table())
+            say(line)
+        print_table(overview.dtype_table())
         if arguments.tensors:
-            _print_table(tensors)
+            print_table(tensors)
     return 0
 
 
 def _diff(arguments: argparse.Namespace) -> int:
     from lswap_core import api
 
-    found = api.diff(arguments.a, arguments.b, progress=_progress(arguments, "comparing"), workers=arguments.workers)
+    found = api.diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
     if arguments.json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     elif not arguments.quiet:
         said = {
             "only_in_a": "only in a",
@@ -197,8 +141,8 @@ def _diff(arguments: argparse.Namespace) -> int:
         }
         for field, what in said.items():
             for name in getattr(found, field):
-                _say(f"{what}: {name}")
-        _say(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
+                say(f"{what}: {name}")
+        say(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
     return 1 if found.differing else 0
 
 
@@ -206,18 +150,18 @@ def _verify(arguments: argparse.Namespace) -> int:
     from lswap_core import api
 
     locations = _locations(arguments)
-    bar = _progress(arguments, "verifying")
+    bar = progress_bar(arguments, "verifying")
     manifest = api.verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
     unread = () if locations else manifest.undigested
     held = len(manifest.tensors) - len(unread)
     if arguments.json:
-        _print_json({"verified": held, "against": ["manifest", *locations], "unread": list(unread)})
+        print_json({"verified": held, "against": ["manifest", *locations], "unread": list(unread)})
     elif not arguments.quiet:
         against = "its manifest says" + (f", and as {' and '.join(locations)} give them" if locations else "")
-        _say(f"{arguments.output}: {counted(held, 'tensor')}, all as {against}")
+        say(f"{arguments.output}: {counted(held, 'tensor')}, all as {against}")
         if unread:
             roles = " and ".join(f"--{source.role}" for source in manifest.sources)
-            _say(f"- {counted(len(unread), 'tensor')} shared with a source, without a digest, not read; give {roles} to compare")
+            say(f"- {counted(len(unread), 'tensor')} shared with a source, without a digest, not read; give {roles} to compare")
     return 0
 
 
@@ -225,34 +169,13 @@ def _locations(arguments: argparse.Namespace) -> dict[str, str]:
     return {role: getattr(arguments, role) for role in ("math", "lang", "base") if getattr(arguments, role)}
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _print_table(table: Table) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, title in enumerate(table.columns):
-        drawn.add_column(title, justify="left" if number < 2 else "right", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*(escape(one_line(cell)) for cell in row))
-    Console(width=None if _is_terminal(sys.stdout) else _WIDE).print(drawn)
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
-    return stream is not None and stream.isatty()  # Python has None for a stream that is closed from the start
-
-
-def _progress(arguments: argparse.Namespace, what: str) -> Progress | None:
-    if arguments.quiet or not _is_terminal(sys.stderr):
-        return None
-    from lswap_core.progress import Bar
-
-    return Bar(what)
-
-
-_COMMANDS = {"merge": _merge, "plan": _plan, "apply": _apply, "inspect": _inspect, "diff": _diff, "verify": _verify}
+_COMMANDS = {
+    "merge": _merge,
+    "plan": _plan,
+    "apply": _apply,
+    "inspect": _inspect,
+    "diff": _diff,
+    "verify": _verify,
+    "analyze": run_analyze,
+    "report": run_report,
+}

@@ -17,7 +17,7 @@ from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32, operand_in, rounded_to
 from lswap_core.header import METADATA
-from lswap_core.names import Selector
+from lswap_core.names import Selector, modules_with_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,8 @@ class SwapRecord:
 
     options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang);
     none for a method that does not go by layers, which `options` then names.
-    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each.
+    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each. base: what the
+    base is called that shares were computed from, None where none was needed.
     """
 
     options: Mapping[str, Any]
@@ -34,6 +35,7 @@ class SwapRecord:
     shares: tuple[float, ...]
     outside: Mapping[str, tuple[str, tuple[str, ...]]]
     notes: tuple[str, ...]
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Draft:
     @classmethod
     def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
         """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
-        copies = {name: _operand(checkpoint, name) for name in checkpoint.tensors}
+        copies = {name: operand_of(checkpoint, name) for name in checkpoint.tensors}
         sources = {source.role: source for source in (checkpoint, *others)}
         return cls(MappingProxyType(copies), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
@@ -96,7 +98,7 @@ class Draft:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
         if taken := [name for name in chosen if name in self.tensors]:
             raise RecipeError(f"graft: {len(taken)} of the tensors are there already, the first is {taken[0]!r}; use replace")
-        return self._with({**self.tensors, **{name: _operand(source, name) for name in chosen}}, source)
+        return self._with({**self.tensors, **{name: operand_of(source, name) for name in chosen}}, source)
 
     def blend(
         self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
@@ -172,10 +174,10 @@ class Draft:
                 issues.append(f"tensor {name!r} is not in {source.role}")
             elif ref.shape != wanted.shape:
                 issues.append(f"tensor {name!r} has shape {list(wanted.shape)}, {source.role} has {list(ref.shape)}")
-            elif ref.dtype != wanted.dtype and not (cast and ref.dtype.blendable and wanted.dtype.blendable):
-                issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {ref.dtype}")
+            elif (had := source.dtype_of(name)) != wanted.dtype and not (cast and had.blendable and wanted.dtype.blendable):
+                issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {had}")
             else:
-                taken[name] = operand_in(_operand(source, name), wanted.dtype)
+                taken[name] = operand_in(operand_of(source, name), wanted.dtype)
         if issues:
             raise MismatchError(f"{source.location} does not fit", issues)
         return taken
@@ -186,7 +188,7 @@ class Draft:
             raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
         # The average of two quantised weights times the average of their scales is not the average of the weights.
         small = [name for name in chosen if side[name].dtype.bits <= 8]
-        with_scale = {n.rpartition(".")[0] for n in self.tensors if "scale" in n.rpartition(".")[2]} if small else set()
+        with_scale = modules_with_scale(self.tensors) if small else frozenset()
         scaled = [name for name in small if name.rpartition(".")[0] in with_scale]
         if scaled:
             refused = [f"tensor {name!r} is {side[name].dtype} with a scale beside it" for name in scaled]
@@ -201,8 +203,11 @@ class Draft:
         return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known), swap=None)
 
 
-def _operand(source: Checkpoint, name: str) -> Operand:
+def operand_of(source: Checkpoint, name: str) -> Operand:
     """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
     ref = source.tensors[name]
-    change = None if source.adapter is None else source.adapter.low_rank.get(name)
-    return Copy(ref) if change is None else Adapted(ref, change.a, change.b, change.scale, change.transposed)
+    if source.adapter is None:
+        return Copy(ref)
+    change = source.adapter.low_rank.get(name)
+    operand = Copy(ref) if change is None else Adapted(ref, change.a, change.b, change.scale, change.transposed)
+    return operand_in(operand, source.dtype_of(name))

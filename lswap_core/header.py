@@ -120,10 +120,10 @@ def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
 
 
 def build_header(
-    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str], *, multiple: int = 8, padding: int = 0
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str], *, multiple: int = 8
 ) -> Header:
     """The header of a file that holds `tensors` in this order, padded with spaces so that the data begin at a multiple
-    of `multiple` bytes (8 is what the reference writes), and `padding` bytes after that.
+    of `multiple` bytes (8 is what the reference writes).
     """
     infos: dict[str, TensorInfo] = {}
     at = 0
@@ -134,7 +134,7 @@ def build_header(
         offsets = [info.begin, info.end]
         table[name] = {"dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": offsets}
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-(LENGTH_BYTES + len(text)) % multiple + padding)
+    text += b" " * (-(LENGTH_BYTES + len(text)) % multiple)
     return Header(MappingProxyType(infos), MappingProxyType(dict(metadata)), text)
 
 

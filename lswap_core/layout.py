@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 
-from lswap_core.arrangement import arrange
+from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
 from lswap_core.dtypes import DType
 from lswap_core.errors import RecipeError
-from lswap_core.header import Header, build_header, reference_order, size_in_bytes
+from lswap_core.header import Header, build_header, reference_order
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -27,7 +27,9 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
-    keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
+    keeps_host = shard_size is None and _shapes(draft) == {
+        n: (draft.host.dtype_of(n), r.shape) for n, r in draft.host.tensors.items()
+    }
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
         PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))
@@ -61,23 +63,14 @@ def _like_host(draft: Draft) -> Iterator[OutputFile]:
 
 
 def _anew(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
-    most_bytes = DEFAULT_SHARD_BYTES if shard_size is None else shard_size
-    groups: list[list[str]] = [[]]
-    filled = 0
-    shapes = _shapes(draft)
-    for name, (dtype, shape) in shapes.items():
-        size = size_in_bytes(dtype, shape)
-        if groups[-1] and filled + size > most_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(name)
-        filled += size
+    groups = split(draft.tensors, DEFAULT_SHARD_BYTES if shard_size is None else shard_size)
     for number, group in enumerate(groups, 1):
         name = SINGLE_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         if shard_size is not None:
             yield arrange(name, {tensor: draft.tensors[tensor] for tensor in group}, _metadata(draft, {}))
         else:
-            ordered = {tensor: shapes[tensor] for tensor in reference_order({tensor: shapes[tensor] for tensor in group})}
+            shapes = {tensor: (draft.tensors[tensor].dtype, draft.tensors[tensor].shape) for tensor in group}
+            ordered = {tensor: shapes[tensor] for tensor in reference_order(shapes)}
             yield _output(draft, name, build_header(ordered, _metadata(draft, {})))
 
 

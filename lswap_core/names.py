@@ -112,6 +112,15 @@ def module_of(name: str) -> str:
     return "other"
 
 
+def modules_with_scale(names: Iterable[str]) -> frozenset[str]:
+    """Modules that have a quantisation scale beside their weights.
+
+    >>> sorted(modules_with_scale(["a.weight", "a.weight_scale", "b.weight"]))
+    ['a']
+    """
+    return frozenset(name.rpartition(".")[0] for name in names if "scale" in name.rpartition(".")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """The transformer layers of a checkpoint: names `<prefix>.<0..count-1>.<rest>`."""

@@ -7,21 +7,19 @@ Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
+from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
+from lswap_core.options import PARTS, RAMPS, Part, Ramp
 
-Ramp = Literal["constant", "linear"]
-Part = Literal["math", "lang", "blend"]
-RAMPS = ("constant", "linear")
-PARTS = ("math", "lang", "blend")
 _SHOWN = 8
 _MAX_DIGITS = 5
 
@@ -55,8 +53,9 @@ class LayerSwap:
     bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
     transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
     weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
-    language side has 1 - (k + 1) / (t + 1) instead. embed, norm, head: who gives what lies outside the layers; `blend`
-    uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the layers are, if that is unclear.
+    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what the change maps give. embed, norm, head: who
+    gives what lies outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix:
+    where the layers are, if that is unclear.
     swap: kinds of modules (`attn`, `mlp`, `norms`) to which all of this is confined; the rest of every layer stays math's.
     revert_layers: layers that go back to base's, which none of the zones may hold.
 
@@ -131,8 +130,21 @@ class LayerSwap:
                 raise RecipeError(f"{_flag(name)} is {given[name]!r}; expected a list")
         return cls(**given)
 
-    def zones(self, layer_count: int) -> Zones:
-        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit."""
+    def seams(self, layer_count: int) -> tuple[int, ...]:
+        """Layers that are to be blended, whatever their shares."""
+        return replace(self, ramp="constant", weight=0.5).zones(layer_count).blended
+
+    def zones(self, layer_count: int, shares: Mapping[int, float] | None = None) -> Zones:
+        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit. shares: those of the blended
+        layers, for `ramp="mav"`.
+        """
+        if self.ramp == "mav":
+            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            for number in self.seams(layer_count):
+                if shares is None or number not in shares:
+                    raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
+                resolved[number] = shares[number]
+            return Zones(tuple(resolved))
         if self.explicit:
             return self._explicit_zones(layer_count)
         at_bottom, at_top = self._seams()
@@ -144,12 +156,14 @@ class LayerSwap:
             )
         middle = layer_count - asked
         rising = self._ramp(at_bottom)
-        shares = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
-        return Zones(tuple(shares))
+        from_bottom = [1.0] * self.bottom + rising + [0.0] * middle + self._ramp(at_top)[::-1] + [1.0] * self.top
+        return Zones(tuple(from_bottom))
 
-    def draft(self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None) -> Draft:
-        """The draft of this swap. base: needed to revert layers. MismatchError lists everything that keeps the sources from
-        being combined.
+    def draft(
+        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, changes: ChangeMaps | None = None
+    ) -> Draft:
+        """The draft of this swap. base: needed to revert layers. changes: for `ramp="mav"`, of these two. MismatchError lists
+        everything that keeps the sources from being combined.
         """
         if (math.role, lang.role) != ("math", "lang"):
             raise RecipeError(f"the sources are opened as {math.role!r} and {lang.role!r}; expected 'math' and 'lang'")
@@ -157,7 +171,8 @@ class LayerSwap:
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
         stack = math.stack(self.layer_prefix)
-        zones = self.zones(stack.count)
+        shares, said = self._shares(changes, math, lang, stack.count)
+        zones = self.zones(stack.count, shares)
         outside = classify_outside(math.tensors, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
@@ -184,8 +199,33 @@ class LayerSwap:
             elif names and giver == "blend":
                 draft = draft.blend(one_of(names), (math, 1 - self.weight), (lang, self.weight), cast=self.cast)
         parts["other"] = ("math", outside.other)
-        notes = (*self._notes(outside), *comparison.notes)
-        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes))
+        notes = (*said, *self._notes(outside), *comparison.notes)
+        measured = changes.base if changes and said else None
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, measured))
+
+    def _shares(
+        self, changes: ChangeMaps | None, math: Checkpoint, lang: Checkpoint, layer_count: int
+    ) -> tuple[dict[int, float] | None, list[str]]:
+        """Lang's shares of blended layers as change maps give them, and what to say of them."""
+        if self.ramp != "mav" or changes is None:
+            return None, []
+        changes.check(math, lang)
+        if changes.base is None:
+            raise RecipeError("--ramp mav: the changes were measured without a base; analyse them with --base")
+        by_layer, shares, notes = changes.by_layer(), {}, []
+        for number in self.seams(layer_count):
+            if number not in by_layer:
+                raise RecipeError(f"--ramp mav: layer {number} was not measured; analyse it too")
+            share = by_layer[number].lang_share
+            shares[number] = float(self.weight) if share is None else share
+            if share is None:
+                notes.append(
+                    f"layer {number}: math or lang did not change from {changes.base} (by a finite amount), so --weight "
+                    f"{self.weight} is taken"
+                )
+        if shares:
+            notes.insert(0, f"blend shares are inversely proportional to the mean absolute change from {changes.base}, per layer")
+        return shares, notes
 
     def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
         """The layers to revert, from base."""

@@ -130,13 +130,14 @@ GIVERS = ("math", "lang", "blend")
 
 def swap_to_json(swap: SwapRecord) -> dict[str, Any]:
     """The record as JSON."""
+    base = {} if swap.base is None else {"base": swap.base}
     return {
         "options": dict(swap.options),
         "prefix": swap.prefix,
         "shares": list(swap.shares),
         "outside": {part: {"from": who, "tensors": list(names)} for part, (who, names) in swap.outside.items()},
         "notes": list(swap.notes),
-    }
+    } | base
 
 
 def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
@@ -153,7 +154,9 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
     shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
     if not shares and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
-    return SwapRecord(options, entry["prefix"].line(), shares, outside, tuple(note.text() for note in entry["notes"].elements()))
+    notes = tuple(note.text() for note in entry["notes"].elements())
+    base = entry["base"].line() if "base" in entry else None
+    return SwapRecord(options, entry["prefix"].line(), shares, outside, notes, base)
 
 
 def unique_by(nodes: Node, key: str) -> list[Node]:

@@ -10,11 +10,11 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lswap_core.arrangement import arrange, run_order
+from lswap_core.arrangement import arrange, run_order, split
 from lswap_core.draft import Draft
 from lswap_core.dtypes import DTYPES
 from lswap_core.expressions import Expression
-from lswap_core.header import build_header, reference_order
+from lswap_core.header import build_header, reference_order, size_in_bytes
 from lswap_core.layout import lay_out
 from lswap_core.plan import OutputFile
 from lswap_core.recipe import LayerSwap
@@ -84,6 +84,37 @@ def test_as_many_blocks_as_possible_are_where_they_were(draft: Draft, shard_size
         assert file.header.data_begin - 8 - unpadded < BLOCK_BYTES
         if found == 0:
             assert file == plain
+
+
+@settings(deadline=None)
+@given(drafts(), st.sampled_from([1, 10_000, 30_000, 60_000, 10**6]))
+def test_files_are_as_few_as_when_each_is_filled(draft: Draft, most: int) -> None:
+    groups = split(draft.tensors, most)
+    assert [name for group in groups for name in group] == list(draft.tensors)
+    sizes = {name: size_in_bytes(e.dtype, e.shape) for name, e in draft.tensors.items()}
+    assert all(sum(sizes[name] for name in group) <= most or len(group) == 1 for group in groups)
+    filled: list[int] = [0]
+    held = 0
+    for size in sizes.values():
+        if held and filled[-1] + size > most:
+            filled.append(0)
+            held = 0
+        filled[-1] += size
+        held += 1
+    assert len(groups) == len(filled)
+
+
+def test_files_end_where_their_sources_do_if_that_makes_none_more() -> None:
+    names = [f"model.layers.{n}.w" for n in range(9)]
+    files = [names[0:3], names[3:5], names[5:9]]
+    host = checkpoint(dict.fromkeys(names, ("F32", (25000,))), files=files, metadata={"say": "that headers differ"})
+    assert split(Draft.of(host).tensors, 400_000) == files
+    assert split(Draft.of(host).tensors, 300_000) == [names[0:3], names[3:6], names[6:9]]  # else they would be four
+    assert split(Draft.of(host).tensors, 900_000) == [names]
+    for size, files_in_phase in ((400_000, True), (900_000, False)):
+        plan = lay_out(Draft.of(host), size)
+        whole = sum((f.header.file_size - f.header.data_begin) // BLOCK_BYTES for f in plan.files)
+        assert (sum(blocks_shared(f, f.header.data_begin) for f in plan.files) > 0.97 * whole) is files_in_phase
 
 
 @settings(max_examples=60, deadline=None)

@@ -171,3 +171,24 @@ def test_a_run_that_fails_is_none(tmp_path: Path, modules: dict[str, ModuleType]
     assert admitted == []
     assert left_out == {"fails": "sh ended with 3: no room"}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_analysis_is_measured(tmp_path: Path) -> None:
+    done = bench("bench_analyze.py", "--dir", tmp_path, "--size", "2MB", "--rounds", 1, "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["speed_of_cat"] > 0
+    assert len(record["contenders"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
+
+
+def test_a_wrong_analysis_is_not_measured(tmp_path: Path) -> None:
+    script = tmp_path / "wrong.py"
+    script.write_text(
+        "import json, sys\nfrom lswap_core import analysis, cli, kernels\nright = kernels.stats\n"
+        "import dataclasses\n"
+        "kernels.stats = lambda x, y, **more: dataclasses.replace(right(x, y, **more), max_abs=0.5)\nsys.exit(cli.main())\n"
+    )
+    done = bench("bench_analyze.py", "--dir", tmp_path, "--size", "2MB", "--rounds", 1, "--lswap-core", sys.executable, script)
+    assert done.returncode == 1
+    assert "max_abs" in done.stderr

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 STORES = ("s3://",)
 """What the URLs of outputs begin with."""
-STORE_WORKERS = 8
-"""Threads that write to a store by default: each waits for an answer most of its time."""
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:

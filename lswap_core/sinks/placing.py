@@ -27,7 +27,7 @@ def try_copying(plan: Plan, source: Source, partial: Path, copier: Copier, metho
     if method == "read_write":
         return
     scratch, tried = partial / _SCRATCH_FILE, set()
-    with open(scratch, "wb") as target:
+    with located(scratch), open(scratch, "wb") as target:
         scratch.unlink()
         for role, file in {(s.made_of.refs[0].role, s.made_of.refs[0].file): None for s in plan.steps if is_plain(s)}:
             theirs = source.descriptor(role, file)

@@ -27,7 +27,7 @@ from lswap_core.traffic import Traffic
 _PIECE_BYTES = 1024 * 1024
 _SAVE_SECONDS = 5.0
 """What a kill costs, at most, beside the steps in flight."""
-_CONNECTIONS = 16
+_CONNECTIONS = 32
 
 
 class StoreSink:

@@ -28,7 +28,7 @@ HINTS = {"copy_file_range", "ioctl", "mkdir", "sendfile"}
 SHARE = 10**6 if LONG else 2
 """Occurrences of each call in each variant."""
 _ENTRY = re.compile(r"^\d+ +(\w+)\((.*)$")
-_PATHS = re.compile(r'"(/[^"]*)"|\d<(/[^>]*)>')
+_PATHS = re.compile(r'"(/[^"]*)"|\d<(/[^>]*)>(?!\(deleted\))')  # strace finds no deleted files by their paths
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _check(variant: Variant, occurrence: Occurrence, fault: str) -> None:
     else:
         assert done.returncode == 1, done
         line = one_line(done)
-        assert f"{merging.root}/" in line
+        assert str(merging.root) in line
         # Only the name in the parent directory can be in doubt once the output is there.
         assert complete == ("is complete, but a power cut may take its name" in line)
         assert ("is kept in" in line) == partial_of(out).exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.runs import Run
 from tests.build import Pair, normal, write_model
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -117,6 +118,9 @@ class BucketSource:
     def __init__(self, client: Any, places: Mapping[Role, str]) -> None:
         self._client = client
         self._places = places
+
+    def expect(self, order: Sequence[Run]) -> None:
+        pass
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         bucket, _, key = self.path_of(ref.role, ref.file).removeprefix("s3://").partition("/")

@@ -1,0 +1,100 @@
+"""The part of the command line that turns arguments into plans."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from typing import TYPE_CHECKING
+
+from lswap_core.console import progress_bar
+from lswap_core.errors import RecipeError
+from lswap_core.sizes import parse_size
+
+if TYPE_CHECKING:
+    from lswap_core.baselines import TaskSum
+    from lswap_core.checkpoint import Checkpoint
+    from lswap_core.plan import Plan
+    from lswap_core.recipe import LayerSwap
+
+_SWAP_OPTIONS = (
+    "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
+)  # fmt: skip
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """The plan that the options of `merge` and `plan` ask for."""
+    gc.disable()  # a plan is all values, with nothing to collect, and looking takes its time in a large one
+    try:
+        return _planned(arguments)
+    finally:
+        gc.enable()
+
+
+def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
+    """Math, lang and, where it is given, base."""
+    from lswap_core import api
+
+    math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
+    lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
+    return math, lang, api.open_checkpoint(arguments.base, role="base", name=arguments.base_name) if arguments.base else None
+
+
+def _planned(arguments: argparse.Namespace) -> Plan:
+    from lswap_core import api
+    from lswap_core.baselines import soup
+    from lswap_core.recipe import LayerSwap
+
+    recipe = _task_sum(arguments) or _layer_swap(arguments)
+    shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
+    math, lang, base = open_pair(arguments)
+    if arguments.method == "soup" and isinstance(recipe, LayerSwap):
+        recipe = soup(math, recipe)
+    draft = api.draft_merge(
+        recipe,
+        math=math,
+        lang=lang,
+        base=base,
+        changes=api.read_changes(arguments.changes) if arguments.changes else None,
+        auto=arguments.auto,
+        progress=progress_bar(arguments, "analysing"),
+        workers=getattr(arguments, "workers", None),
+    )
+    return api.lay_out(draft, shard_size)
+
+
+def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
+    from lswap_core.recipe import LayerSwap, parse_layers
+
+    for option in ("scale", "density"):
+        if getattr(arguments, option) is not None:
+            raise RecipeError(f"--{option} has no effect with --method {arguments.method}")
+    if arguments.auto and arguments.method != "layer-swap":
+        raise RecipeError(f"--auto chooses the layers of a layer swap; leave it out with --method {arguments.method}")
+    if (
+        arguments.method == "layer-swap"
+        and not arguments.auto
+        and all(getattr(arguments, option) is None for option in _SWAP_OPTIONS)
+    ):
+        raise RecipeError("nothing to swap: say how many layers, as --bottom 4 --top 2, or which, as --lang-layers 0-3,30")
+    given = {name: getattr(arguments, name) for name in LayerSwap.__slots__ if getattr(arguments, name) is not None}
+    for name in ("lang_layers", "blend_layers", "revert_layers"):
+        if name in given:
+            given[name] = parse_layers(given[name])
+    if "swap" in given:
+        given["swap"] = tuple(given["swap"].split(","))
+    return LayerSwap(**given)
+
+
+def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
+    from lswap_core.baselines import SCALES, TaskSum
+    from lswap_core.recipe import LayerSwap
+
+    if arguments.method not in SCALES:
+        return None
+    for name in LayerSwap.__slots__:
+        if name != "cast" and getattr(arguments, name) is not None:
+            raise RecipeError(f"--{name.replace('_', '-')} has no effect with --method {arguments.method}")
+    for name in ("auto", "changes"):
+        if getattr(arguments, name):
+            raise RecipeError(f"--{name} has no effect with --method {arguments.method}")
+    return TaskSum(arguments.method, arguments.scale, arguments.density, bool(arguments.cast))

@@ -1,0 +1,102 @@
+"""Change maps of checkpoints on disk, and the merges that need them: `--ramp mav` and `--auto`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from lswap_core import kernels
+from lswap_core.analysis import measure_changes
+from lswap_core.baselines import TaskSum
+from lswap_core.changes import ChangeMaps
+from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.draft import Draft
+from lswap_core.errors import RecipeError
+from lswap_core.kinship import find_kinship
+from lswap_core.ports import Progress
+from lswap_core.recipe import LayerSwap
+from lswap_core.sources.places import Places
+from lswap_core.suggestion import suggest
+
+CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
+"""Options that say which layers; `--auto` sets them."""
+
+
+def analyze(
+    math: Checkpoint,
+    lang: Checkpoint,
+    base: Checkpoint | None,
+    *,
+    layers: Collection[int] | None = None,
+    layer_prefix: str | None = None,
+    profiles: bool = False,
+    progress: Progress,
+    workers: int,
+) -> ChangeMaps:
+    """Measure the pair; see `lswap_core.analysis.measure_changes`. StalePlanError where a file changes meanwhile."""
+    experts: dict[Role, Checkpoint] = {"math": math, "lang": lang}
+    if base is not None:
+        experts["base"] = base
+    if list(experts) != [checkpoint.role for checkpoint in experts.values()]:
+        raise RecipeError(
+            f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}"
+        )
+    with Places().source(experts) as source:
+        maps = measure_changes(
+            experts, source, kernels,
+            layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress, workers=workers,
+        )  # fmt: skip
+        source.check()
+    return maps
+
+
+def read_changes(path: str | os.PathLike[str]) -> ChangeMaps:
+    """The maps in a JSON file, as `lswap_core analyze --json` printed them. FormatError for anything else."""
+    return ChangeMaps.from_json(Path(path).read_bytes(), path=os.fspath(path))
+
+
+def draft_merge(
+    recipe: LayerSwap | TaskSum,
+    math: Checkpoint,
+    lang: Checkpoint,
+    *,
+    base: Checkpoint | None = None,
+    changes: ChangeMaps | None = None,
+    auto: bool = False,
+    progress: Progress,
+    workers: int,
+) -> Draft:
+    """The draft of a merge. Where its layers (`auto`) or shares (`ramp="mav"`) follow from what changed, they come from
+    `changes`, or are measured against `base`; for shares alone, only the blended layers are read. RecipeError where `base` or
+    `changes` is given and serves nothing.
+    """
+    if isinstance(recipe, TaskSum):
+        return recipe.draft(math=math, lang=lang, base=base)
+    if auto and (set_by_hand := [f.name for f in fields(recipe) if f.name in CHOICES and getattr(recipe, f.name) != f.default]):
+        raise RecipeError(f"--auto chooses the layers; leave out --{set_by_hand[0].replace('_', '-')}")
+    if not auto and recipe.ramp != "mav":
+        if changes or (base and not recipe.revert_layers):
+            raise RecipeError(
+                f"nothing here needs {'--changes' if changes else '--base'}; leave it out, or ask for --auto or --ramp mav"
+            )
+        return recipe.draft(math=math, lang=lang, base=base)
+    if base is None and changes is None:
+        raise RecipeError(f"{'--auto' if auto else '--ramp mav'} needs to know what changed: give either --base or --changes")
+    if base and changes and not recipe.revert_layers:
+        raise RecipeError("--base and --changes say the same; give one of them")
+    if changes is None:
+        stack = math.stack(recipe.layer_prefix)
+        layers = None if auto else recipe.seams(stack.count)
+        changes = analyze(math, lang, base, layers=layers, layer_prefix=recipe.layer_prefix, progress=progress, workers=workers)
+    changes.check(math, lang)
+    notes = [kin.sentence() for kin in find_kinship(changes) if kin.verdict != "one base"]
+    if auto:
+        suggestion = suggest(changes)
+        chosen: dict[str, Any] = {**suggestion.options}
+        recipe = replace(recipe, **chosen)
+        notes.insert(0, f"layers chosen by what changed from {changes.base}: {suggestion.sentence()}")
+    draft = recipe.draft(math=math, lang=lang, base=base if recipe.revert_layers else None, changes=changes)
+    return draft if draft.swap is None else draft.record(replace(draft.swap, notes=(*notes, *draft.swap.notes)))
