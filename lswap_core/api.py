@@ -139,7 +139,12 @@ def execute(
     with closing(open_sink(into, sources=near, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with places.source(checkpoints) as source:
-                run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
+                run = partial(
+                    executor.run,
+                    progress=progress or Silence(),
+                    workers=sink.most_workers or threads,
+                    digests=options.digest != "none",
+                )
                 done = run(plan, source, sink, evaluating(source))
                 source.check()
             if options.digest == "sha256":

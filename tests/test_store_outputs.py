@@ -29,8 +29,8 @@ from lswap_core.plan import Plan
 from lswap_core.ports import Silence
 from lswap_core.sinks.stores import StoreSink
 from lswap_core.traffic import Traffic
-from tests.build import Pair, llama_pair, tree
 from tests.buckets import KEYS, BucketSource, Environ, Store, large_pair, moto_store
+from tests.build import Pair, llama_pair, tree
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 FLAGS = ["--bottom", "2", "--top", "1", "--transition", "1"]

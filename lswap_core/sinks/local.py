@@ -41,6 +41,7 @@ class LocalSink:
 
     in_order = False
     """See `lswap_core.ports.Sink`."""
+    most_workers: int | None = None
 
     def __init__(
         self,

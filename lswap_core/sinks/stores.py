@@ -18,6 +18,7 @@ from lswap_core.ports import Silence, Source, Tally
 from lswap_core.runs import Run
 from lswap_core.sinks.assembly import Assembly
 from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError, connect
+from lswap_core.sinks.options import check_options
 from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files
 from lswap_core.sinks.parting import Part
 from lswap_core.sinks.resuming import CALLS_AT_A_TIME, Uploads, find_state, is_complete, take_up
@@ -37,6 +38,7 @@ class StoreSink:
 
     in_order = True
     """See `lswap_core.ports.Sink`."""
+    most_workers: int | None = None
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class StoreSink:
         """RecipeError for options that make no sense there. Nothing is asked of the store yet. restart: give up what an
         earlier run left.
         """
-        _check_options(options)
+        check_options(options)
         self._client = connect(_CONNECTIONS)
         self._place = Place(self._client, destination)
         self._options = options
@@ -150,7 +152,7 @@ class StoreSink:
         self._published = True
 
     def hash_shard(self, name: str) -> None:
-        """Is never asked for; see `_check_options`."""
+        """Is never asked for; see `check_options`."""
         raise RecipeError(f"{self._place.url(name)}: cannot be hashed, since nobody here sees its bytes in order")
 
     def close(self) -> None:
@@ -285,12 +287,3 @@ class StoreSink:
     def _plan_of(self) -> Plan:
         assert self._plan is not None
         return self._plan
-
-
-def _check_options(options: WriteOptions) -> None:
-    if options.digest == "sha256":
-        raise RecipeError("--digest sha256: nobody sees the bytes of a shard in order on their way to a store; use xxh3")
-    if options.copy_method not in ("auto", "read_write"):
-        raise RecipeError(f"--copy-method {options.copy_method} is for disks; a store knows auto and read_write")
-    if options.link != "none":
-        raise RecipeError(f"--link {options.link} is for disks; a store copies whole files itself")

@@ -1,0 +1,182 @@
+"""An output in a store that obstore writes to, `gs://` or `az://`: every file one stream, from its first byte to its last.
+
+These stores have no call that copies a range of another object into an upload, and obstore does not give an upload's name
+away: everything is sent, and a run that fails begins anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import local
+from typing import Any
+
+from lswap_core.digests import RunDigests
+from lswap_core.errors import RecipeError, SourceError
+from lswap_core.manifest import StepRecord
+from lswap_core.options import WriteOptions
+from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, Plan
+from lswap_core.ports import Source, Tally
+from lswap_core.runs import Run
+from lswap_core.sinks.options import check_options
+from lswap_core.traffic import Traffic
+
+SCHEMES = ("gs", "az")
+_PIECE_BYTES = 1024 * 1024
+_PART_BYTES = 10 * 1024 * 1024
+"""What is sent at a time; so much of every file may wait in memory until all are complete."""
+_MOST_PARTS = 9_000
+_PARTS_AT_ONCE = 8
+_ADVICE = {
+    "gs": "check GOOGLE_APPLICATION_CREDENTIALS, your access to the bucket, and the network",
+    "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, your access to the container, and the network",
+}
+
+
+class StreamSink:
+    """Writes below `gs://bucket/prefix` or `az://container/prefix`. Every file is an upload that is completed when all have
+    been sent; the manifest appears last.
+    """
+
+    in_order = True
+    """See `lswap_core.ports.Sink`. What is more, one thread must do all runs."""
+    most_workers = 1
+
+    def __init__(self, destination: str, *, options: WriteOptions = WriteOptions(), traffic: Traffic | None = None) -> None:
+        """RecipeError where obstore is missing, or for options that make no sense there; SourceError for a bad setup."""
+        check_options(options)
+        self._url = destination
+        self._scheme = destination.partition("://")[0]
+        self._options = options
+        self._traffic = traffic or Traffic()
+        self._store = open_store(destination)
+        self._writers: dict[str, Any] = {}
+        self._at: dict[str, int] = {}
+        self._small: dict[str, bytes] = {}
+        self._buffers = local()
+        self.shard_sha256: dict[str, str] = {}
+        """Always empty, as `check_options` refuses what would fill it."""
+
+    def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
+        """See `lswap_core.ports.Sink`. RecipeError where the place is not empty; SourceError where the store refuses."""
+        check_empty(self._store, self._url)
+        self._plan = plan
+        self._files = {file.name: file for file in plan.files}
+        return {}
+
+    def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
+        """See `lswap_core.ports.Sink`."""
+        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
+        for offset in range(0, run.size_bytes, _PIECE_BYTES):
+            piece = memoryview(buffer)[: min(_PIECE_BYTES, run.size_bytes - offset)]
+            source.read_into(run.source, offset, piece)
+            if digests is not None:
+                digests.feed(run.begin + offset, piece)
+            self._write(run.file, run.begin + offset, piece)
+            tally(len(piece))
+        self._traffic.add("read_write", run.size_bytes)
+        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+
+    def write(self, run: Run, offset: int, data: memoryview) -> None:
+        """See `lswap_core.ports.Sink`."""
+        self._write(run.file, run.begin + offset, data)
+        self._traffic.add("compute", len(data))
+
+    def finish(self, run: Run, records: list[StepRecord]) -> None:
+        """See `lswap_core.ports.Sink`."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """See `lswap_core.ports.Sink`."""
+        if name in self._small or name in self._files:
+            raise RecipeError(f"{self._url}/{name}: two files of the output would have this name")
+        self._small[name] = data
+
+    def publish(self) -> None:
+        """See `lswap_core.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        for name, file in self._files.items():
+            self._writer(name)  # of a file without tensors, too
+            assert self._at[name] == file.header.file_size
+            with told(f"{self._url}/{name}", self._scheme):
+                self._writers[name].close()
+        for name in sorted(self._small, key=lambda name: (name == MANIFEST_FILE, name == INDEX_FILE)):
+            with told(f"{self._url}/{name}", self._scheme):
+                self._store.put(name, self._small[name])
+        self._writers.clear()
+
+    def hash_shard(self, name: str) -> None:
+        """Is never asked for; see `check_options`."""
+        raise RecipeError(f"{self._url}/{name}: cannot be hashed here")
+
+    def close(self) -> None:
+        """See `lswap_core.ports.Sink`. Streams that are let go of without being closed are never completed."""
+        self._writers.clear()
+
+    @property
+    def kept(self) -> bool:
+        """Nothing is."""
+        return False
+
+    @property
+    def partial(self) -> str:
+        """Where it is built."""
+        return self._url
+
+    def _write(self, file: str, at: int, data: memoryview) -> None:
+        writer = self._writer(file)
+        if at != self._at[file]:
+            raise AssertionError(f"{file}: byte {at} came where byte {self._at[file]} was due")
+        with told(f"{self._url}/{file}", self._scheme):
+            writer.write(bytes(data))  # it keeps what it is given until that is sent
+        self._at[file] += len(data)
+
+    def _writer(self, file: str) -> Any:
+        if file not in self._writers:
+            from obstore import open_writer
+
+            header = self._files[file].header
+            part = max(_PART_BYTES, -(-header.file_size // _MOST_PARTS))
+            with told(f"{self._url}/{file}", self._scheme):
+                writer = open_writer(self._store, file, buffer_size=part, max_concurrency=_PARTS_AT_ONCE)
+                writer.write(header.encode())
+            self._writers[file], self._at[file] = writer, header.data_begin
+        return self._writers[file]
+
+
+def open_store(url: str) -> Any:
+    """The place as obstore has it, with credentials as the ecosystem has them. RecipeError where obstore is missing."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    try:
+        from obstore import store
+    except ImportError as error:
+        raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from None
+    plain = os.environ.get("STORAGE_EMULATOR_HOST" if scheme == "gs" else "AZURE_STORAGE_ENDPOINT", "").startswith("http://")
+    # All of a transfer may take long; it is silence that tells of a dead connection.
+    client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "allow_http": plain}
+    retry: Any = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
+    kind = store.GCSStore if scheme == "gs" else store.AzureStore
+    with told(url, scheme):
+        return kind(bucket, prefix=prefix, client_options=client, retry_config=retry)
+
+
+def check_empty(store: Any, url: str) -> None:
+    """RecipeError where something is there."""
+    with told(url, url.partition("://")[0]):
+        first = next((meta["path"] for page in store.list() for meta in page), None)
+    if first is not None:
+        raise RecipeError(f"{url} is not empty ({first}); an output is never written over, choose another --out or remove it")
+
+
+@contextmanager
+def told(where: str, scheme: str) -> Iterator[None]:
+    """Say in one line what a call to the store failed of: SourceError."""
+    from obstore import exceptions
+
+    try:
+        yield
+    except (exceptions.BaseError, OSError, ValueError) as error:
+        said = " ".join(str(error).replace("\\n", " ").split())
+        raise SourceError(f"{where}: the store refuses: {said:.200}; {_ADVICE[scheme]}") from None
