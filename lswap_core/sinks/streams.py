@@ -7,6 +7,7 @@ away: everything is sent, and a run that fails begins anew.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +30,7 @@ _PART_BYTES = 10 * 1024 * 1024
 """What is sent at a time; so much of every file may wait in memory until all are complete."""
 _MOST_PARTS = 9_000
 _PARTS_AT_ONCE = 8
+_CODE = re.compile(r"<Code>(\w+)</Code>")
 _ADVICE = {
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS, your access to the bucket, and the network",
     "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, your access to the container, and the network",
@@ -153,7 +155,7 @@ def open_store(url: str) -> Any:
         from obstore import store
     except ImportError as error:
         raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from None
-    plain = os.environ.get("STORAGE_EMULATOR_HOST" if scheme == "gs" else "AZURE_STORAGE_ENDPOINT", "").startswith("http://")
+    plain = os.environ.get("GOOGLE_BASE_URL" if scheme == "gs" else "AZURE_STORAGE_ENDPOINT", "").startswith("http://")
     # All of a transfer may take long; it is silence that tells of a dead connection.
     client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "allow_http": plain}
     retry: Any = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
@@ -179,4 +181,5 @@ def told(where: str, scheme: str) -> Iterator[None]:
         yield
     except (exceptions.BaseError, OSError, ValueError) as error:
         said = " ".join(str(error).replace("\\n", " ").split())
-        raise SourceError(f"{where}: the store refuses: {said:.200}; {_ADVICE[scheme]}") from None
+        code = _CODE.search(said)
+        raise SourceError(f"{where}: the store refuses: {code[1] if code else said[:200]}; {_ADVICE[scheme]}") from None
