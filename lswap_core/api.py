@@ -20,7 +20,7 @@ from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
-from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
+from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
 from lswap_core.page_files import describe, write_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
@@ -28,7 +28,6 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.local import LocalSource
 from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.survey import read_changes
@@ -197,20 +196,20 @@ def verify(
 
     Returns the manifest. VerificationError lists every difference, of the sources before anything else.
     """
-    root = Path(output)
-    manifest = read_manifest(root)
     places = Places()
+    found = open_output(output, places)
+    manifest = manifest_of(found)
     sources = _merged_sources(places, manifest, locations) if locations else {}
-    threads = _threads(workers, remote=any(map(places.is_remote, sources.values())))
-    issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
+    issues = list(sidecar_issues(found, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
         try:
-            shards.append(intact_shard(root, record, manifest))
+            shards.append(intact_shard(found, record, manifest))
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
-    written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
-    with LocalSource({"math": written}) as out, places.source(sources) as inputs:
+    written = Checkpoint("math", found.root, found.root, Path(found.root).name, tuple(shards))
+    threads = _threads(workers, remote=any(map(places.is_remote, (written, *sources.values()))))
+    with places.source({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
             out,
@@ -220,9 +219,9 @@ def verify(
             progress=progress or Silence(),
             workers=threads,
         )
-    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
+    issues += shard_issues(found, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
-        raise VerificationError(f"{root} is not what its manifest says", issues)
+        raise VerificationError(f"{found.root} is not what its manifest says", issues)
     return manifest
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import closing
+from fnmatch import fnmatch
 from hashlib import file_digest
 from pathlib import Path
+from typing import Protocol
 
 from lswap_core.checkpoint import Checkpoint, Shard
 from lswap_core.errors import FormatError
@@ -15,40 +19,134 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE
 from lswap_core.ports import Silence, Tally
 from lswap_core.sources.local import open_confined, read_shard, read_small
+from lswap_core.sources.opening import read_remote_shard, read_whole
+from lswap_core.sources.places import Places
+from lswap_core.sources.remote import Count, Folder, Stream
 
+_PIECE_BYTES = 1024 * 1024
+_FIRST_GUESS_BYTES = 64 * 1024
 STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """Weights, which a directory should hold only if its manifest says so."""
 
 
+class Output(Protocol):
+    """The files of an output. Raises FormatError, OSError, SourceError."""
+
+    @property
+    def root(self) -> str:
+        """Where it is."""
+
+    def read(self, name: str) -> bytes:
+        """All of a small file."""
+
+    def sha256(self, name: str) -> str:
+        """The SHA-256 of a file, in hexadecimal."""
+
+    def shard(self, name: str) -> Shard:
+        """The header of a shard."""
+
+    def names(self) -> Iterable[str]:
+        """The files beside its manifest."""
+
+
+class LocalOutput:
+    """An output on a local or mounted disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root
+        self.root = str(root)
+        """See `Output`."""
+
+    def read(self, name: str) -> bytes:
+        """See `Output`."""
+        if (self._path / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory, not a file", str(self._path / name))
+        return read_small(self._path, name)
+
+    def sha256(self, name: str) -> str:
+        """See `Output`."""
+        with open_confined(self._path, name) as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    def shard(self, name: str) -> Shard:
+        """See `Output`."""
+        return read_shard(self._path, name)
+
+    def names(self) -> Iterable[str]:
+        """See `Output`."""
+        return os.listdir(self._path) if self._path.is_dir() else ()
+
+
+class RemoteOutput:
+    """An output in an object store or on the hub."""
+
+    def __init__(self, folder: Folder, count: Count) -> None:
+        self._folder, self._count = folder, count
+        self.root = folder.root
+        """See `Output`."""
+
+    def read(self, name: str) -> bytes:
+        """See `Output`."""
+        return read_whole(self._folder, name, self._count)
+
+    def sha256(self, name: str) -> str:
+        """See `Output`."""
+        reader, digest, buffer = self._folder.reader(name), hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
+        with closing(Stream(reader, 0, reader.size, self._count)) as stream:
+            while stream.at < stream.end:
+                piece = buffer[: min(_PIECE_BYTES, stream.end - stream.at)]
+                stream.read_into(piece)
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def shard(self, name: str) -> Shard:
+        """See `Output`."""
+        return read_remote_shard(self._folder.reader(name), name, self._folder.mtime_ns(name), _FIRST_GUESS_BYTES, self._count)
+
+    def names(self) -> Iterable[str]:
+        """See `Output`."""
+        return (name for name in self._folder.sizes() if "/" not in name)
+
+
+def open_output(place: str | os.PathLike[str], places: Places | None = None) -> Output:
+    """The output at a path, or at one of the remote places that `Places` knows."""
+    where = os.fspath(place)
+    if "://" not in where or os.path.lexists(where):
+        return LocalOutput(Path(where))
+    known = places or Places()
+    return RemoteOutput(known.folder(where), known.count)
+
+
 def read_manifest(output: str | os.PathLike[str]) -> Manifest:
-    """The manifest of the output directory; FormatError where it is none, FileNotFoundError where there is none."""
-    root = Path(output)
-    if not os.path.lexists(root / MANIFEST_FILE):
+    """The manifest of the output at a path or URL; FormatError where it is none, FileNotFoundError where there is none."""
+    return manifest_of(open_output(output))
+
+
+def manifest_of(output: Output) -> Manifest:
+    """See `read_manifest`."""
+    if MANIFEST_FILE not in output.names():
         what = f"no output of this program: there is no {MANIFEST_FILE} in it"
-        raise FileNotFoundError(errno.ENOENT, what, str(root))
-    if (root / MANIFEST_FILE).is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a directory, not a manifest", str(root / MANIFEST_FILE))
-    return Manifest.from_json(read_small(root, MANIFEST_FILE), path=str(root / MANIFEST_FILE))
+        raise FileNotFoundError(errno.ENOENT, what, output.root)
+    return Manifest.from_json(output.read(MANIFEST_FILE), path=f"{output.root}/{MANIFEST_FILE}")
 
 
-def intact_shard(root: Path, record: ShardRecord, manifest: Manifest) -> Shard:
+def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Shard:
     """The output shard, if its size, header and tensors are what the manifest says."""
-    shard = read_shard(root, record.name)
+    shard, path = output.shard(record.name), f"{output.root}/{record.name}"
     if (shard.header.file_size, shard.header_sha256) != (record.size, record.header_sha256):
-        raise FormatError("size or header is not what the manifest says", path=str(root / record.name))
+        raise FormatError("size or header is not what the manifest says", path=path)
     start = shard.header.data_begin
     for name, info in shard.header.tensors.items():
         said = manifest.tensors.get(name)
         if said is None or (said.file, said.dtype, said.begin) != (record.name, info.dtype, start + info.begin):
-            raise FormatError("is not where the manifest says, or not what it says", path=str(root / record.name), tensor=name)
+            raise FormatError("is not where the manifest says, or not what it says", path=path, tensor=name)
     return shard
 
 
-def sidecar_issues(root: Path, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
+def sidecar_issues(output: Output, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
     for record in manifest.sidecars:
         try:
-            with open_confined(root, record.name) as file:
-                found = file_digest(file, "sha256").hexdigest()
+            found = output.sha256(record.name)
         except OSError as error:
             yield f"{record.name}: {error.strerror}"
         except FormatError as error:
@@ -62,16 +160,16 @@ def sidecar_issues(root: Path, manifest: Manifest, host: Checkpoint | None) -> I
             if record.name != INDEX_FILE and (record.name not in theirs or theirs[record.name].sha256 != record.sha256):
                 yield f"{record.name}: is not that of {manifest.host}, {host.location}"
     known = {shard.name for shard in manifest.shards}
-    for stray in sorted(file.name for pattern in STRAY for file in root.glob(pattern) if file.name not in known):
+    weights = (name for name in output.names() if name not in known and any(fnmatch(name, pattern) for pattern in STRAY))
+    for stray in sorted(weights):
         yield f"{stray}: is not in the manifest; some loaders read whatever weights they find"
 
 
-def shard_issues(root: Path, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
+def shard_issues(output: Output, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
     """One sentence for every shard among `files` that has not the SHA-256 that the manifest gives for all of it."""
 
     def check(record: ShardRecord, _: Tally) -> str | None:
-        with open_confined(root, record.name) as file:
-            found = file_digest(file, "sha256").hexdigest()
+        found = output.sha256(record.name)
         return None if found == record.sha256 else f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
 
     hashed = [record for record in manifest.shards if record.sha256 is not None and record.name in files]

@@ -134,6 +134,30 @@ def test_from_bucket_to_bucket_what_is_not_blended_hardly_travels(store: Store, 
     assert all(said[record.name]["digest"] == record.digest for record in records if record.digest is not None)
 
 
+def test_the_command_line_merges_from_bucket_to_bucket_and_verifies(
+    store: Store, pair: Pair, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.load("models", "math", pair.math)
+    store.load("models", "lang", pair.lang)
+    sources = ["--math", "s3://models/math", "--lang", "s3://models/lang"]
+    assert main(["merge", *sources, *FLAGS, "--out", "s3://models/out"]) == 0
+    assert "copied within the store" in capsys.readouterr().out
+    found = store.tree("models", "out")
+    assert {name: found[name] for name in shards(found)} == shards(expected)
+    assert found.keys() == expected.keys()
+    assert main(["verify", "s3://models/out"]) == 0
+    assert main(["verify", "s3://models/out", *sources]) == 0
+    assert "21 tensors, all as its manifest says, and as math and lang give them" in capsys.readouterr().out
+    damaged = bytearray(found["model-00001-of-00002.safetensors"])
+    damaged[-1] ^= 1
+    store.client().put_object(Bucket="models", Key="out/model-00001-of-00002.safetensors", Body=bytes(damaged))
+    store.client().put_object(Bucket="models", Key="out/pytorch_model.bin", Body=b"stray")
+    assert main(["verify", "s3://models/out"]) == 6
+    said = capsys.readouterr().err
+    assert "pytorch_model.bin" in said
+    assert "model-00001-of-00002.safetensors" in said
+
+
 def test_a_shard_that_is_its_source_is_copied_by_the_store_alone(store: Store, pair: Pair) -> None:
     store.load("models", "math", pair.math)
     store.load("models", "lang", pair.lang)
@@ -194,7 +218,7 @@ def fail_after(store: Store, parts: int) -> None:
 def test_the_same_command_goes_on_from_what_was_sent(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
     fail_after(store, 3)
     with pytest.raises(SourceError, match="too busy") as raised:
-        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=2)
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=1)
     assert any("the same command goes on" in note for note in raised.value.__notes__)
     assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
     store.refuse = lambda _: None

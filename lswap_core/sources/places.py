@@ -56,9 +56,12 @@ class Places:
         """
         if not is_remote(location):
             return open_source(location, role, name)
+        return open_folder(self.folder(location), role, name, self.count)
+
+    def folder(self, location: str) -> Folder:
+        """The files at a remote location. Raises as `open`."""
         folder = _open_folder(location)
-        self._folders.setdefault(folder.root, folder)
-        return open_folder(folder, role, name, self._count)
+        return self._folders.setdefault(folder.root, folder)
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
         """The bytes of checkpoints."""
@@ -71,7 +74,7 @@ class Places:
             if (copies := local_copies(self._folders[checkpoint.root], checkpoint)) is not None:
                 here[role] = copies
         folders = {role: self._folders[checkpoint.root] for role, checkpoint in remote.items()}
-        return AnySource(LocalSource(here), RemoteSource(remote, folders, self._count), here)
+        return AnySource(LocalSource(here), RemoteSource(remote, folders, self.count), here)
 
     def travel(self, plan: Plan) -> Travel | None:
         """What travels from remote sources for `plan`; None where all of them are local. What the local cache has stays."""
@@ -95,7 +98,8 @@ class Places:
         """It does not lie on a local or mounted disk."""
         return "://" in checkpoint.root
 
-    def _count(self, count: int) -> None:
+    def count(self, count: int) -> None:
+        """Take note of bytes that came over the network."""
         with self._lock:
             self.fetched_bytes += count
 
