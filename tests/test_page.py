@@ -195,6 +195,24 @@ def test_the_command_repeats_the_merge(case: Case, tmp_path: Path, monkeypatch: 
     assert api.read_manifest(tmp_path / "again").plan_digest == page.plan_sha256
 
 
+@pytest.mark.parametrize(
+    ("flags", "givers", "title"),
+    [
+        (["--method", "ties"], {"base and what was changed of it"}, "Who gives what"),
+        (["--method", "task-arithmetic"], {"base and what was changed of it"}, "Who gives what"),
+        (["--bottom", "1", "--revert-layers", "3"], {"lang", "math", "base"}, "Lang&#x27;s share"),
+        (["--method", "soup", "--ramp", "mav"], {"blend"}, "Lang&#x27;s share"),
+    ],
+)
+def test_other_methods(case: Case, tmp_path: Path, flags: list[str], givers: set[str], title: str) -> None:
+    sources = [f"--{role}={case.root / role}" for role in ("math", "lang", "base")]
+    assert main(["merge", *sources, *flags, "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    page = page_files.describe(tmp_path / "out")
+    assert page.origins is not None
+    assert {giver for row in page.origins.giver for giver in row} == givers
+    assert title in html.render(page)
+
+
 def test_json_is_the_same_for_equal_pages_and_round_trips(case: Case) -> None:
     page = page_files.describe(case.out, changes=case.changes)
     text = json.dumps(page.to_json(), allow_nan=False)
