@@ -25,8 +25,8 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
@@ -36,11 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest",
-    "read_plan", "verify", "write_plan",
+    "read_plan", "travel", "verify", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
+REMOTE_WORKERS = 16
 
 
 class Execution(TypedDict, total=False):
@@ -55,18 +56,20 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory or one safetensors file, or `base+adapter`, a checkpoint with a
-    LoRA adapter over it; headers only, no data.
+    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
+    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
 
-    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
-    a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
+    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
     """
-    return open_source(os.fspath(path), parse_role(role), name)
+    return Places().open(os.fspath(path), parse_role(role), name)
 
 
-def default_workers() -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+def default_workers(*, remote: bool = False) -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
+    network, which threads spend their time waiting for.
+    """
+    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -99,6 +102,11 @@ def check_output(plan: Plan, into: StrPath) -> None:
     check_destination(into, _places(plan))
 
 
+def travel(plan: Plan) -> Travel | None:
+    """How many bytes come over the network if `plan` is executed; None where no source is remote."""
+    return Places().travel(plan)
+
+
 def execute(
     plan: Plan,
     *,
@@ -119,15 +127,17 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = _threads(workers)
+    _threads(workers)
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    places = Places()
+    checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
+    threads = _threads(workers, remote=any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
-    places = [place for checkpoint in checkpoints.values() for place in places_of(checkpoint.location)]
-    with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
+    with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
-            with LocalSource(checkpoints) as source:
+            with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                 done = run(plan, source, sink, evaluating(source))
                 source.check()
@@ -145,9 +155,11 @@ def execute(
             sink.put(MANIFEST_FILE, manifest.to_json().encode())
             sink.publish()
         except BaseException as error:
+            (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
+    (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
 
 
@@ -181,7 +193,9 @@ def verify(
     """
     root = Path(output)
     manifest = read_manifest(root)
-    sources = _merged_sources(manifest, locations) if locations else {}
+    places = Places()
+    sources = _merged_sources(places, manifest, locations) if locations else {}
+    threads = _threads(workers, remote=any(map(places.is_remote, sources.values())))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -190,7 +204,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
-    with LocalSource({"math": written}) as out, LocalSource(sources) as inputs:
+    with LocalSource({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
             out,
@@ -198,7 +212,7 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=_threads(workers),
+            workers=threads,
         )
     issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
@@ -210,13 +224,16 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal; of a checkpoint with an adapter, the
     bytes that a merge would take.
     """
-    first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
-    with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=_threads(workers))
+    places = Places()
+    first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
+    threads = _threads(workers, remote=any(map(places.is_remote, (first, second))))
+    with places.source({"math": first, "lang": second}) as source:
+        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
 
 def _places(plan: Plan) -> list[str]:
-    return [place for source in plan.sources for place in places_of(source.location)]
+    """Local paths that the plan reads."""
+    return [place for source in plan.sources for place in local_places(source.location)]
 
 
 def analyze(
@@ -278,10 +295,10 @@ def _version() -> str:
     return version("lswap-core")
 
 
-def _threads(workers: int | None) -> int:
+def _threads(workers: int | None, *, remote: bool = False) -> int:
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers()
+    return workers or default_workers(remote=remote)
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
@@ -306,9 +323,9 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = open_source(moved_to or planned.location, planned.role, planned.name)
+    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
@@ -328,11 +345,11 @@ def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     return contents
 
 
-def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
     given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: open_source(given[source.role], source.role) for source in manifest.sources}
+    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
         now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}

@@ -84,11 +84,15 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
+    from lswap_core import api
+
     if arguments.json:
         print(plan.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}" if into else plan.summary())
+        if (travel := api.travel(plan)) is not None:
+            say(f"fetches {format_size(travel.needed)}; a full download would be {format_size(travel.download)}")
         files = f"{counted(len(plan.files), 'shard')} and {counted(len(plan.sidecars), 'small file')}"
         say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
     return 0

@@ -17,7 +17,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.kinship import find_kinship
 from lswap_core.ports import Progress
 from lswap_core.recipe import LayerSwap
-from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places
 from lswap_core.suggestion import suggest
 
 CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
@@ -43,7 +43,7 @@ def analyze(
         raise RecipeError(
             f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}"
         )
-    with LocalSource(experts) as source:
+    with Places().source(experts) as source:
         maps = measure_changes(
             experts, source, kernels,
             layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress, workers=workers,
