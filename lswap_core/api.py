@@ -17,6 +17,7 @@ from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
+from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
@@ -36,8 +37,8 @@ from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 __all__ = [
-    "analyze", "check_output", "describe", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
-    "read_changes", "read_manifest", "read_plan", "travel", "verify", "write_page", "write_plan",
+    "analyze", "check_output", "check_repository", "describe", "diff", "draft_merge", "execute", "lay_out", "merge",
+    "open_checkpoint", "push", "read_changes", "read_manifest", "read_plan", "travel", "verify", "write_page", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -219,6 +220,11 @@ def verify(
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
+
+
+def push(output: StrPath, repository: str, *, public: bool = False, bars: bool = False) -> Upload:
+    """Put an output on the hub; see `lswap_core.hub_upload.upload`."""
+    return upload(output, repository, public=public, bars=bars)
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:

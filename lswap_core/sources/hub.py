@@ -113,7 +113,7 @@ class HubFolder:
         where = f"{self.root}/{name}"
 
         def ask() -> HfFileMetadata:
-            with _translated(where, self.name, patient=True):
+            with translated(where, self.name, patient=True):
                 found: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
                 return found
 
@@ -139,7 +139,7 @@ class HubFolder:
         where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
 
         def ask() -> Any:
-            with _translated(where, self.name, revision):
+            with translated(where, self.name, revision):
                 return self._hub.HfApi(library_name="lswap_core").model_info(self.name, revision=revision, files_metadata=True)
 
         info = persist(where, ask)
@@ -179,7 +179,7 @@ class HubFile:
         """See `lswap_core.sources.remote.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
-            with _translated(self.path, self._folder.name):
+            with translated(self.path, self._folder.name):
                 response = request_range(open_session(), address, self._folder.headers_for(address), begin, end)
             with closing(response):
                 if response.status in (301, 302, 303, 307, 308):
@@ -242,7 +242,7 @@ def open_session() -> Any:
 
 
 @contextmanager
-def _translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
+def translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
     """Errors of `huggingface_hub` and of its session as ours; what another try may mend as InterruptedTransferError. patient:
     a hub that cannot be reached is one of these.
     """
