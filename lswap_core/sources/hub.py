@@ -276,10 +276,11 @@ def translated(where: str, repository: str, revision: str | None = None, *, pati
         raise
     except unreachable as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = what if len(what) < 200 else f"{type(error).__name__}: ...{what[-160:]}"  # the reason stands at the end
         if patient:
-            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what:.200})") from None
+            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what})") from None
         raise SourceError(
-            f"{where}: cannot reach {constants.ENDPOINT} ({what:.200}); check the network, proxies, HF_ENDPOINT"
+            f"{where}: cannot reach {constants.ENDPOINT} ({what}); check the network, proxies, HF_ENDPOINT"
         ) from None
 
 
