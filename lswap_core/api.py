@@ -30,7 +30,7 @@ from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource
-from lswap_core.sources.places import Places, Travel, local_places
+from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
@@ -133,7 +133,7 @@ def execute(
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
     places = Places()
-    checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
+    checkpoints = _reopen_all(places, plan, moved)
     threads = _threads(workers, remote=any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
@@ -307,6 +307,19 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
         raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
     slots = gpu.open_slots()
     return lambda source: StreamingEvaluator(source, kernels, slots)
+
+
+def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
+    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
+    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
+    opened = run_all(
+        lambda source, _: _reopen(places, source, moved.get(source.role)),
+        plan.sources,
+        total_bytes=0,
+        progress=Silence(),
+        workers=len(plan.sources) if remote else 1,
+    )
+    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
 
 
 def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:

@@ -64,6 +64,7 @@ class HubFolder:
         self._hub: Any = huggingface_hub
         self.name = repository
         self._known: dict[str, int | None] | None = None
+        self._files: dict[str, HubFile] = {}
         self._snapshot: Path | None = None
         if self._offline:
             self._snapshot = self._cached_snapshot(revision)
@@ -96,7 +97,9 @@ class HubFolder:
         """See `lswap_core.sources.remote.Folder`."""
         if self._offline:
             raise SourceError(f"{self.root}/{name}: not in the local cache, and HF_HUB_OFFLINE is set; unset it")
-        return HubFile(self, name)
+        if name not in self._files:
+            self._files[name] = HubFile(self, name)
+        return self._files[name]
 
     def copy_of(self, name: str) -> Path | None:
         """See `lswap_core.sources.remote.Folder`."""

@@ -65,14 +65,14 @@ class Pushed:
 
 
 class Bucket:
-    """Bytes per second for all connections together."""
+    """Bytes per second for all connections together. What sleeping too long costs, and no more, is made up for."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate, self._free_at, self._lock = bytes_per_second, 0.0, threading.Lock()
 
     def take(self, count: int) -> None:
         with self._lock:
-            self._free_at = max(self._free_at, time.monotonic()) + count / self._rate
+            self._free_at = max(self._free_at, time.monotonic() - 0.05) + count / self._rate
             wait = self._free_at - time.monotonic()
         if wait > 0:
             time.sleep(wait)
