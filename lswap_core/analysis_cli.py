@@ -56,12 +56,12 @@ def run_analyze(arguments: argparse.Namespace) -> int:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`lswap_core report`: an output as one HTML page, or as JSON."""
-    from lswap_core import api
+    from lswap_core.page_files import describe, write_page
 
-    page = api.describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)
+    page = describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)
     place = None
     if arguments.html or not arguments.json:
-        place = api.write_page(page, arguments.output, arguments.html)
+        place = write_page(page, arguments.output, arguments.html)
     if arguments.json:
         print_json(page.to_json())
     elif not arguments.quiet:

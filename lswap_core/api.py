@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from lswap_core import executor, kernels, report, survey
+from lswap_core import executor, kernels, report
 from lswap_core.baselines import TaskSum
-from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
@@ -22,7 +20,6 @@ from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
-from lswap_core.page_files import describe, write_page
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
 from lswap_core.ports import Progress, Silence, Source
@@ -32,13 +29,15 @@ from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
-from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
+if TYPE_CHECKING:
+    from lswap_core.changes import ChangeMaps
+
 __all__ = [
-    "analyze", "check_output", "check_repository", "describe", "diff", "draft_merge", "execute", "lay_out", "merge",
-    "open_checkpoint", "push", "read_changes", "read_manifest", "read_plan", "travel", "verify", "write_page", "write_plan",
+    "analyze", "check_output", "check_repository", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
+    "push", "read_manifest", "read_plan", "travel", "verify", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -147,7 +146,7 @@ def execute(
                 run_all(
                     lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads
                 )
-            tool = f"lswap_core {version('lswap-core')}"
+            tool = f"lswap_core {_version()}"
             manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
             for name, data in sidecars.items():
                 sink.put(name, data)
@@ -257,6 +256,8 @@ def analyze(
     """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
     See `lswap_core.analysis.measure_changes`.
     """
+    from lswap_core import survey
+
     return survey.analyze(
         math, lang, base,
         layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
@@ -274,11 +275,30 @@ def draft_merge(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Draft:
-    """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
-    return survey.draft_merge(
+    """The draft of a merge. Where its layers (`auto`) or shares (`ramp="mav"`) follow from what changed, they come from
+    `changes`, or are measured against `base`; for shares alone, only the blended layers are read. RecipeError where `base` or
+    `changes` is given and serves nothing.
+    """
+    if isinstance(recipe, TaskSum):
+        return recipe.draft(math=math, lang=lang, base=base)
+    if not auto and recipe.ramp != "mav":
+        if changes or (base and not recipe.revert_layers):
+            raise RecipeError(
+                f"nothing here needs {'--changes' if changes else '--base'}; leave it out, or ask for --auto or --ramp mav"
+            )
+        return recipe.draft(math=math, lang=lang, base=base)
+    from lswap_core import survey
+
+    return survey.draft_measured(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
     )  # fmt: skip
+
+
+def _version() -> str:
+    from importlib.metadata import version  # loads a mail parser; a plan does without
+
+    return version("lswap-core")
 
 
 def _threads(workers: int | None, *, remote: bool = False) -> int:

@@ -14,8 +14,8 @@ from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import one_of
-from lswap_core.options import METHODS
+from lswap_core.names import classify_outside, one_of
+from lswap_core.options import METHODS, Part
 from lswap_core.recipe import LayerSwap
 
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
@@ -29,8 +29,12 @@ def soup(math: Checkpoint, options: LayerSwap = LayerSwap()) -> LayerSwap:
     """
     if options.explicit or options.bottom or options.top or options.transition:
         raise RecipeError("--method soup blends every layer; leave out what chooses layers")
-    count = math.stack(options.layer_prefix).count
-    return replace(options, blend_layers=tuple(range(count)), embed="blend", norm="blend", head="blend")
+    stack = math.stack(options.layer_prefix)
+    outside = classify_outside(math.tensors, stack)
+    embed: Part = "blend" if outside.embed else "math"
+    norm: Part = "blend" if outside.norm else "math"
+    head: Part = "blend" if outside.head and not math.tied else embed
+    return replace(options, blend_layers=tuple(range(stack.count)), embed=embed, norm=norm, head=head)
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,9 @@ def _layers(page: Page) -> str:
     plot = ""
     if page.origins is not None:
         fits = page.origins.cells <= MOST_CELLS
-        plot = _plot("origins", "Lang's share, layer by layer", "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
+        shared = any(share is not None for row in page.origins.share for share in row)
+        title = "Lang's share, layer by layer" if shared else "Who gives what, layer by layer"
+        plot = _plot("origins", title, "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
     table = "" if page.parts is None else f'<div class="card">{_table(page.parts, left=2, roles=1)}{_notes(page.notes)}</div>'
     if not plot and not table:
         table = '<p class="card hint">These tensors were put together by hand and are in no layers that could be told.</p>'

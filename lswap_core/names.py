@@ -130,8 +130,14 @@ class Stack:
 
     def layer_of(self, name: str) -> int | None:
         """Number of the layer that `name` belongs to, or None outside the stack."""
-        found = split_layer(name)
-        return found[1] if found and found[0] == self.prefix and found[1] < self.count else None
+        # A stack's prefix is what stands before a name's first number, so nothing else need be looked for.
+        before = f"{self.prefix}."
+        if not name.startswith(before):
+            return None
+        number, dot, _ = name[len(before) :].partition(".")
+        if not (dot and number.isascii() and number.isdecimal() and len(number) < 10) or (number[0] == "0" and number != "0"):
+            return None
+        return layer if (layer := int(number)) < self.count else None
 
 
 def find_stack(

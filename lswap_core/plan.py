@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from lswap_core.checkpoint import Role
 from lswap_core.display import counted
@@ -73,8 +73,7 @@ class PlanSidecar:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One tensor of the output: bytes [begin, end) of `file` (absolute) and what they are made of."""
 
     name: str

@@ -12,6 +12,7 @@ from lswap_core.sizes import parse_size
 
 if TYPE_CHECKING:
     from lswap_core.baselines import TaskSum
+    from lswap_core.changes import ChangeMaps
     from lswap_core.checkpoint import Checkpoint
     from lswap_core.plan import Plan
     from lswap_core.recipe import LayerSwap
@@ -54,12 +55,20 @@ def _planned(arguments: argparse.Namespace) -> Plan:
         math=math,
         lang=lang,
         base=base,
-        changes=api.read_changes(arguments.changes) if arguments.changes else None,
+        changes=_changes(arguments),
         auto=arguments.auto,
         progress=progress_bar(arguments, "analysing"),
         workers=getattr(arguments, "workers", None),
     )
     return api.lay_out(draft, shard_size)
+
+
+def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
+    if not arguments.changes:
+        return None
+    from lswap_core.survey import read_changes
+
+    return read_changes(arguments.changes)
 
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
