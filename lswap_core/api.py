@@ -15,6 +15,7 @@ from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
+from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, compile_manifest
 from lswap_core.options import WriteOptions
@@ -25,7 +26,7 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.places import Places, Travel, local_places
+from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from lswap_core.changes import ChangeMaps
 
 __all__ = [
-    "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest",
-    "read_plan", "travel", "verify", "write_plan",
+    "analyze", "check_output", "check_repository", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
+    "push", "read_manifest", "read_plan", "travel", "verify", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -130,7 +131,7 @@ def execute(
     evaluating = _evaluating(device)
     moved = _given(locations or {}, {source.role for source in plan.sources})
     places = Places()
-    checkpoints = {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in plan.sources}
+    checkpoints = _reopen_all(places, plan, moved)
     threads = _threads(workers, remote=is_url(into) or any(map(places.is_remote, checkpoints.values())))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     near = _near(into, (checkpoint.location for checkpoint in checkpoints.values()))
@@ -222,6 +223,11 @@ def verify(
     if issues:
         raise VerificationError(f"{found.root} is not what its manifest says", issues)
     return manifest
+
+
+def push(output: StrPath, repository: str, *, public: bool = False, bars: bool = False) -> Upload:
+    """Put an output on the hub; see `lswap_core.hub_upload.upload`."""
+    return upload(output, repository, public=public, bars=bars)
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
@@ -327,6 +333,19 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
         raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
     slots = gpu.open_slots()
     return lambda source: StreamingEvaluator(source, kernels, slots)
+
+
+def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
+    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
+    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
+    opened = run_all(
+        lambda source, _: _reopen(places, source, moved.get(source.role)),
+        plan.sources,
+        total_bytes=0,
+        progress=Silence(),
+        workers=len(plan.sources) if remote else 1,
+    )
+    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
 
 
 def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:

@@ -69,6 +69,12 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     _add_running(report, run["report"], workers=False)
 
+    push = commands.add_parser("push", help="put an output on the hub; run again to go on where it ended")
+    push.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    push.add_argument("repository", metavar="ORG/NAME", help="the model on the hub; it is made if need be, private")
+    push.add_argument("--public", action="store_true", help="make it for everyone to see")
+    _add_running(push, run["push"], workers=False)
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
@@ -144,6 +150,8 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
         "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
     )
     writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
+    writing.add_argument("--push", metavar="ORG/NAME", help="put the output on the hub as well, private")
+    writing.add_argument("--public", action="store_true", help="with --push: for everyone to see")
 
 
 def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:

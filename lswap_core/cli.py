@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
 from lswap_core.command import run_command
-from lswap_core.console import print_json, print_table, progress_bar, say
+from lswap_core.console import print_json, print_table, progress_bar, say, shows_progress
 from lswap_core.display import counted
+from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.planning_cli import make_plan
 from lswap_core.sizes import format_size
@@ -62,6 +64,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
     from lswap_core.traffic import METHODS, Traffic
 
     given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    _check_push(arguments, into)
     traffic = Traffic()
     manifest = api.execute(
         plan,
@@ -80,6 +83,38 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}")
         say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
+    if arguments.push:
+        try:
+            uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
+        except LswapError as error:
+            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+            raise
+        if not (arguments.json or arguments.quiet):
+            say(f"{uploaded.url}: commit {uploaded.commit}")
+    return 0
+
+
+def _check_push(arguments: argparse.Namespace, into: str) -> None:
+    """Find out before any work is done whether the output can be pushed."""
+    from lswap_core import api
+
+    if arguments.public and not arguments.push:
+        raise RecipeError("--public has no effect without --push")
+    if arguments.push and "://" in into:
+        raise RecipeError(f"--push takes a local output, not {into}")
+    if arguments.push:
+        api.check_repository(arguments.push, public=arguments.public)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
+    done = api.push(arguments.output, arguments.repository, public=arguments.public, bars=shows_progress(arguments))
+    if arguments.json:
+        print_json(asdict(done))
+    elif not arguments.quiet:
+        kind = "private" if done.private else "public"
+        say(f"{done.url}: commit {done.commit}; {counted(done.files, 'file')}, {format_size(done.size_bytes)}, {kind}")
     return 0
 
 
@@ -176,6 +211,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "diff": _diff,
     "verify": _verify,
+    "push": _push,
     "analyze": run_analyze,
     "report": run_report,
 }

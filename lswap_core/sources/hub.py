@@ -64,6 +64,7 @@ class HubFolder:
         self._hub: Any = huggingface_hub
         self.name = repository
         self._known: dict[str, int | None] | None = None
+        self._files: dict[str, HubFile] = {}
         self._snapshot: Path | None = None
         if self._offline:
             self._snapshot = self._cached_snapshot(revision)
@@ -96,7 +97,9 @@ class HubFolder:
         """See `lswap_core.sources.remote.Folder`."""
         if self._offline:
             raise SourceError(f"{self.root}/{name}: not in the local cache, and HF_HUB_OFFLINE is set; unset it")
-        return HubFile(self, name)
+        if name not in self._files:
+            self._files[name] = HubFile(self, name)
+        return self._files[name]
 
     def copy_of(self, name: str) -> Path | None:
         """See `lswap_core.sources.remote.Folder`."""
@@ -113,7 +116,7 @@ class HubFolder:
         where = f"{self.root}/{name}"
 
         def ask() -> HfFileMetadata:
-            with _translated(where, self.name, patient=True):
+            with translated(where, self.name, patient=True):
                 found: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
                 return found
 
@@ -139,7 +142,7 @@ class HubFolder:
         where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
 
         def ask() -> Any:
-            with _translated(where, self.name, revision):
+            with translated(where, self.name, revision):
                 return self._hub.HfApi(library_name="lswap_core").model_info(self.name, revision=revision, files_metadata=True)
 
         info = persist(where, ask)
@@ -179,7 +182,7 @@ class HubFile:
         """See `lswap_core.sources.remote.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
-            with _translated(self.path, self._folder.name):
+            with translated(self.path, self._folder.name):
                 response = request_range(open_session(), address, self._folder.headers_for(address), begin, end)
             with closing(response):
                 if response.status in (301, 302, 303, 307, 308):
@@ -242,7 +245,7 @@ def open_session() -> Any:
 
 
 @contextmanager
-def _translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
+def translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
     """Errors of `huggingface_hub` and of its session as ours; what another try may mend as InterruptedTransferError. patient:
     a hub that cannot be reached is one of these.
     """
@@ -276,10 +279,11 @@ def _translated(where: str, repository: str, revision: str | None = None, *, pat
         raise
     except unreachable as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
+        what = what if len(what) < 200 else f"{type(error).__name__}: ...{what[-160:]}"  # the reason stands at the end
         if patient:
-            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what:.200})") from None
+            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what})") from None
         raise SourceError(
-            f"{where}: cannot reach {constants.ENDPOINT} ({what:.200}); check the network, proxies, HF_ENDPOINT"
+            f"{where}: cannot reach {constants.ENDPOINT} ({what}); check the network, proxies, HF_ENDPOINT"
         ) from None
 
 
