@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
-from lswap_core.outputs import intact_shard, read_manifest
+from lswap_core.outputs import LocalOutput, intact_shard, read_manifest
 from lswap_core.plan import CARD_FILE, MANIFEST_FILE
 from lswap_core.sources.hub import SCHEME, translated
 from lswap_core.sources.remote import InterruptedTransferError, persist
@@ -71,7 +71,7 @@ def upload(output: str | os.PathLike[str], repository: str, *, public: bool = Fa
     root = Path(output)
     manifest = read_manifest(root)
     for shard in manifest.shards:
-        intact_shard(root, shard, manifest)
+        intact_shard(LocalOutput(root), shard, manifest)
     names = [
         *(shard.name for shard in manifest.shards),
         *(sidecar.name for sidecar in manifest.sidecars),

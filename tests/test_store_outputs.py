@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lswap_core import LayerSwap, RecipeError, StalePlanError, executor, kernels, lay_out, merge, open_checkpoint
+from lswap_core.checkpoint import Role
 from lswap_core.cli import main
 from lswap_core.errors import SourceError
 from lswap_core.evaluate import Evaluator
@@ -28,6 +29,7 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan
 from lswap_core.ports import Silence
 from lswap_core.sinks.stores import StoreSink
+from lswap_core.sources.local import LocalSource
 from lswap_core.traffic import Traffic
 from tests.buckets import KEYS, BucketSource, Environ, Store, large_pair, moto_store
 from tests.build import Pair, llama_pair, tree
@@ -71,6 +73,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 @pytest.fixture(scope="module")
+def experts(server: Store, pair: Pair) -> dict[Role, str]:
+    """The pair in a bucket of its own."""
+    server.client().create_bucket(Bucket="experts")
+    server.load("experts", "math", pair.math)
+    server.load("experts", "lang", pair.lang)
+    return {"math": "s3://experts/math", "lang": "s3://experts/lang"}
+
+
+@pytest.fixture(scope="module")
 def expected(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What a merge to a disk gives."""
     out = tmp_path_factory.mktemp("local") / "out"
@@ -82,9 +93,15 @@ def make_plan(pair: Pair) -> Plan:
     return lay_out(SWAP.draft(math=open_checkpoint(pair.math, role="math"), lang=open_checkpoint(pair.lang, role="lang")))
 
 
-def within(store: Store, pair: Pair, plan: Plan, into: str, **how: Any) -> tuple[list[StepRecord], Traffic, StoreSink]:
-    """Merge the pair, which is in the bucket too, from there."""
-    source = BucketSource(store.client(), {"math": "s3://models/math", "lang": "s3://models/lang"})
+def open_local(plan: Plan) -> LocalSource:
+    return LocalSource({source.role: open_checkpoint(source.location, role=source.role) for source in plan.sources})
+
+
+def within(
+    store: Store, experts: dict[Role, str], plan: Plan, into: str, **how: Any
+) -> tuple[list[StepRecord], Traffic, StoreSink]:
+    """Merge experts that are in the store."""
+    source = BucketSource(store.client(), experts)
     traffic = Traffic()
     with closing(StoreSink(into, traffic=traffic, **how)) as sink:
         records = executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=3)
@@ -114,11 +131,11 @@ def test_a_merge_into_a_bucket_is_that_on_a_disk(store: Store, pair: Pair, expec
     assert puts[-2] == "/models/a/out/model.safetensors.index.json"
 
 
-def test_from_bucket_to_bucket_what_is_not_blended_hardly_travels(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
-    store.load("models", "math", pair.math)
-    store.load("models", "lang", pair.lang)
+def test_from_bucket_to_bucket_what_is_not_blended_hardly_travels(
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes]
+) -> None:
     plan = make_plan(pair)
-    records, traffic, sink = within(store, pair, plan, "s3://models/out")
+    records, traffic, sink = within(store, experts, plan, "s3://models/out")
     assert store.tree("models", "out") == shards(expected)
     assert store.uploads("models") == []
     blended = sum(step.size_bytes for step in plan.steps if isinstance(step.made_of, Blend))
@@ -135,11 +152,9 @@ def test_from_bucket_to_bucket_what_is_not_blended_hardly_travels(store: Store, 
 
 
 def test_the_command_line_merges_from_bucket_to_bucket_and_verifies(
-    store: Store, pair: Pair, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store.load("models", "math", pair.math)
-    store.load("models", "lang", pair.lang)
-    sources = ["--math", "s3://models/math", "--lang", "s3://models/lang"]
+    sources = ["--math", experts["math"], "--lang", experts["lang"]]
     assert main(["merge", *sources, *FLAGS, "--out", "s3://models/out"]) == 0
     assert "copied within the store" in capsys.readouterr().out
     found = store.tree("models", "out")
@@ -158,29 +173,27 @@ def test_the_command_line_merges_from_bucket_to_bucket_and_verifies(
     assert "model-00001-of-00002.safetensors" in said
 
 
-def test_a_shard_that_is_its_source_is_copied_by_the_store_alone(store: Store, pair: Pair) -> None:
-    store.load("models", "math", pair.math)
-    store.load("models", "lang", pair.lang)
+def test_a_shard_that_is_its_source_is_copied_by_the_store_alone(store: Store, experts: dict[Role, str], pair: Pair) -> None:
     plan = lay_out(LayerSwap().draft(math=open_checkpoint(pair.math, role="math"), lang=open_checkpoint(pair.lang, role="lang")))
-    within(store, pair, plan, "s3://models/out")
+    within(store, experts, plan, "s3://models/out")
     assert store.tree("models", "out") == shards(tree(pair.math))
     assert store.sent_bytes("models", "out") == 0
 
 
-def test_every_digest_is_taken_where_it_is_asked_for(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
-    store.load("models", "math", pair.math)
-    store.load("models", "lang", pair.lang)
-    records, traffic, _ = within(store, pair, make_plan(pair), "s3://models/out", options=WriteOptions(digest="xxh3"))
+def test_every_digest_is_taken_where_it_is_asked_for(
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes]
+) -> None:
+    records, traffic, _ = within(store, experts, make_plan(pair), "s3://models/out", options=WriteOptions(digest="xxh3"))
     said = json.loads(expected["lswap_manifest.json"])["tensors"]
     assert {record.name: record.digest for record in records} == {name: entry["digest"] for name, entry in said.items()}
     assert traffic.bytes_by_method["splice"] > 0
 
 
-def test_a_store_that_copies_no_parts_is_sent_everything(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
-    store.load("models", "math", pair.math)
-    store.load("models", "lang", pair.lang)
+def test_a_store_that_copies_no_parts_is_sent_everything(
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes]
+) -> None:
     store.refuse = lambda e: ("501 Not Implemented", "NotImplemented") if "HTTP_X_AMZ_COPY_SOURCE" in e else None
-    _, traffic, _ = within(store, pair, make_plan(pair), "s3://models/out")
+    _, traffic, _ = within(store, experts, make_plan(pair), "s3://models/out")
     assert store.tree("models", "out") == shards(expected)
     assert "splice" not in traffic.bytes_by_method
 
@@ -199,7 +212,7 @@ def test_a_source_that_changes_while_it_is_copied_is_a_stale_plan(store: Store, 
 
     store.before = meddle
     with pytest.raises(StalePlanError, match=f"s3://models/lang/{name}: changed"):
-        within(store, pair, make_plan(pair), "s3://models/out")
+        within(store, {"math": "s3://models/math", "lang": "s3://models/lang"}, make_plan(pair), "s3://models/out")
     assert store.tree("models", "out").keys() <= {".lswap-partial/state.json"}
 
 
@@ -243,7 +256,7 @@ def test_what_the_store_has_lost_is_sent_again(store: Store, pair: Pair, expecte
     assert store.tree("models", "out") == expected
 
 
-@pytest.mark.parametrize("failing", ["model-00002-of-00002.safetensors", "config.json", "lswap_manifest.json"])
+@pytest.mark.parametrize("failing", ["model-00002-of-00002.safetensors", "lswap_manifest.json"])
 def test_a_run_cut_off_while_it_publishes_is_taken_to_its_end(store: Store, tmp_path: Path, failing: str) -> None:
     pair = llama_pair(tmp_path, shards=2)
     merge(SWAP, math=pair.math, lang=pair.lang, into=tmp_path / "out")
@@ -291,6 +304,7 @@ KILLED = """
 import sys
 from lswap_core.sinks import stores
 stores._SAVE_SECONDS = 0.0
+from lswap_core.checkpoint import Role
 from lswap_core.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -323,6 +337,30 @@ def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair:
     assert store.tree("models", "out") == expected
     assert store.uploads("models") == []
     assert traffic.bytes_by_method.get("resume", 0) > 0
+
+
+def test_two_that_begin_at_once_do_not_get_into_each_others_way(store: Store, tmp_path: Path) -> None:
+    pair = llama_pair(tmp_path)
+
+    def claim(environ: Environ) -> None:
+        if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("state.json"):
+            store.before = lambda _: None
+            store.client().put_object(Bucket="models", Key="out/.lswap-partial/state.json", Body=b"another's")
+
+    store.before = claim
+    with pytest.raises(RecipeError, match="is being written by another process"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == {".lswap-partial/state.json": b"another's"}
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(store: Store, tmp_path: Path) -> None:
+    pair = llama_pair(tmp_path, layers=40, shards=60)
+    plan = make_plan(pair)
+    with open_local(plan) as source, closing(StoreSink("s3://models/out")) as sink:
+        executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=1)
+        sink.publish()
+        most_bytes = sink.most_held_bytes
+    assert most_bytes < 3 * max(file.header.file_size for file in plan.files)
 
 
 @pytest.mark.parametrize("name", ["lswap_manifest.json", "model.safetensors.index.json", "notes/x.txt"])
@@ -437,6 +475,6 @@ def test_a_second_server_gives_the_same_bytes(second: Store, pair: Pair, expecte
     assert second.tree("models", "a/out") == expected
     second.load("models", "math", pair.math)
     second.load("models", "lang", pair.lang)
-    _, traffic, _ = within(second, pair, make_plan(pair), "s3://models/out")
+    _, traffic, _ = within(second, {"math": "s3://models/math", "lang": "s3://models/lang"}, make_plan(pair), "s3://models/out")
     assert second.tree("models", "out") == shards(expected)
     assert traffic.bytes_by_method["splice"] > 20 * MIB

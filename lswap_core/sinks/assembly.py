@@ -17,18 +17,38 @@ class Assembly:
     held is the parts in which threads are at work, and those that wait for a neighbour's bytes.
     """
 
-    def __init__(self, parts: Mapping[str, tuple[Part, ...]], there: Collection[tuple[str, int]], deliver: Deliver) -> None:
-        """there: parts, by file and number, that are not to be delivered; bytes that come for them are ignored."""
-        self._parts = parts
+    def __init__(
+        self,
+        parts: Mapping[str, tuple[Part, ...]],
+        heads: Mapping[str, bytes],
+        there: Collection[tuple[str, int]],
+        deliver: Deliver,
+    ) -> None:
+        """heads: what files begin with, which nobody else brings. there: parts, by file and number, that are not to be
+        delivered; bytes that come for them are ignored.
+        """
+        self._parts, self._heads = parts, heads
         self._begins = {file: [part.begin for part in of_file] for file, of_file in parts.items()}
         self._there = frozenset(there)
         self._deliver = deliver
-        self._left = {(file, part.number): part.size_bytes for file, of_file in parts.items() for part in of_file}
+        self._left = {
+            (file, part.number): part.size_bytes - len(heads[file][part.begin : part.end])
+            for file, of_file in parts.items()
+            for part in of_file
+        }
         self._buffers: dict[tuple[str, int], bytearray] = {}
         self._held_bytes = 0
         self.most_held_bytes = 0
         """The most memory that parts took at a time."""
         self._lock = Lock()
+
+    def deliver_heads(self) -> None:
+        """Deliver the parts that hold nothing but the beginning of a file."""
+        for file, of_file in self._parts.items():
+            for part in of_file:
+                key = (file, part.number)
+                if self._left[key] == 0 and key not in self._there:
+                    self._deliver(file, part, bytearray(self._heads[file][part.begin : part.end]))
 
     def spans(self, file: str, begin: int, end: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that [begin, end) of a file lies in, each with the range that it has of it."""
@@ -48,6 +68,8 @@ class Assembly:
             buffer = self._buffers.get(key)
             if buffer is None:
                 buffer = self._buffers[key] = bytearray(part.size_bytes)
+                head = self._heads[file][part.begin : part.end]
+                buffer[: len(head)] = head
                 self._held_bytes += part.size_bytes
                 self.most_held_bytes = max(self.most_held_bytes, self._held_bytes)
         return memoryview(buffer)[begin - part.begin : end - part.begin]

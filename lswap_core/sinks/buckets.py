@@ -159,6 +159,16 @@ class Place:
         with told(self.url(name)):
             self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan})
 
+    def claim(self, name: str, data: bytes, plan: str) -> None:
+        """Write a small object that must not be there yet; RecipeError where it is. Stores that cannot tell are believed."""
+        try:
+            with told(self.url(name)):
+                self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
+        except StalePlanError:
+            raise RecipeError(f"{self.url()} is being written by another process; wait for it or choose another --out") from None
+        except UnknownCallError:
+            self.put(name, data, plan)
+
     def get(self, name: str) -> bytes:
         """All of a small object. GoneError."""
         with told(self.url(name)):
@@ -223,7 +233,7 @@ def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
         raise GoneError(f"{where}: is not there, or no longer; another process may have removed it") from None
     if code in _UNKNOWN_CALL or status in {"501", "405"}:
         raise UnknownCallError(f"{where}: the store does not know a call that this needs: {message or code}") from None
-    if code in {"PreconditionFailed", "412"}:
+    if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
         raise StalePlanError(f"{where}: changed after it was planned; plan again") from None
     if code == "NoSuchBucket":
         raise SourceError(f"{where}: there is no bucket {split_url(where)[0]!r}; make it, or name another") from None

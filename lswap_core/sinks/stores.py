@@ -78,9 +78,9 @@ class StoreSink:
         self._steps = {file.name: file.steps() for file in plan.files}
         splices = self._options.copy_method != "read_write"
         self._set_origins(plan, find_origins(self._client, plan, source) if splices else {})
-        self._plan, self._earlier, self._publishing = plan, state, state is not None and state.publishing
         if state is None:  # before the uploads: who finds those must know whose they are
-            self._place.put(STATE_FILE, State(plan.digest, self._options.digest).to_json(), plan.digest)
+            self._place.claim(STATE_FILE, State(plan.digest, self._options.digest).to_json(), plan.digest)
+        self._plan, self._earlier, self._publishing = plan, state, state is not None and state.publishing
         take_up(self._place, plan, state, self._parts, self._uploads)
         self._etags = dict(self._uploads.etags)
         try:
@@ -90,15 +90,15 @@ class StoreSink:
             self._etags = {}
         there = {(file, part.number) for file in self._uploads.complete for part in self._parts[file]} | self._etags.keys()
         self._kept = there
-        self._assembly = Assembly(self._parts, there, self._deliver)
+        heads = {file.name: file.header.encode() for file in plan.files}
+        self._assembly = Assembly(self._parts, heads, there, self._deliver)
         records = {} if state is None else state.steps
         done = {step.name: records[step.name] for step in plan.steps if step.name in records and self._holds(step, there)}
         self._finished = dict(done)
         self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in done))
         self._save()
         self._ready = True
-        for file in plan.files:
-            self._write(file.name, 0, memoryview(file.header.encode()))
+        self._assembly.deliver_heads()
         return done
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
@@ -114,7 +114,12 @@ class StoreSink:
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.ports.Sink`."""
-        self._write(run.file, run.begin + offset, data)
+        at = run.begin + offset
+        for part, begin, end in self._assembly.spans(run.file, at, at + len(data)):
+            room = self._assembly.room(run.file, part, begin, end)
+            if room is not None:
+                room[:] = data[begin - at : end - at]
+            self._assembly.arrived(run.file, part, end - begin)
         self._traffic.add("compute", len(data))
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002 - its parts tell
@@ -220,13 +225,6 @@ class StoreSink:
                 self._traffic.add("read_write", stop - at)
             self._assembly.arrived(run.file, part, stop - at)
             tally(stop - at)
-
-    def _write(self, file: str, at: int, data: memoryview) -> None:
-        for part, begin, end in self._assembly.spans(file, at, at + len(data)):
-            room = self._assembly.room(file, part, begin, end)
-            if room is not None:
-                room[:] = data[begin - at : end - at]
-            self._assembly.arrived(file, part, end - begin)
 
     def _deliver(self, file: str, part: Part, data: bytearray | None) -> None:
         upload = self._uploads.ids[file]
