@@ -133,7 +133,7 @@ def execute(
     moved = _given(locations or {}, {source.role for source in plan.sources})
     places = Places()
     checkpoints = _reopen_all(places, plan, moved)
-    threads = _threads(workers, remote=any(map(places.is_remote, checkpoints.values())))
+    threads = _threads(workers, remote=_are_remote(*checkpoints.values()))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
@@ -196,7 +196,7 @@ def verify(
     manifest = read_manifest(root)
     places = Places()
     sources = _merged_sources(places, manifest, locations) if locations else {}
-    threads = _threads(workers, remote=any(map(places.is_remote, sources.values())))
+    threads = _threads(workers, remote=_are_remote(*sources.values()))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -232,7 +232,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = _threads(workers, remote=any(map(places.is_remote, (first, second))))
+    threads = _threads(workers, remote=_are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
@@ -260,7 +260,8 @@ def analyze(
 
     return survey.analyze(
         math, lang, base,
-        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -291,7 +292,8 @@ def draft_merge(
 
     return survey.draft_measured(
         recipe, math, lang,
-        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+        base=base, changes=changes, auto=auto, progress=progress or Silence(),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -299,6 +301,11 @@ def _version() -> str:
     from importlib.metadata import version  # loads a mail parser; a plan does without
 
     return version("lswap-core")
+
+
+def _are_remote(*checkpoints: Checkpoint | None) -> bool:
+    """Some of them do not lie on a local or mounted disk."""
+    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
 
 
 def _threads(workers: int | None, *, remote: bool = False) -> int:
