@@ -132,7 +132,7 @@ def execute(
     moved = _given(locations or {}, {source.role for source in plan.sources})
     places = Places()
     checkpoints = _reopen_all(places, plan, moved)
-    threads = _threads(workers, remote=is_url(into) or any(map(places.is_remote, checkpoints.values())))
+    threads = _threads(workers, remote=is_url(into) or _are_remote(*checkpoints.values()))
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     near = _near(into, (checkpoint.location for checkpoint in checkpoints.values()))
     with closing(open_sink(into, sources=near, options=options, traffic=traffic, restart=restart)) as sink:
@@ -208,7 +208,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", found.root, found.root, Path(found.root).name, tuple(shards))
-    threads = _threads(workers, remote=any(map(places.is_remote, (written, *sources.values()))))
+    threads = _threads(workers, remote=_are_remote(written, *sources.values()))
     with places.source({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
@@ -236,7 +236,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = _threads(workers, remote=any(map(places.is_remote, (first, second))))
+    threads = _threads(workers, remote=_are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
@@ -266,7 +266,8 @@ def analyze(
 
     return survey.analyze(
         math, lang, base,
-        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -297,7 +298,8 @@ def draft_merge(
 
     return survey.draft_measured(
         recipe, math, lang,
-        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+        base=base, changes=changes, auto=auto, progress=progress or Silence(),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -305,6 +307,11 @@ def _version() -> str:
     from importlib.metadata import version  # loads a mail parser; a plan does without
 
     return version("lswap-core")
+
+
+def _are_remote(*checkpoints: Checkpoint | None) -> bool:
+    """Some of them do not lie on a local or mounted disk."""
+    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
 
 
 def _threads(workers: int | None, *, remote: bool = False) -> int:

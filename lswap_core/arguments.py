@@ -40,7 +40,11 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(apply, run["apply"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file, or BASE+ADAPTER")
+    inspect.add_argument(
+        "checkpoint",
+        metavar="PATH",
+        help="a model directory or a safetensors file, BASE+ADAPTER, org/name[@revision] on the hub, or a URL",
+    )
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
     _add_running(inspect, run["inspect"], workers=False)
@@ -85,7 +89,10 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
         parser.add_argument(
-            f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file, or BASE+ADAPTER"
+            f"--{role}",
+            metavar="PATH",
+            required=True,
+            help=f"{what}: a model directory or a safetensors file, BASE+ADAPTER, org/name[@revision] on the hub, or a URL",
         )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
     parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
@@ -156,7 +163,12 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
 
 def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:
     if workers:
-        parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per processor, at most 8)")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="threads (default: one per processor, at most 8; 16 for sources over a network)",
+        )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
