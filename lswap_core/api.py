@@ -141,7 +141,7 @@ def execute(
                 run = partial(
                     executor.run,
                     progress=progress or Silence(),
-                    workers=sink.most_workers or threads,
+                    workers=threads,
                     digests=options.digest != "none",
                 )
                 done = run(plan, source, sink, evaluating(source))

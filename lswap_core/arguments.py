@@ -21,7 +21,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")
     _add_sources(merge)
     _add_recipe(merge)
-    merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    merge.add_argument(
+        "--out", metavar="OUT", help="where to write, as DIR or s3://bucket/prefix; must not exist (default: ./MATH+LANG-b4u2t2)"
+    )
     merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     _add_writing(merge)
     _add_running(merge, run["merge"])
@@ -34,7 +36,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     apply = commands.add_parser("apply", help="execute a plan")
     apply.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
-    apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
+    apply.add_argument(
+        "--out", metavar="OUT", help="where to write, as DIR or s3://bucket/prefix; must not exist (default: ./MATH+LANG-b4u2t2)"
+    )
     _add_locations(apply, "where {role} lies now, if not where it was planned")
     _add_writing(apply)
     _add_running(apply, run["apply"])
@@ -80,7 +84,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(push, run["push"], workers=False)
 
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
-    verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    verify.add_argument("output", metavar="OUT", help="a directory, or a place in a store, that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
     _add_running(verify, run["verify"])
     return parser

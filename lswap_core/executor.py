@@ -33,6 +33,7 @@ def run(
     if source.sequential and not sink.in_order:
         order.sort(key=lambda run: (run.source.role, run.source.file, run.source.begin))
     source.expect(order)
+    workers = min(workers, sink.most_workers or workers)
     for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):
         done |= {record.name: record for record in records}
     return [done[step.name] for step in plan.steps]

@@ -50,6 +50,10 @@ class Sink(Protocol):
     def in_order(self) -> bool:
         """Runs are wanted in the output's order, whatever the source would like."""
 
+    @property
+    def most_workers(self) -> int | None:
+        """How many threads may do runs at a time; None for any number."""
+
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
         plan has finished; returns the records of the steps that are done.

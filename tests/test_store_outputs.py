@@ -245,6 +245,23 @@ def test_the_same_command_goes_on_from_what_was_sent(store: Store, pair: Pair, e
     assert store.sent_bytes("models", "out") < sum(map(len, expected.values())) + MIB
 
 
+def test_what_the_store_has_copied_is_not_copied_again(
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes]
+) -> None:
+    plan = make_plan(pair)
+    fail_after(store, 4)
+    with pytest.raises(SourceError, match="too busy"):
+        within(store, experts, plan, "s3://models/out")
+    store.refuse = lambda _: None
+    before = {call for call in store.calls if "partNumber" in call[2]}
+    store.calls.clear()
+    within(store, experts, plan, "s3://models/out")
+    assert store.tree("models", "out") == shards(expected)
+    again = {call for call in store.calls if "partNumber" in call[2]} & before
+    assert len(before) == 4
+    assert len(again) <= 3  # three threads may have been in the middle of something
+
+
 def test_what_the_store_has_lost_is_sent_again(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
     fail_after(store, 3)
     with pytest.raises(SourceError, match="too busy"):

@@ -113,14 +113,14 @@ class Place:
         found: dict[int, tuple[int, str]] = {}
         with told(self.url(name)):
             for page in self._client.get_paginator("list_parts").paginate(**self._at(name), UploadId=upload):
-                found |= {int(part["PartNumber"]): (int(part["Size"]), str(part["ETag"])) for part in page.get("Parts", ())}
+                found |= {int(part["PartNumber"]): (int(part["Size"]), _bare(part["ETag"])) for part in page.get("Parts", ())}
         return found
 
     def send(self, name: str, upload: str, number: int, data: bytes | bytearray | memoryview) -> str:
         """Send one part; returns its ETag."""
         with told(self.url(name)):
             answer = self._client.upload_part(**self._at(name), UploadId=upload, PartNumber=number, Body=_body(data))
-        return str(answer["ETag"])
+        return _bare(answer["ETag"])
 
     def splice(self, name: str, upload: str, number: int, source: str, etag: str, begin: int, end: int) -> str:
         """Have the store copy bytes [begin, end) of the object at `source`, a URL, as one part; returns its ETag.
@@ -138,7 +138,7 @@ class Place:
             )
         if "ETag" not in answer.get("CopyPartResult", {}):
             raise UnknownCallError(f"{source}: the store does not copy parts")
-        return str(answer["CopyPartResult"]["ETag"])
+        return _bare(answer["CopyPartResult"]["ETag"])
 
     def complete(self, name: str, upload: str, etags: Sequence[str]) -> None:
         """Put an object together. GoneError where there is no such upload, or no longer."""
@@ -248,6 +248,11 @@ def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
     if code in _BUSY:
         raise SourceError(f"{where}: the store is too busy ({code}); the same command goes on later") from None
     raise SourceError(f"{where}: the store refuses: {code}: {message}") from None
+
+
+def _bare(etag: object) -> str:
+    """An ETag without the quotation marks that some answers have and others have not."""
+    return str(etag).strip('"')
 
 
 def _body(data: bytes | bytearray | memoryview) -> bytes | bytearray:

@@ -42,6 +42,7 @@ class LocalSink:
     in_order = False
     """See `lswap_core.ports.Sink`."""
     most_workers: int | None = None
+    """See `lswap_core.ports.Sink`."""
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class StoreSink:
     in_order = True
     """See `lswap_core.ports.Sink`."""
     most_workers: int | None = None
+    """See `lswap_core.ports.Sink`."""
 
     def __init__(
         self,

@@ -43,8 +43,9 @@ class StreamSink:
     """
 
     in_order = True
-    """See `lswap_core.ports.Sink`. What is more, one thread must do all runs."""
-    most_workers = 1
+    """See `lswap_core.ports.Sink`."""
+    most_workers: int | None = 1
+    """See `lswap_core.ports.Sink`. A stream takes bytes in their order."""
 
     def __init__(self, destination: str, *, options: WriteOptions = WriteOptions(), traffic: Traffic | None = None) -> None:
         """RecipeError where obstore is missing, or for options that make no sense there; SourceError for a bad setup."""
