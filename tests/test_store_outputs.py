@@ -262,15 +262,23 @@ def test_what_the_store_has_copied_is_not_copied_again(
     assert len(again) <= 3  # three threads may have been in the middle of something
 
 
-def test_what_the_store_has_lost_is_sent_again(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+@pytest.mark.parametrize("how", ["gone", "other bytes"])
+def test_what_the_store_has_lost_is_sent_again(store: Store, pair: Pair, expected: dict[str, bytes], how: str) -> None:
     fail_after(store, 3)
     with pytest.raises(SourceError, match="too busy"):
-        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=2)
+        merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=1)
     store.refuse = lambda _: None
-    for upload in store.client().list_multipart_uploads(Bucket="models")["Uploads"]:
-        store.client().abort_multipart_upload(Bucket="models", Key=upload["Key"], UploadId=upload["UploadId"])
+    client = store.client()
+    for upload in client.list_multipart_uploads(Bucket="models")["Uploads"]:
+        at = {"Bucket": "models", "Key": upload["Key"], "UploadId": upload["UploadId"]}
+        if how == "gone":
+            client.abort_multipart_upload(**at)
+        else:
+            for part in client.list_parts(**at).get("Parts", ()):
+                client.upload_part(**at, PartNumber=part["PartNumber"], Body=bytes(part["Size"]))
     merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
     assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
 
 
 @pytest.mark.parametrize("failing", ["model-00002-of-00002.safetensors", "lswap_manifest.json"])
@@ -495,3 +503,61 @@ def test_a_second_server_gives_the_same_bytes(second: Store, pair: Pair, expecte
     _, traffic, _ = within(second, {"math": "s3://models/math", "lang": "s3://models/lang"}, make_plan(pair), "s3://models/out")
     assert second.tree("models", "out") == shards(expected)
     assert traffic.bytes_by_method["splice"] > 20 * MIB
+
+
+@pytest.mark.parametrize(("package", "into"), [("boto3", "s3://models/out"), ("obstore", "gs://models/out")])
+def test_the_extra_that_is_missing_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, into: str
+) -> None:
+    pair = llama_pair(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(RecipeError, match=r"pip install lswap-core\[stores\]"):
+        merge(SWAP, math=pair.math, lang=pair.lang, into=into)
+
+
+def test_an_interrupted_run_is_kept(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    parts = threading.Semaphore(0)
+
+    def slowly(environ: Environ) -> None:
+        if "partNumber" in environ["QUERY_STRING"]:
+            parts.release()
+            time.sleep(0.1)
+
+    store.before = slowly
+    command = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--workers", "1"]
+    program = [sys.executable, "-m", "lswap_core", *command]
+    process = subprocess.Popen(program, env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
+    assert all(parts.acquire(timeout=60) for _ in range(3))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    store.before = lambda _: None
+    assert process.returncode == 130
+    assert "s3://models/out/.lswap-partial/state.json; the same command goes on" in said
+    traffic = Traffic()
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", traffic=traffic)
+    assert store.tree("models", "out") == expected
+    assert traffic.bytes_by_method["resume"] > 0
+
+
+def test_bytes_of_a_source_that_changed_meanwhile_are_not_kept(store: Store, tmp_path: Path) -> None:
+    pair = large_pair(tmp_path)
+    swap = LayerSwap(bottom=6)
+    merge(swap, math=pair.math, lang=pair.lang, into=tmp_path / "out")
+    victim = pair.lang / "model-00001-of-00002.safetensors"
+    data, times = victim.read_bytes(), victim.stat()
+
+    def change(environ: Environ) -> None:
+        if "partNumber=1" in environ["QUERY_STRING"]:
+            store.before = lambda _: None
+            with victim.open("r+b") as file:
+                file.seek(-MIB, os.SEEK_END)
+                file.write(bytes(MIB))
+
+    store.before = change
+    with pytest.raises(StalePlanError, match="changed after it was planned"):
+        merge(swap, math=pair.math, lang=pair.lang, into="s3://models/out", workers=1)
+    assert any("partNumber=2" in query for _, path, query in store.calls if path.endswith(victim.name))
+    victim.write_bytes(data)
+    os.utime(victim, ns=(times.st_atime_ns, times.st_mtime_ns))
+    merge(swap, math=pair.math, lang=pair.lang, into="s3://models/out")
+    assert store.tree("models", "out") == tree(tmp_path / "out")
