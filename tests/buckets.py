@@ -17,12 +17,12 @@ from werkzeug.serving import make_server
 
 from lswap_core.checkpoint import Role, TensorRef
 from lswap_core.runs import Run
-from tests.build import Pair, normal, write_model
+from tests.build import Pair, Tensor, write_model
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 Environ = dict[str, Any]
-Refusal = tuple[str, str]
-"""HTTP status line and S3 error code."""
+Refusal = tuple[str, str] | tuple[str, str, str]
+"""HTTP status line, S3 error code and perhaps its message."""
 
 
 @dataclass
@@ -85,9 +85,9 @@ def moto_store() -> Iterator[Store]:
     def counted(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
         if (refusal := store.refuse(environ)) is not None:
-            status, code = refusal
+            status, code, *message = refusal
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            text = f"<Error><Code>{code}</Code><Message>refused by the test</Message></Error>".encode()
+            text = f"<Error><Code>{code}</Code><Message>{' '.join(message)}</Message></Error>".encode()
             start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))])
             return [text]
         store.before(environ)
@@ -138,6 +138,11 @@ class BucketSource:
         pass
 
 
+def _below_two(shape: tuple[int, ...], rng: np.random.Generator) -> Tensor:
+    """Random bits, without the one that makes a BF16 two or more, or no number."""
+    return Tensor("BF16", shape, (rng.integers(0, 2**16, shape, np.uint16) & np.uint16(0xBFFF)).tobytes())
+
+
 def large_pair(root: Path, *, seed: int = 0) -> Pair:
     """Two experts of 47 MB each in two shards, whose layers are larger than the smallest part, some tensors far smaller."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (3000, 512)}
@@ -149,7 +154,7 @@ def large_pair(root: Path, *, seed: int = 0) -> Pair:
     models = {}
     for role in ("math", "lang"):
         rng = np.random.default_rng([seed, len(role), ord(role[0])])
-        models[role] = {name: normal("BF16", shape, rng) for name, shape in shapes.items()}
+        models[role] = {name: _below_two(shape, rng) for name, shape in shapes.items()}
         names = sorted(shapes)
         files = [names[: len(names) // 2], names[len(names) // 2 :]]
         write_model(root / role, models[role], files=files, config={"num_hidden_layers": 6, "tie_word_embeddings": False})

@@ -15,6 +15,7 @@ from http.server import ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -31,7 +32,7 @@ from lswap_core.ports import Silence
 from lswap_core.sinks.stores import StoreSink
 from lswap_core.sources.local import LocalSource
 from lswap_core.traffic import Traffic
-from tests.buckets import KEYS, BucketSource, Environ, Store, large_pair, moto_store
+from tests.buckets import KEYS, BucketSource, Environ, Refusal, Store, large_pair, moto_store
 from tests.build import Pair, llama_pair, tree
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
@@ -220,7 +221,7 @@ def fail_after(store: Store, parts: int) -> None:
     """Refuse every part after so many, for good."""
     left = threading.Semaphore(parts)
 
-    def refuse(environ: Environ) -> tuple[str, str] | None:
+    def refuse(environ: Environ) -> Refusal | None:
         if environ["REQUEST_METHOD"] == "PUT" and "partNumber" in environ["QUERY_STRING"] and not left.acquire(blocking=False):
             return "503 Slow Down", "SlowDown"
         return None
@@ -286,7 +287,7 @@ def test_a_run_cut_off_while_it_publishes_is_taken_to_its_end(store: Store, tmp_
     pair = llama_pair(tmp_path, shards=2)
     merge(SWAP, math=pair.math, lang=pair.lang, into=tmp_path / "out")
 
-    def refuse(environ: Environ) -> tuple[str, str] | None:
+    def refuse(environ: Environ) -> Refusal | None:
         ending = environ["REQUEST_METHOD"] == "POST" if failing.startswith("model-") else environ["REQUEST_METHOD"] == "PUT"
         hit = ending and environ["PATH_INFO"].endswith(failing) and environ["QUERY_STRING"] != "uploads"
         return ("403 Forbidden", "AccessDenied") if hit else None
@@ -379,7 +380,7 @@ def test_two_that_begin_at_once_do_not_get_into_each_others_way(store: Store, tm
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(store: Store, tmp_path: Path) -> None:
-    pair = llama_pair(tmp_path, layers=40, shards=60)
+    pair = llama_pair(tmp_path, layers=20, shards=30)
     plan = make_plan(pair)
     with open_local(plan) as source, closing(StoreSink("s3://models/out")) as sink:
         executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=1)
@@ -432,6 +433,35 @@ def test_what_a_store_refuses_is_one_clear_line(
     status, advice = REFUSALS[code]
     store.refuse = lambda _: (status, code)
     one_line(pair, "s3://models/out", advice, capsys)
+
+
+def test_a_store_that_wants_parts_of_one_size(
+    store: Store, experts: dict[Role, str], pair: Pair, expected: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Cloudflare R2 does, which tells of it when an upload is completed."""
+    sizes: dict[str, dict[int, int]] = {}
+
+    def refuse(environ: Environ) -> Refusal | None:
+        query = dict(parse_qsl(environ["QUERY_STRING"]))
+        if "partNumber" in query:
+            length = int(environ["CONTENT_LENGTH"] or 0)
+            if "HTTP_X_AMZ_COPY_SOURCE_RANGE" in environ:
+                begin, _, last = environ["HTTP_X_AMZ_COPY_SOURCE_RANGE"].removeprefix("bytes=").partition("-")
+                length = int(last) + 1 - int(begin)
+            sizes.setdefault(query["uploadId"], {})[int(query["partNumber"])] = length
+        elif environ["REQUEST_METHOD"] == "POST" and "uploadId" in query:
+            before_the_last = [size for _, size in sorted(sizes[query["uploadId"]].items())][:-1]
+            if len(set(before_the_last)) > 1:
+                return "400 Bad Request", "InvalidPart", "All non-trailing parts must have the same length."
+        return None
+
+    store.refuse = refuse
+    flags = ["--math", experts["math"], "--lang", experts["lang"], *FLAGS, "--out", "s3://models/out"]
+    assert main(["merge", *flags]) == 7
+    assert "use --copy-method read_write" in capsys.readouterr().err
+    sizes.clear()
+    assert main(["merge", *flags, "--copy-method", "read_write"]) == 0
+    assert shards(store.tree("models", "out")) == shards(expected)
 
 
 def test_a_bucket_that_is_not_there(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,6 +239,8 @@ def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
         raise SourceError(f"{where}: there is no bucket {split_url(where)[0]!r}; make it, or name another") from None
     if code == "RequestTimeTooSkewed":
         raise SourceError(f"{where}: this machine's clock is too far from the store's; set it right") from None
+    if code == "InvalidPart" and "same length" in message:  # as Cloudflare R2 does
+        raise SourceError(f"{where}: the store wants parts of one size; use --copy-method read_write") from None
     if code in _REFUSED:
         raise SourceError(f"{where}: the store does not take these credentials ({code}); renew them") from None
     if code in _DENIED or status == "403":

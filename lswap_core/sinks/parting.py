@@ -142,11 +142,18 @@ def _padded(stretches: Iterable[_Stretch], least: int) -> list[_Stretch]:
     return done
 
 
-def _cut(stretches: Iterable[_Stretch], sent: int, spliced: int) -> Iterator[_Stretch]:
-    """Stretches in equal parts, none of which is larger than is said."""
+def _cut(stretches: list[_Stretch], sent: int, spliced: int) -> Iterator[_Stretch]:
+    """Stretches in parts, none of which is larger than is said: equal ones but for what is sent at the end of a file, where
+    all but the last are as large as can be. So a file that is sent whole suits stores that want parts of one size.
+    """
     for stretch in stretches:
-        count = -(-stretch.size // (sent if stretch.origin is None else spliced))
+        most = sent if stretch.origin is None else spliced
+        count = -(-stretch.size // most)
+        full = stretch.origin is None and stretch is stretches[-1]
         for number in range(count):
-            yield stretch.cut(
-                stretch.begin + stretch.size * number // count, stretch.begin + stretch.size * (number + 1) // count
+            begin, end = (
+                (number * most, min((number + 1) * most, stretch.size))
+                if full
+                else (stretch.size * number // count, stretch.size * (number + 1) // count)
             )
+            yield stretch.cut(stretch.begin + begin, stretch.begin + end)
