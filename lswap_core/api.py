@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest, compile_manifest
+from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
@@ -27,6 +27,7 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.shared import Gathering
 from lswap_core.sources.local import LocalSource, open_local
 from lswap_core.streaming import StreamingEvaluator
 from lswap_core.survey import read_changes
@@ -117,35 +118,47 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = _threads(workers)
-    evaluating = _evaluating(device)
-    moved = _given(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: _reopen(planned, moved.get(planned.role)) for planned in plan.sources}
-    sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
+    threads = threads_of(workers)
+    evaluator_of = evaluating(device)
+    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
+    checkpoints = {planned.role: reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    sidecars = sidecar_bytes(plan, checkpoints[plan.host])
     places = [checkpoint.location for checkpoint in checkpoints.values()]
     with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with LocalSource(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
-                done = run(plan, source, sink, evaluating(source))
+                done = run(plan, source, sink, evaluator_of(source))
                 source.check()
-            if options.digest == "sha256":
-                run_all(
-                    lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads
-                )
-            tool = f"lswap_core {version('lswap-core')}"
-            manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
-            for name, data in sidecars.items():
-                sink.put(name, data)
-            if plan.index is not None:
-                sink.put(INDEX_FILE, plan.index.encode())
-            sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
-            sink.put(MANIFEST_FILE, manifest.to_json().encode())
-            sink.publish()
+            manifest = complete(plan, done, sink, sidecars, digest=options.digest, workers=threads)
         except BaseException as error:
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
+    return manifest
+
+
+def complete(
+    plan: Plan,
+    done: Sequence[StepRecord],
+    sink: LocalSink | Gathering,
+    sidecars: Mapping[str, bytes],
+    *,
+    digest: str,
+    workers: int,
+) -> Manifest:
+    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    if digest == "sha256":
+        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=workers)
+    tool = f"lswap_core {version('lswap-core')}"
+    manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
+    for name, data in sidecars.items():
+        sink.put(name, data)
+    if plan.index is not None:
+        sink.put(INDEX_FILE, plan.index.encode())
+    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+    sink.put(MANIFEST_FILE, manifest.to_json().encode())
+    sink.publish()
     return manifest
 
 
@@ -196,9 +209,9 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=_threads(workers),
+            workers=threads_of(workers),
         )
-    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
+    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=threads_of(workers))
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
@@ -208,7 +221,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
     first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
     with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=_threads(workers))
+        return tensor_diff(first, second, source, progress=progress or Silence(), workers=threads_of(workers))
 
 
 def analyze(
@@ -227,7 +240,7 @@ def analyze(
     """
     return survey.analyze(
         math, lang, base,
-        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=_threads(workers),
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=threads_of(workers),
     )  # fmt: skip
 
 
@@ -245,17 +258,18 @@ def draft_merge(
     """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
     return survey.draft_merge(
         recipe, math, lang,
-        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=_threads(workers),
+        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=threads_of(workers),
     )  # fmt: skip
 
 
-def _threads(workers: int | None) -> int:
+def threads_of(workers: int | None) -> int:
+    """The number of threads asked for, or the usual one. RecipeError for less than one."""
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
     return workers or default_workers()
 
 
-def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+def locations_by_role(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
@@ -263,7 +277,7 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     return given
 
 
-def _evaluating(device: str) -> Callable[[Source], Evaluator]:
+def evaluating(device: str) -> Callable[[Source], Evaluator]:
     """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
         raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
@@ -277,7 +291,7 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+def reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
     checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
@@ -289,7 +303,8 @@ def _reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. Raises StalePlanError where it changed after it was planned."""
     there = {sidecar.name: sidecar for sidecar in host.sidecars}
     contents = {}
     for planned in plan.sidecars:
@@ -300,7 +315,7 @@ def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
 
 
 def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = _given(locations, {source.role for source in manifest.sources})
+    given = locations_by_role(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
     opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}

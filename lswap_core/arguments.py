@@ -39,7 +39,18 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     _add_locations(apply, "where {role} lies now, if not where it was planned")
     _add_writing(apply)
+    apply.add_argument(
+        "--part",
+        metavar="K/N",
+        help="do only the K-th of N parts, from 1 on, beside other workers; auto or auto/N: as Slurm, torchrun or Kubernetes say",
+    )
     _add_running(apply, run["apply"])
+
+    publish = commands.add_parser("publish", help="put the parts that `apply --part` made together under the final name")
+    publish.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
+    publish.add_argument("--out", metavar="DIR", help="the output that the parts are of (default: ./MATH+LANG-b4u2t2)")
+    _add_locations(publish, "where {role} lies now, if not where it was planned")
+    _add_running(publish, run["publish"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
     inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")

@@ -17,6 +17,7 @@ from lswap_core.command import run_command
 from lswap_core.console import print_json, print_table, progress_bar, say
 from lswap_core.display import counted
 from lswap_core.options import WriteOptions
+from lswap_core.parts_cli import run_part, run_publish
 from lswap_core.planning_cli import make_plan
 from lswap_core.sizes import format_size
 
@@ -51,17 +52,27 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    if arguments.part is not None:
+        return run_part(arguments, _write_options(arguments), _locations(arguments))
     from lswap_core import api, report
 
     plan = api.read_plan(arguments.plan)
     return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    return run_publish(arguments, _locations(arguments))
+
+
+def _write_options(arguments: argparse.Namespace) -> WriteOptions:
+    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    return WriteOptions(**given)
+
+
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
-    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
     traffic = Traffic()
     manifest = api.execute(
         plan,
@@ -70,7 +81,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         progress=progress_bar(arguments, f"writing {Path(into).name}"),
         workers=arguments.workers,
         device=arguments.device,
-        options=WriteOptions(**given),
+        options=_write_options(arguments),
         restart=arguments.restart,
         traffic=traffic,
     )
@@ -173,4 +184,5 @@ _COMMANDS = {
     "diff": _diff,
     "verify": _verify,
     "analyze": run_analyze,
+    "publish": _publish,
 }

@@ -1,0 +1,88 @@
+"""One output by many workers that share a filesystem and nothing else: each does a part of the plan, one publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from lswap_core import executor
+from lswap_core.api import StrPath, complete, evaluating, locations_by_role, reopen, sidecar_bytes, threads_of
+from lswap_core.manifest import Manifest
+from lswap_core.options import WriteOptions
+from lswap_core.plan import Plan
+from lswap_core.ports import Progress, Silence
+from lswap_core.shares import Part
+from lswap_core.sinks.shared import Gathering, SharedSink
+from lswap_core.sources.local import LocalSource
+from lswap_core.traffic import Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """What one part of an output is. anew: this call did it; else it had been done before."""
+
+    part: Part
+    tensors: int
+    size_bytes: int
+    anew: bool
+
+
+def apply_part(
+    plan: Plan,
+    part: Part,
+    *,
+    into: StrPath,
+    locations: Mapping[str, StrPath] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    options: WriteOptions = WriteOptions(),
+    restart: bool = False,
+    traffic: Traffic | None = None,
+) -> PartDone:
+    """Do one part of what `execute` does, beside other workers, each of which is given the same plan, number of parts and
+    kind of digests. When all are done, `publish` makes the output.
+
+    A part that has been done is not done again, unless `restart` says so; one that was cut off is done from its beginning.
+    Raises as `execute`; RecipeError also where `into` is being built from another plan, in another number of parts or with
+    other digests.
+    """
+    threads = threads_of(workers)
+    evaluator_of = evaluating(device)
+    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
+    checkpoints = {planned.role: reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    places = [checkpoint.location for checkpoint in checkpoints.values()]
+    with closing(SharedSink(into, plan, part, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+        steps = sink.steps
+        anew = not sink.is_done
+        if anew:
+            with LocalSource(checkpoints) as source:
+                done = executor.run(
+                    plan,
+                    source,
+                    sink,
+                    evaluator_of(source),
+                    progress=progress or Silence(),
+                    workers=threads,
+                    digests=options.digest != "none",
+                    steps=steps,
+                )
+                source.check()
+            sink.seal(done)
+    return PartDone(part, len(steps), sum(step.size_bytes for step in steps), anew)
+
+
+def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | None = None, workers: int | None = None) -> Manifest:
+    """Give what `apply_part` made its final name, with everything that `execute` puts beside the shards: where no extents are
+    shared the same bytes as `execute` makes, manifest and card included.
+
+    Of the sources only the host is looked at, for what lies beside its shards. RecipeError where a part is missing or of
+    another plan, or where `into` exists; StalePlanError where the host is not what was planned.
+    """
+    threads = threads_of(workers)
+    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
+    gathering = Gathering(into, plan, sources=[moved.get(source.role, source.location) for source in plan.sources])
+    (host,) = (source for source in plan.sources if source.role == plan.host)
+    sidecars = sidecar_bytes(plan, reopen(host, moved.get(host.role)))
+    return complete(plan, gathering.records, gathering, sidecars, digest=gathering.digest, workers=threads)

@@ -1,0 +1,54 @@
+"""`apply --part` and `publish`: one output by many workers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from lswap_core.console import print_json, progress_bar, say
+from lswap_core.display import counted
+from lswap_core.options import WriteOptions
+from lswap_core.sizes import format_size
+
+
+def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
+    """Do one part of a plan."""
+    from lswap_core import api, parts, report
+    from lswap_core.shares import parse_part
+
+    part = parse_part(arguments.part, os.environ)
+    plan = api.read_plan(arguments.plan)
+    into = arguments.out or report.default_name(plan)
+    done = parts.apply_part(
+        plan,
+        part,
+        into=into,
+        locations=locations,
+        progress=progress_bar(arguments, f"part {part} of {os.path.basename(into)}"),
+        workers=arguments.workers,
+        device=arguments.device,
+        options=options,
+        restart=arguments.restart,
+    )
+    if arguments.json:
+        told = {"part": part.number, "parts": part.count, "tensors": done.tensors, "bytes": done.size_bytes, "anew": done.anew}
+        print_json(told)
+    elif not arguments.quiet:
+        what = f"{counted(done.tensors, 'tensor')}, {format_size(done.size_bytes)}"
+        say(f"{into}: part {part} {'is done' if done.anew else 'was done already'}: {what}")
+        say(f"- when all {part.count} are: lswap_core publish {arguments.plan}")
+    return 0
+
+
+def run_publish(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
+    """Publish an output whose parts are all done."""
+    from lswap_core import api, parts, report
+
+    plan = api.read_plan(arguments.plan)
+    into = arguments.out or report.default_name(plan)
+    manifest = parts.publish(plan, into=into, locations=locations, workers=arguments.workers)
+    if arguments.json:
+        print(manifest.to_json(), end="")
+    elif not arguments.quiet:
+        say(f"{into}: {plan.summary()}")
+    return 0
