@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from lswap_core import executor
 from lswap_core.api import StrPath, complete, evaluating, locations_by_role, reopen, sidecar_bytes, threads_of
@@ -57,19 +58,15 @@ def apply_part(
         steps = sink.steps
         anew = not sink.is_done
         if anew:
-            with LocalSource(checkpoints) as source:
-                done = executor.run(
-                    plan,
-                    source,
-                    sink,
-                    evaluator_of(source),
-                    progress=progress or Silence(),
-                    workers=threads,
-                    digests=options.digest != "none",
-                    steps=steps,
-                )
-                source.check()
-            sink.seal(done)
+            try:
+                with LocalSource(checkpoints) as source:
+                    run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
+                    done = run(plan, source, sink, evaluator_of(source), steps=steps)
+                    source.check()
+                sink.seal(done)
+            except BaseException as error:
+                error.add_note(f"other parts are not touched by that; the same command does part {part} anew")
+                raise
     return PartDone(part, len(steps), sum(step.size_bytes for step in steps), anew)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 
 from lswap_core.console import print_json, progress_bar, say
 from lswap_core.display import counted
@@ -36,7 +37,8 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
     elif not arguments.quiet:
         what = f"{counted(done.tensors, 'tensor')}, {format_size(done.size_bytes)}"
         say(f"{into}: part {part} {'is done' if done.anew else 'was done already'}: {what}")
-        say(f"- when all {part.count} are: lswap_core publish {arguments.plan}")
+        where = ["--out", arguments.out] if arguments.out else []
+        say(f"- when all {part.count} are: {shlex.join(['lswap_core', 'publish', arguments.plan, *where])}")
     return 0
 
 
