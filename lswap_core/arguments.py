@@ -10,6 +10,7 @@ from lswap_core.command import Parser
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
 from lswap_core.recipe import PARTS, RAMPS
 
+ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -26,6 +27,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     _add_writing(merge)
+    _add_engine(merge)
     _add_running(merge, run["merge"])
 
     plan = commands.add_parser("plan", help="plan a merge from the headers alone")
@@ -39,6 +41,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     _add_locations(apply, "where {role} lies now, if not where it was planned")
     _add_writing(apply)
+    _add_engine(apply)
     apply.add_argument(
         "--part",
         metavar="K/N",
@@ -144,6 +147,15 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
         "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
     )
     writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    cluster = parser.add_argument_group("on a cluster")
+    cluster.add_argument("--engine", choices=ENGINES, default="local", help="ray: as tasks of a Ray cluster (default: local)")
+    cluster.add_argument(
+        "--address", metavar="HOST", help="ray: of the cluster; auto: this machine's (default: RAY_ADDRESS, or one started here)"
+    )
+    cluster.add_argument("--parts", type=int, metavar="N", help="ray: how many parts (default: some for each task at once)")
 
 
 def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:

@@ -17,7 +17,7 @@ from lswap_core.command import run_command
 from lswap_core.console import print_json, print_table, progress_bar, say
 from lswap_core.display import counted
 from lswap_core.options import WriteOptions
-from lswap_core.parts_cli import run_part, run_publish
+from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.planning_cli import make_plan
 from lswap_core.sizes import format_size
 
@@ -73,6 +73,9 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
+    if arguments.engine == "ray":
+        return run_on_ray(plan, arguments, into, _write_options(arguments), locations)
+    check_engine(arguments)
     traffic = Traffic()
     manifest = api.execute(
         plan,

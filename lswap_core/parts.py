@@ -14,6 +14,8 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Silence
 from lswap_core.shares import Part
+from lswap_core.sinks.building import Build, Terms
+from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.shared import Gathering, SharedSink
 from lswap_core.sources.local import LocalSource
 from lswap_core.traffic import Traffic
@@ -68,6 +70,17 @@ def apply_part(
                 error.add_note(f"other parts are not touched by that; the same command does part {part} anew")
                 raise
     return PartDone(part, len(steps), sum(step.size_bytes for step in steps), anew)
+
+
+def check_parts(plan: Plan, into: StrPath, parts: int | None, options: WriteOptions) -> int | None:
+    """The number of parts in which an output is being built already, None where it is not. Raises what `apply_part` would where
+    `into` is an impossible place, or is being built otherwise than is asked for here; parts: None for any number.
+    """
+    build = Build(check_destination(into, [source.location for source in plan.sources]))
+    found = build.terms()
+    if found is not None:
+        build.check(Terms(plan.digest, parts or found.parts, options.digest))
+    return None if found is None else found.parts
 
 
 def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | None = None, workers: int | None = None) -> Manifest:

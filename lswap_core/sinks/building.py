@@ -66,11 +66,7 @@ class Build:
         if self.terms() is None:
             self._refuse_strangers()
             self._found(terms)
-        found = self.terms()
-        if found is None:
-            raise RecipeError(f"{self.path} was removed by another process while this one began; start it again")
-        if found != terms:
-            raise self._refusal(found, terms)
+        self.check(terms)
         if os.path.lexists(self.destination):
             if not self.output.exists():
                 self.remove()  # published a moment ago: this was made after that
@@ -86,6 +82,14 @@ class Build:
         if document is None:
             return None
         return Terms(document["plan"].text(), document["parts"].integer(low=1), document["digest"].text())
+
+    def check(self, terms: Terms) -> None:
+        """RecipeError where the terms of those who build there are others."""
+        found = self.terms()
+        if found is None:
+            raise RecipeError(f"{self.path} was removed by another process while this one began; start it again")
+        if found != terms:
+            raise self._refusal(found, terms)
 
     def records(self, part: Part, terms: Terms) -> list[StepRecord] | None:
         """The records of a part; None where it is not done, or its file is damaged. RecipeError where it was done on other
