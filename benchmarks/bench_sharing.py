@@ -27,6 +27,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.bench_405b import allocated, xfs
+from benchmarks.harness import WRITES_BYTECODE
 from benchmarks.make_experts import SHAPES, shards
 from lswap_core.header import build_header, reference_order
 
@@ -39,7 +40,7 @@ MERGES = {
     "merge, no transition, --shard-size 600MB": ["--shard-size", "600MB"],
     "merge, no transition, --copy-method read_write": ["--copy-method", "read_write"],
 }
-PACKAGE = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+PACKAGE = {**os.environ, **WRITES_BYTECODE, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ from statistics import median
 from typing import IO
 
 LOOK_EVERY_MS = 20
+WRITES_BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+"""An installed package has its bytecode, a checkout only after the first run, which the gate is, and where that may write it."""
 OUT = "bench-out"
 """Where every contender writes to, in the directory that is measured."""
 _PIECE_BYTES = 1 << 20
@@ -82,7 +84,9 @@ def _run(argv: Sequence[str], log: IO[bytes], environment: Mapping[str, str]) ->
     """CPU seconds, peak resident and anonymous bytes, bytes read and written."""
     resident = anonymous = 0
     # Not subprocess.run: the child must stay a zombie until /proc/PID/io is read, which then has all it ever moved.
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | environment)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | WRITES_BYTECODE | environment
+    )
     ended = os.pidfd_open(process.pid)
     try:
         poll = select.poll()

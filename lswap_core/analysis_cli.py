@@ -8,6 +8,7 @@ import dataclasses
 from lswap_core.console import print_json, print_table, progress_bar, say
 from lswap_core.errors import RecipeError
 from lswap_core.planning_cli import open_pair
+from lswap_core.sizes import format_size
 
 
 def run_analyze(arguments: argparse.Namespace) -> int:
@@ -50,4 +51,19 @@ def run_analyze(arguments: argparse.Namespace) -> int:
         print_table(change_tables.matrix_changes(maps))
         for line in change_tables.findings(maps, found, proposed, unclear):
             say(f"- {line}")
+    return 0
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """`lswap_core report`: an output as one HTML page, or as JSON."""
+    from lswap_core.page_files import describe, write_page
+
+    page = describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)
+    place = None
+    if arguments.html or not arguments.json:
+        place = write_page(page, arguments.output, arguments.html)
+    if arguments.json:
+        print_json(page.to_json())
+    elif not arguments.quiet:
+        say(f"{place}: {format_size(place.stat().st_size if place else 0)}, opens in a browser and needs no network")
     return 0

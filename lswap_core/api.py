@@ -6,13 +6,11 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from lswap_core import executor, kernels, report, survey
+from lswap_core import executor, kernels, report
 from lswap_core.baselines import TaskSum
-from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
@@ -28,19 +26,23 @@ from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.shared import Gathering
-from lswap_core.sources.local import LocalSource, open_local
+from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.streaming import StreamingEvaluator
-from lswap_core.survey import read_changes
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
+if TYPE_CHECKING:
+    from lswap_core.changes import ChangeMaps
+
 __all__ = [
-    "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_changes",
-    "read_manifest", "read_plan", "verify", "write_plan",
+    "analyze", "check_output", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint", "read_manifest",
+    "read_plan", "travel", "verify", "write_plan",
 ]  # fmt: skip
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
+REMOTE_WORKERS = 16
 
 
 class Execution(TypedDict, total=False):
@@ -55,17 +57,20 @@ class Execution(TypedDict, total=False):
 
 
 def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`, a directory or one safetensors file; headers only, no data.
+    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
+    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
 
-    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies in
-    a hub cache, else its directory's name. Raises FormatError, RecipeError (role) or OSError.
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
+    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
     """
-    return open_local(os.fspath(path), parse_role(role), name)
+    return Places().open(os.fspath(path), parse_role(role), name)
 
 
-def default_workers() -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)))
+def default_workers(*, remote: bool = False) -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
+    network, which threads spend their time waiting for.
+    """
+    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -88,14 +93,19 @@ def read_plan(path: StrPath) -> Plan:
 
 def write_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
-    place = check_destination(path, [source.location for source in plan.sources])
+    place = check_destination(path, _places(plan))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_destination(into, [source.location for source in plan.sources])
+    check_destination(into, _places(plan))
+
+
+def travel(plan: Plan) -> Travel | None:
+    """How many bytes come over the network if `plan` is executed; None where no source is remote."""
+    return Places().travel(plan)
 
 
 def execute(
@@ -118,23 +128,26 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads = threads_of(workers)
+    threads_for(workers)
     evaluator_of = evaluating(device)
-    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: reopen(planned, moved.get(planned.role)) for planned in plan.sources}
+    places = Places()
+    checkpoints = reopen(places, plan, locations)
+    threads = threads_for(workers, remote=any(map(places.is_remote, checkpoints.values())))
     sidecars = sidecar_bytes(plan, checkpoints[plan.host])
-    places = [checkpoint.location for checkpoint in checkpoints.values()]
-    with closing(LocalSink(into, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
+    with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
-            with LocalSource(checkpoints) as source:
+            with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                 done = run(plan, source, sink, evaluator_of(source))
                 source.check()
             manifest = complete(plan, done, sink, sidecars, digest=options.digest, workers=threads)
         except BaseException as error:
+            (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
+    (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
 
 
@@ -150,8 +163,7 @@ def complete(
     """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
     if digest == "sha256":
         run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=workers)
-    tool = f"lswap_core {version('lswap-core')}"
-    manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
     for name, data in sidecars.items():
         sink.put(name, data)
     if plan.index is not None:
@@ -192,7 +204,9 @@ def verify(
     """
     root = Path(output)
     manifest = read_manifest(root)
-    sources = _merged_sources(manifest, locations) if locations else {}
+    places = Places()
+    sources = _merged_sources(places, manifest, locations) if locations else {}
+    threads = threads_for(workers, remote=any(map(places.is_remote, sources.values())))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -201,7 +215,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", str(root), str(root), root.name, tuple(shards))
-    with LocalSource({"math": written}) as out, LocalSource(sources) as inputs:
+    with LocalSource({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
             out,
@@ -209,19 +223,28 @@ def verify(
             kernels,
             files=frozenset(shard.name for shard in shards),
             progress=progress or Silence(),
-            workers=threads_of(workers),
+            workers=threads,
         )
-    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=threads_of(workers))
+    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=threads_for(workers))
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
 
 
 def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: int | None = None) -> Diff:
-    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal."""
-    first, second = open_checkpoint(a, role="math"), open_checkpoint(b, role="lang")
-    with LocalSource({"math": first, "lang": second}) as source:
-        return tensor_diff(first, second, source, progress=progress or Silence(), workers=threads_of(workers))
+    """How two checkpoints differ: names, shapes, dtypes, and whether the bytes are equal; of a checkpoint with an adapter, the
+    bytes that a merge would take.
+    """
+    places = Places()
+    first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
+    threads = threads_for(workers, remote=any(map(places.is_remote, (first, second))))
+    with places.source({"math": first, "lang": second}) as source:
+        return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
+
+
+def _places(plan: Plan) -> list[str]:
+    """Local paths that the plan reads."""
+    return [place for source in plan.sources for place in local_places(source.location)]
 
 
 def analyze(
@@ -238,9 +261,11 @@ def analyze(
     """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
     See `lswap_core.analysis.measure_changes`.
     """
+    from lswap_core import survey
+
     return survey.analyze(
         math, lang, base,
-        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=threads_of(workers),
+        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=threads_for(workers),
     )  # fmt: skip
 
 
@@ -255,21 +280,40 @@ def draft_merge(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Draft:
-    """The draft of a merge, which may need to know what changed; see `lswap_core.survey.draft_merge`."""
-    return survey.draft_merge(
+    """The draft of a merge. Where its layers (`auto`) or shares (`ramp="mav"`) follow from what changed, they come from
+    `changes`, or are measured against `base`; for shares alone, only the blended layers are read. RecipeError where `base` or
+    `changes` is given and serves nothing.
+    """
+    if isinstance(recipe, TaskSum):
+        return recipe.draft(math=math, lang=lang, base=base)
+    if not auto and recipe.ramp != "mav":
+        if changes or (base and not recipe.revert_layers):
+            raise RecipeError(
+                f"nothing here needs {'--changes' if changes else '--base'}; leave it out, or ask for --auto or --ramp mav"
+            )
+        return recipe.draft(math=math, lang=lang, base=base)
+    from lswap_core import survey
+
+    return survey.draft_measured(
         recipe, math, lang,
-        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=threads_of(workers),
+        base=base, changes=changes, auto=auto, progress=progress or Silence(), workers=threads_for(workers),
     )  # fmt: skip
 
 
-def threads_of(workers: int | None) -> int:
+def _version() -> str:
+    from importlib.metadata import version  # loads a mail parser; a plan does without
+
+    return version("lswap-core")
+
+
+def threads_for(workers: int | None, *, remote: bool = False) -> int:
     """The number of threads asked for, or the usual one. RecipeError for less than one."""
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers()
+    return workers or default_workers(remote=remote)
 
 
-def locations_by_role(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
@@ -291,9 +335,20 @@ def evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
+def reopen(
+    places: Places, plan: Plan, locations: Mapping[str, StrPath] | None = None, *, host_alone: bool = False
+) -> dict[Role, Checkpoint]:
+    """The sources of a plan, or its host alone, opened through `places` and held against what was planned. locations: where
+    one lies now, by role. StalePlanError where one is not what it was.
+    """
+    moved = _given(locations or {}, {source.role for source in plan.sources})
+    wanted = [source for source in plan.sources if not host_alone or source.role == plan.host]
+    return {planned.role: _reopen(places, planned, moved.get(planned.role)) for planned in wanted}
+
+
+def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
     """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = open_local(moved_to or planned.location, planned.role, planned.name)
+    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
     now = {shard.name: shard for shard in checkpoint.files}
     for file in planned.files:
         shard = now.get(file.name)
@@ -304,7 +359,7 @@ def reopen(planned: PlanSource, moved_to: str | None) -> Checkpoint:
 
 
 def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
-    """What is copied beside the shards, by name. Raises StalePlanError where it changed after it was planned."""
+    """What is copied beside the shards, by name. StalePlanError where it changed after it was planned."""
     there = {sidecar.name: sidecar for sidecar in host.sidecars}
     contents = {}
     for planned in plan.sidecars:
@@ -314,11 +369,11 @@ def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     return contents
 
 
-def _merged_sources(manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = locations_by_role(locations, {source.role for source in manifest.sources})
+def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+    given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: open_local(given[source.role], source.role) for source in manifest.sources}
+    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:
         now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}

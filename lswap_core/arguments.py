@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from lswap_core.baselines import METHODS
 from lswap_core.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS
-from lswap_core.recipe import PARTS, RAMPS
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
 
 ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
@@ -56,7 +54,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(publish, run["publish"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file")
+    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file, or BASE+ADAPTER")
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
     _add_running(inspect, run["inspect"], workers=False)
@@ -74,6 +72,17 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     analyze.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     _add_running(analyze, run["analyze"])
 
+    report = commands.add_parser("report", help="draw an output as one HTML page: its layers, changes, provenance, results")
+    report.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    report.add_argument("--changes", metavar="FILE", help="what `analyze --json` printed of the experts, for all layers")
+    report.add_argument(
+        "--eval", metavar="FILE", help="results of an evaluation (default: OUT.eval.json, OUT.*.eval.json, eval.json)"
+    )
+    report.add_argument(
+        "--html", metavar="FILE", help="where to write; must not exist (default: OUT-report.html; with --json: none)"
+    )
+    _add_running(report, run["report"], workers=False)
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
@@ -83,7 +92,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
-        parser.add_argument(f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file")
+        parser.add_argument(
+            f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file, or BASE+ADAPTER"
+        )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
     parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
     parser.add_argument("--base-name", metavar="NAME", help="what to call base in the model card")

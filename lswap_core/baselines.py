@@ -14,11 +14,10 @@ from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import one_of
+from lswap_core.names import classify_outside, one_of
+from lswap_core.options import METHODS, Part
 from lswap_core.recipe import LayerSwap
 
-Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
-METHODS = ("layer-swap", "soup", "task-arithmetic", "ties")
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
 DENSITY = 0.2
 """What Yadav et al. (arXiv 2306.01708) recommend where there is nothing to tune them on."""
@@ -30,8 +29,12 @@ def soup(math: Checkpoint, options: LayerSwap = LayerSwap()) -> LayerSwap:
     """
     if options.explicit or options.bottom or options.top or options.transition:
         raise RecipeError("--method soup blends every layer; leave out what chooses layers")
-    count = math.stack(options.layer_prefix).count
-    return replace(options, blend_layers=tuple(range(count)), embed="blend", norm="blend", head="blend")
+    stack = math.stack(options.layer_prefix)
+    outside = classify_outside(math.tensors, stack)
+    embed: Part = "blend" if outside.embed else "math"
+    norm: Part = "blend" if outside.norm else "math"
+    head: Part = "blend" if outside.head and not math.tied else embed
+    return replace(options, blend_layers=tuple(range(stack.count)), embed=embed, norm=norm, head=head)
 
 
 @dataclass(frozen=True, slots=True)

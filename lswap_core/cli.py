@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswap_core.analysis_cli import run_analyze
+from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
 from lswap_core.command import run_command
 from lswap_core.console import print_json, print_table, progress_bar, say
@@ -98,11 +98,15 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
+    from lswap_core import api
+
     if arguments.json:
         print(plan.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}" if into else plan.summary())
+        if (travel := api.travel(plan)) is not None:
+            say(f"fetches {format_size(travel.needed)}; a full download would be {format_size(travel.download)}")
         files = f"{counted(len(plan.files), 'shard')} and {counted(len(plan.sidecars), 'small file')}"
         say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
     return 0
@@ -188,4 +192,5 @@ _COMMANDS = {
     "verify": _verify,
     "analyze": run_analyze,
     "publish": _publish,
+    "report": run_report,
 }

@@ -57,7 +57,7 @@ def execute_on_ray(
         raise RecipeError(f"--parts is {parts}; expected 1 or more")
     place = Path(os.path.abspath(into))
     found = check_parts(plan, place, parts, options)
-    there = {role: os.path.abspath(path) for role, path in (locations or {}).items()}
+    there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
     with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
         threads, slots = _slots(ray, workers)
         count = parts or found or max(1, slots * _PARTS_PER_SLOT)

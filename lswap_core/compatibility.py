@@ -47,7 +47,8 @@ def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> 
     """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
     configs = _compare_configs(math, lang)
     issues = (*configs.issues, *_tokenizer_issues(math, lang), *tensor_issues(math, lang, allow_cast))
-    return Comparison(issues, configs.notes)
+    adapters = (note for side in (math, lang) if side.adapter is not None for note in side.adapter.notes)
+    return Comparison(issues, (*configs.notes, *adapters))
 
 
 def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iterator[str]:
@@ -63,11 +64,12 @@ def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iter
             continue
         if x.shape != y.shape:
             yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in {role}"
-        if x.dtype is y.dtype:
+        in_math, in_other = math.dtype_of(name), other.dtype_of(name)
+        if in_math is in_other:
             continue
-        castable = x.dtype.blendable and y.dtype.blendable
+        castable = in_math.blendable and in_other.blendable
         if not (allow_cast and castable):
-            yield f"tensor {name!r} is {x.dtype} in math, {y.dtype} in {role}" + (
+            yield f"tensor {name!r} is {in_math} in math, {in_other} in {role}" + (
                 " (--cast brings it to math's)" if castable else ""
             )
 

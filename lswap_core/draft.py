@@ -17,7 +17,7 @@ from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32, operand_in, rounded_to
 from lswap_core.header import METADATA
-from lswap_core.names import Selector
+from lswap_core.names import Selector, modules_with_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,8 @@ class Draft:
                 issues.append(f"tensor {name!r} is not in {source.role}")
             elif ref.shape != wanted.shape:
                 issues.append(f"tensor {name!r} has shape {list(wanted.shape)}, {source.role} has {list(ref.shape)}")
-            elif ref.dtype != wanted.dtype and not (cast and ref.dtype.blendable and wanted.dtype.blendable):
-                issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {ref.dtype}")
+            elif (had := source.dtype_of(name)) != wanted.dtype and not (cast and had.blendable and wanted.dtype.blendable):
+                issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {had}")
             else:
                 taken[name] = operand_in(operand_of(source, name), wanted.dtype)
         if issues:
@@ -188,7 +188,7 @@ class Draft:
             raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
         # The average of two quantised weights times the average of their scales is not the average of the weights.
         small = [name for name in chosen if side[name].dtype.bits <= 8]
-        with_scale = {n.rpartition(".")[0] for n in self.tensors if "scale" in n.rpartition(".")[2]} if small else set()
+        with_scale = modules_with_scale(self.tensors) if small else frozenset()
         scaled = [name for name in small if name.rpartition(".")[0] in with_scale]
         if scaled:
             refused = [f"tensor {name!r} is {side[name].dtype} with a scale beside it" for name in scaled]
@@ -206,5 +206,8 @@ class Draft:
 def operand_of(source: Checkpoint, name: str) -> Operand:
     """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
     ref = source.tensors[name]
-    change = None if source.adapter is None else source.adapter.low_rank.get(name)
-    return Copy(ref) if change is None else Adapted(ref, change.a, change.b, change.scale, change.transposed)
+    if source.adapter is None:
+        return Copy(ref)
+    change = source.adapter.low_rank.get(name)
+    operand = Copy(ref) if change is None else Adapted(ref, change.a, change.b, change.scale, change.transposed)
+    return operand_in(operand, source.dtype_of(name))

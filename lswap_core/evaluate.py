@@ -115,19 +115,20 @@ class Evaluator:
             return data
         rounded = self._buffer(f"{side} rounded", count * operand.dtype.bits // 8)
         if isinstance(operand, Adapted):
-            left, right = self._factors(operand)
+            left, right = self._factors(side, operand)
             to = operand.dtype
             self._kernels.add_low_rank(data, left, right, operand.scale, first=first, dtype=kept, out=rounded, to=to)
         else:
             self._kernels.cast(data, dtype=kept, out=rounded, to=operand.dtype)
         return rounded
 
-    def _factors(self, operand: Adapted) -> tuple[Any, Any]:
-        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns); the last ones are kept."""
-        kept: tuple[Adapted, tuple[Any, Any]] | None = self._buffers.__dict__.get("factors")
+    def _factors(self, side: str, operand: Adapted) -> tuple[Any, Any]:
+        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns); the last ones of a side are kept."""
+        use = f"{side} factors"
+        kept: tuple[Adapted, tuple[Any, Any]] | None = self._buffers.__dict__.get(use)
         if kept is None or kept[0] != operand:
             a, b = (self._matrix(ref) for ref in (operand.a, operand.b))
-            kept = self._buffers.__dict__["factors"] = (operand, (a.T, b.T) if operand.transposed else (b, a))
+            kept = self._buffers.__dict__[use] = (operand, (a.T, b.T) if operand.transposed else (b, a))
         return kept[1]
 
     def _matrix(self, ref: TensorRef) -> Any:

@@ -42,6 +42,7 @@ def run(
     order = list(runs(left))
     if source.sequential:
         order.sort(key=lambda run: (run.source.role, run.source.file, run.source.begin))
+    source.expect(order)
     for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):
         done |= {record.name: record for record in records}
     return [done[step.name] for step in wanted]

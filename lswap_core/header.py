@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from lswap_core.documents import MAX_SIZE, parse_object
 from lswap_core.dtypes import DTYPES, DType
@@ -29,8 +29,7 @@ _FIELDS = ("dtype", "shape", "data_offsets")
 _FIELD_SET = frozenset(_FIELDS)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor as its header describes it; `begin` and `end` (half-open) count from the end of the header."""
 
     dtype: DType
@@ -55,7 +54,8 @@ class Header:
     @property
     def file_size(self) -> int:
         """Size in bytes of the whole file."""
-        return self.data_begin + max((info.end for info in self.tensors.values()), default=0)
+        last = next(reversed(self.tensors.values()), None)  # type: ignore[call-overload] # a dict's, which can be
+        return self.data_begin + (0 if last is None else last.end)
 
     def encode(self) -> bytes:
         """The file's bytes up to the first tensor: length and JSON."""
@@ -91,7 +91,21 @@ def parse_length(prefix: bytes, file_size: int, *, path: str) -> int:
 def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
     """Validate the JSON `raw` of a file that has `data_size` bytes after it (None: as many as it says); FormatError names
     what is wrong.
+
+    Experts tuned from one base mostly have the same headers, so the last ones are remembered.
     """
+    try:
+        return _parse_known(raw, data_size)
+    except FormatError:
+        return _parse_header(raw, data_size, path)
+
+
+@lru_cache(maxsize=512)
+def _parse_known(raw: bytes, data_size: int | None) -> Header:
+    return _parse_header(raw, data_size, "")
+
+
+def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
     if not raw.startswith(b"{"):
         raise FormatError(f"the header must begin with '{{', not with {bytes(raw[:1])!r}", path=path)
     entries = parse_object(raw, path=path, blame=lambda trail: trail[0])

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
-from lswap_core.dtypes import DType
 from lswap_core.errors import RecipeError
 from lswap_core.header import Header, build_header, reference_order
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
@@ -27,7 +26,7 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
-    keeps_host = shard_size is None and _shapes(draft) == {n: (r.dtype, r.shape) for n, r in draft.host.tensors.items()}
+    keeps_host = shard_size is None and _keeps_shapes(draft)
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
         PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))
@@ -41,8 +40,13 @@ def _source_file(shard: Shard) -> SourceFile:
     return SourceFile(shard.name, shard.header.file_size, shard.fingerprint, shard.mtime_ns)
 
 
-def _shapes(draft: Draft) -> dict[str, tuple[DType, tuple[int, ...]]]:
-    return {name: (made_of.dtype, made_of.shape) for name, made_of in draft.tensors.items()}
+def _keeps_shapes(draft: Draft) -> bool:
+    """Names, dtypes and shapes are the host's."""
+    host = draft.host
+    return draft.tensors.keys() == host.tensors.keys() and all(
+        made_of.shape == host.tensors[name].shape and made_of.dtype == host.dtype_of(name)
+        for name, made_of in draft.tensors.items()
+    )
 
 
 def _metadata(draft: Draft, of_file: Mapping[str, str]) -> dict[str, str]:

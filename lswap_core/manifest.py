@@ -88,7 +88,7 @@ class SourceRecord:
 class Manifest:
     """The record of one merge. Equal plans give equal manifests: it holds no time, machine or location.
 
-    host: the source that gave layout and sidecars.
+    host: the source that gave layout and sidecars. shard_size: bytes per shard that were asked for, None for its own layout.
     """
 
     tool: str
@@ -99,6 +99,7 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     sidecars: tuple[FileRecord, ...]
     tensors: Mapping[str, TensorRecord]
+    shard_size: int | None = None
 
     @property
     def undigested(self) -> tuple[str, ...]:
@@ -113,6 +114,7 @@ class Manifest:
             "tool": self.tool,
             "plan_sha256": self.plan_digest,
             "host": self.host,
+            **({} if self.shard_size is None else {"shard_size": self.shard_size}),
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [{"role": s.role, "name": s.name, "files": _files(s.files)} for s in self.sources],
             "shards": [_shard_to_json(shard) for shard in self.shards],
@@ -144,6 +146,7 @@ class Manifest:
             shards,
             tuple(_file(entry) for entry in unique_by(document["sidecars"], "name")),
             tensors,
+            document["shard_size"].integer(low=1) if "shard_size" in document else None,
         )
 
 
@@ -176,6 +179,7 @@ def compile_manifest(
             )
             for step in plan.steps
         },
+        plan.shard_size,
     )  # fmt: skip
 
 

@@ -112,6 +112,15 @@ def module_of(name: str) -> str:
     return "other"
 
 
+def modules_with_scale(names: Iterable[str]) -> frozenset[str]:
+    """Modules that have a quantisation scale beside their weights.
+
+    >>> sorted(modules_with_scale(["a.weight", "a.weight_scale", "b.weight"]))
+    ['a']
+    """
+    return frozenset(name.rpartition(".")[0] for name in names if "scale" in name.rpartition(".")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """The transformer layers of a checkpoint: names `<prefix>.<0..count-1>.<rest>`."""
@@ -121,8 +130,14 @@ class Stack:
 
     def layer_of(self, name: str) -> int | None:
         """Number of the layer that `name` belongs to, or None outside the stack."""
-        found = split_layer(name)
-        return found[1] if found and found[0] == self.prefix and found[1] < self.count else None
+        # A stack's prefix is what stands before a name's first number, so nothing else need be looked for.
+        before = f"{self.prefix}."
+        if not name.startswith(before):
+            return None
+        number, dot, _ = name[len(before) :].partition(".")
+        if not (dot and number.isascii() and number.isdecimal() and len(number) < 10) or (number[0] == "0" and number != "0"):
+            return None
+        return layer if (layer := int(number)) < self.count else None
 
 
 def find_stack(

@@ -1,4 +1,6 @@
-"""How an output is written: choices that change its speed and what is recorded of it, never its tensors."""
+"""What can be chosen by name; and how an output is written, which changes its speed and what is recorded of it, never its
+tensors. Light enough for the command line to load before it knows what is asked of it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,15 @@ from lswap_core.errors import RecipeError
 CopyMethod = Literal["auto", "clone", "copy_file_range", "sendfile", "read_write"]
 DigestKind = Literal["auto", "none", "xxh3", "sha256"]
 Link = Literal["none", "hard"]
+Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
+Ramp = Literal["constant", "linear", "mav"]
+Part = Literal["math", "lang", "blend"]
 COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
 DIGESTS: tuple[DigestKind, ...] = get_args(DigestKind)
 LINKS: tuple[Link, ...] = get_args(Link)
+METHODS: tuple[Method, ...] = get_args(Method)
+RAMPS: tuple[Ramp, ...] = get_args(Ramp)
+PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
 from lswap_core import executor
-from lswap_core.api import StrPath, complete, evaluating, locations_by_role, reopen, sidecar_bytes, threads_of
+from lswap_core.api import StrPath, complete, evaluating, reopen, sidecar_bytes, threads_for
+from lswap_core.errors import RecipeError
 from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan
@@ -17,7 +19,7 @@ from lswap_core.shares import Part
 from lswap_core.sinks.building import Build, Terms
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.shared import Gathering, SharedSink
-from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places, local_places
 from lswap_core.traffic import Traffic
 
 
@@ -51,17 +53,19 @@ def apply_part(
     Raises as `execute`; RecipeError also where `into` is being built from another plan, in another number of parts or with
     other digests.
     """
-    threads = threads_of(workers)
+    _check_shared(into)
+    threads_for(workers)
     evaluator_of = evaluating(device)
-    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
-    checkpoints = {planned.role: reopen(planned, moved.get(planned.role)) for planned in plan.sources}
-    places = [checkpoint.location for checkpoint in checkpoints.values()]
-    with closing(SharedSink(into, plan, part, sources=places, options=options, traffic=traffic, restart=restart)) as sink:
+    places = Places()
+    checkpoints = reopen(places, plan, locations)
+    threads = threads_for(workers, remote=any(map(places.is_remote, checkpoints.values())))
+    local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
+    with closing(SharedSink(into, plan, part, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         steps = sink.steps
         anew = not sink.is_done
         if anew:
             try:
-                with LocalSource(checkpoints) as source:
+                with places.source(checkpoints) as source:
                     run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                     done = run(plan, source, sink, evaluator_of(source), steps=steps)
                     source.check()
@@ -69,6 +73,8 @@ def apply_part(
             except BaseException as error:
                 error.add_note(f"other parts are not touched by that; the same command does part {part} anew")
                 raise
+            finally:
+                (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return PartDone(part, len(steps), sum(step.size_bytes for step in steps), anew)
 
 
@@ -76,7 +82,8 @@ def check_parts(plan: Plan, into: StrPath, parts: int | None, options: WriteOpti
     """The number of parts in which an output is being built already, None where it is not. Raises what `apply_part` would where
     `into` is an impossible place, or is being built otherwise than is asked for here; parts: None for any number.
     """
-    build = Build(check_destination(into, [source.location for source in plan.sources]))
+    _check_shared(into)
+    build = Build(check_destination(into, _local(plan)))
     found = build.terms()
     if found is not None:
         build.check(Terms(plan.digest, parts or found.parts, options.digest))
@@ -90,9 +97,20 @@ def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
     Of the sources only the host is looked at, for what lies beside its shards. RecipeError where a part is missing or of
     another plan, or where `into` exists; StalePlanError where the host is not what was planned.
     """
-    threads = threads_of(workers)
-    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
-    gathering = Gathering(into, plan, sources=[moved.get(source.role, source.location) for source in plan.sources])
-    (host,) = (source for source in plan.sources if source.role == plan.host)
-    sidecars = sidecar_bytes(plan, reopen(host, moved.get(host.role)))
-    return complete(plan, gathering.records, gathering, sidecars, digest=gathering.digest, workers=threads)
+    _check_shared(into)
+    threads = threads_for(workers)
+    gathering = Gathering(into, plan, sources=_local(plan))
+    host = reopen(Places(), plan, locations, host_alone=True)[plan.host]
+    return complete(plan, gathering.records, gathering, sidecar_bytes(plan, host), digest=gathering.digest, workers=threads)
+
+
+def _local(plan: Plan) -> list[str]:
+    """Local paths that sources were planned at."""
+    return [place for source in plan.sources for place in local_places(source.location)]
+
+
+def _check_shared(into: StrPath) -> None:
+    if "://" in os.fspath(into):
+        raise RecipeError(
+            f"{os.fspath(into)}: parts are built in a directory that all workers share; give a path on such a filesystem"
+        )

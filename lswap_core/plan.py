@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from lswap_core.checkpoint import Role
 from lswap_core.display import counted
@@ -34,6 +34,8 @@ FORMAT = "lswap-plan/1"
 SINGLE_FILE = "model.safetensors"
 SHARD_SUFFIX = ".safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+"""A source that has this file beside its shards is a base with an adapter, called `base+adapter`."""
 MANIFEST_FILE = "lswap_manifest.json"
 CARD_FILE = "README.md"
 CLAIM_FILE = ".lswap-partial"
@@ -71,8 +73,7 @@ class PlanSidecar:
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One tensor of the output: bytes [begin, end) of `file` (absolute) and what they are made of."""
 
     name: str

@@ -6,15 +6,16 @@ import argparse
 import gc
 from typing import TYPE_CHECKING
 
-from lswap_core.baselines import SCALES, TaskSum, soup
 from lswap_core.console import progress_bar
 from lswap_core.errors import RecipeError
-from lswap_core.recipe import LayerSwap, parse_layers
 from lswap_core.sizes import parse_size
 
 if TYPE_CHECKING:
+    from lswap_core.baselines import TaskSum
+    from lswap_core.changes import ChangeMaps
     from lswap_core.checkpoint import Checkpoint
     from lswap_core.plan import Plan
+    from lswap_core.recipe import LayerSwap
 
 _SWAP_OPTIONS = (
     "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
@@ -41,6 +42,8 @@ def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Ch
 
 def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
+    from lswap_core.baselines import soup
+    from lswap_core.recipe import LayerSwap
 
     recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
@@ -52,7 +55,7 @@ def _planned(arguments: argparse.Namespace) -> Plan:
         math=math,
         lang=lang,
         base=base,
-        changes=api.read_changes(arguments.changes) if arguments.changes else None,
+        changes=_changes(arguments),
         auto=arguments.auto,
         progress=progress_bar(arguments, "analysing"),
         workers=getattr(arguments, "workers", None),
@@ -60,7 +63,17 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     return api.lay_out(draft, shard_size)
 
 
+def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
+    if not arguments.changes:
+        return None
+    from lswap_core.survey import read_changes
+
+    return read_changes(arguments.changes)
+
+
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
+    from lswap_core.recipe import LayerSwap, parse_layers
+
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:
             raise RecipeError(f"--{option} has no effect with --method {arguments.method}")
@@ -82,6 +95,9 @@ def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
 
 
 def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
+    from lswap_core.baselines import SCALES, TaskSum
+    from lswap_core.recipe import LayerSwap
+
     if arguments.method not in SCALES:
         return None
     for name in LayerSwap.__slots__:

@@ -21,7 +21,10 @@ class Source(Protocol):
 
     @property
     def sequential(self) -> bool:
-        """Reading each file from first to last pays: on disks that turn, and over a network."""
+        """Reading each file from first to last pays: on disks that turn, and on network filesystems."""
+
+    def expect(self, order: Sequence[Run]) -> None:
+        """Told what will be read, in the order in which it will be begun. Nothing that was not told of is refused."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the file's bytes from `offset` after the tensor's first on. Raises StalePlanError where the

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
+from lswap_core.options import PARTS, RAMPS, Part, Ramp
 
-Ramp = Literal["constant", "linear", "mav"]
-Part = Literal["math", "lang", "blend"]
-RAMPS = ("constant", "linear", "mav")
-PARTS = ("math", "lang", "blend")
+if TYPE_CHECKING:
+    from lswap_core.changes import ChangeMaps
+
 _SHOWN = 8
 _MAX_DIGITS = 5
 
@@ -176,12 +175,12 @@ class LayerSwap:
         stack = math.stack(self.layer_prefix)
         shares, said = self._shares(changes, math, lang, stack.count)
         zones = self.zones(stack.count, shares)
-        outside = classify_outside(math.tensors, stack)
+        numbers = {name: stack.layer_of(name) for name in math.tensors}
+        outside = classify_outside([name for name, number in numbers.items() if number is None], stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
         by_share: dict[float, list[str]] = {}
-        for name in math.tensors:
-            number = stack.layer_of(name)
+        for name, number in numbers.items():
             if number is None or (self.swap is not None and module_of(name) not in self.swap):
                 continue
             if (share := zones.shares[number]) > 0:

@@ -17,7 +17,7 @@ from lswap_core.draft import SwapRecord
 from lswap_core.errors import RecipeError
 from lswap_core.manifest import Manifest
 from lswap_core.names import Stack, classify_outside
-from lswap_core.plan import MANIFEST_FILE, SHARD_SUFFIX, Plan
+from lswap_core.plan import ADAPTER_FILE, MANIFEST_FILE, SHARD_SUFFIX, Plan, PlanSource
 from lswap_core.sizes import format_size
 
 _LAYER_COLUMNS = ("part", "from", "lang's share", "tensors", "size")
@@ -97,8 +97,18 @@ def plan_notes(plan: Plan) -> list[str]:
 
 def default_name(plan: Plan) -> str:
     """Name of the output where none is given: `<math>+<lang>-b4u2t2`."""
-    names = {source.role: source.name.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for source in plan.sources}
+    names = {
+        source.role: "+".join(part.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for part in _parts(source))
+        for source in plan.sources
+    }
     return "+".join(names[role] for role in ROLES if role in names) + f"-{_setting(plan.swap)}"
+
+
+def _parts(source: PlanSource) -> tuple[str, ...]:
+    """What a source is put together from, by name: itself, or base and adapter."""
+    base, plus, adapter = source.name.rpartition("+")
+    adapted = plus and any(file.name == ADAPTER_FILE for file in source.files)
+    return (base, adapter) if adapted else (source.name,)
 
 
 def _setting(swap: SwapRecord | None) -> str:
@@ -117,7 +127,7 @@ def _setting(swap: SwapRecord | None) -> str:
     return text + (f"t{bottom}" if bottom == top else f"t{bottom}-{top}")
 
 
-def repeat_command(plan: Plan, swap: SwapRecord) -> str:
+def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
     """The command line that makes the same plan from the same sources, called by their names."""
     words = ["lswap_core", "merge"]
     for source in plan.sources:
@@ -137,7 +147,7 @@ def repeat_command(plan: Plan, swap: SwapRecord) -> str:
 
 def model_card(plan: Plan, manifest: Manifest) -> str:
     """A model card with front matter as the hub reads it. Strings are quoted as JSON, which is YAML."""
-    bases = dict.fromkeys(source.name for source in plan.sources if _HUB_ID.fullmatch(source.name))
+    bases = dict.fromkeys(part for source in plan.sources for part in _parts(source) if _HUB_ID.fullmatch(part))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
     front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap and plan.swap.shares else ())]
     lines = ["---", *front, "---", "", f"# {default_name(plan)}", ""]
@@ -195,6 +205,9 @@ class Overview:
     unclear: str
     outside: Mapping[str, tuple[str, ...]]
     dtypes: Mapping[str, tuple[int, int]]
+    adapted: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, layer_prefix: str | None = None) -> Overview:
@@ -212,7 +225,10 @@ class Overview:
             count, size = dtypes.get(ref.dtype.name, (0, 0))
             dtypes[ref.dtype.name] = (count + 1, size + ref.size_bytes)
         total = sum(size for _, size in dtypes.values())
-        return cls(checkpoint.location, len(checkpoint.shards), len(checkpoint.tensors), total, stack, unclear, outside, dtypes)
+        adapter = checkpoint.adapter
+        said = ((), (), ()) if adapter is None else (tuple(adapter.low_rank), tuple(adapter.replaced), adapter.notes)
+        count = len(checkpoint.tensors)
+        return cls(checkpoint.location, len(checkpoint.shards), count, total, stack, unclear, outside, dtypes, *said)
 
     def lines(self) -> list[str]:
         """The overview as sentences."""
@@ -227,6 +243,10 @@ class Overview:
         for part, names in self.outside.items():
             if names:
                 said.append(f"{part}: {', '.join(names[:4])}" + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
+        if self.adapted or self.replaced:
+            changes = f"{counted(len(self.adapted), 'tensor')} changed, {counted(len(self.replaced), 'tensor')} given in full"
+            said.append(f"with an adapter: {changes}")
+        said += self.notes
         return said
 
     def dtype_table(self) -> Table:
@@ -240,9 +260,14 @@ class Overview:
 
 
 def tensor_table(checkpoint: Checkpoint) -> Table:
-    """Every tensor: name, file, dtype, shape, size."""
+    """Every tensor: name, file, dtype, shape, size; where there is an adapter, what it does."""
     rows = [
         (name, ref.file, ref.dtype.name, "x".join(map(str, ref.shape)) or "scalar", format_size(ref.size_bytes))
         for name, ref in checkpoint.tensors.items()
     ]
-    return Table(("tensor", "file", "dtype", "shape", "size"), tuple(rows))
+    columns = ("tensor", "file", "dtype", "shape", "size")
+    if (adapter := checkpoint.adapter) is None:
+        return Table(columns, tuple(rows))
+    changes = {name: f"rank {change.a.shape[0]}, scale {change.scale:.6g}" for name, change in adapter.low_rank.items()}
+    said = {**dict.fromkeys(adapter.replaced, "in full"), **changes}
+    return Table((*columns, "adapter"), tuple((*row, said.get(row[0], "")) for row in rows))

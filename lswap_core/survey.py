@@ -10,7 +10,6 @@ from typing import Any
 
 from lswap_core import kernels
 from lswap_core.analysis import measure_changes
-from lswap_core.baselines import TaskSum
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role
 from lswap_core.draft import Draft
@@ -18,7 +17,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.kinship import find_kinship
 from lswap_core.ports import Progress
 from lswap_core.recipe import LayerSwap
-from lswap_core.sources.local import LocalSource
+from lswap_core.sources.places import Places
 from lswap_core.suggestion import suggest
 
 CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
@@ -44,7 +43,7 @@ def analyze(
         raise RecipeError(
             f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}"
         )
-    with LocalSource(experts) as source:
+    with Places().source(experts) as source:
         maps = measure_changes(
             experts, source, kernels,
             layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress, workers=workers,
@@ -58,8 +57,8 @@ def read_changes(path: str | os.PathLike[str]) -> ChangeMaps:
     return ChangeMaps.from_json(Path(path).read_bytes(), path=os.fspath(path))
 
 
-def draft_merge(
-    recipe: LayerSwap | TaskSum,
+def draft_measured(
+    recipe: LayerSwap,
     math: Checkpoint,
     lang: Checkpoint,
     *,
@@ -69,20 +68,9 @@ def draft_merge(
     progress: Progress,
     workers: int,
 ) -> Draft:
-    """The draft of a merge. Where its layers (`auto`) or shares (`ramp="mav"`) follow from what changed, they come from
-    `changes`, or are measured against `base`; for shares alone, only the blended layers are read. RecipeError where `base` or
-    `changes` is given and serves nothing.
-    """
-    if isinstance(recipe, TaskSum):
-        return recipe.draft(math=math, lang=lang, base=base)
+    """The draft of a swap whose layers (`auto`) or shares (`ramp="mav"`) come from `changes` or are measured against `base`."""
     if auto and (set_by_hand := [f.name for f in fields(recipe) if f.name in CHOICES and getattr(recipe, f.name) != f.default]):
         raise RecipeError(f"--auto chooses the layers; leave out --{set_by_hand[0].replace('_', '-')}")
-    if not auto and recipe.ramp != "mav":
-        if changes or (base and not recipe.revert_layers):
-            raise RecipeError(
-                f"nothing here needs {'--changes' if changes else '--base'}; leave it out, or ask for --auto or --ramp mav"
-            )
-        return recipe.draft(math=math, lang=lang, base=base)
     if base is None and changes is None:
         raise RecipeError(f"{'--auto' if auto else '--ramp mav'} needs to know what changed: give either --base or --changes")
     if base and changes and not recipe.revert_layers:

@@ -13,6 +13,7 @@ METHODS = {
     "read_write": "copied by read and write",
     "compute": "computed",
     "resume": "there already",
+    "fetch": "fetched",
 }
 """Ways, and what people call them."""
 

@@ -10,8 +10,9 @@ import numpy as np
 from lswap_core.checkpoint import Checkpoint, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
-from lswap_core.evaluate import CHUNK_BYTES, Evaluator
-from lswap_core.expressions import Copy
+from lswap_core.draft import operand_of
+from lswap_core.evaluate import CHUNK_BYTES, OPERAND_BYTES, Evaluator, element_ranges
+from lswap_core.expressions import Copy, Operand
 from lswap_core.manifest import Manifest, TensorRecord
 from lswap_core.parallel import run_all
 from lswap_core.ports import Kernels, Progress, Source, Tally
@@ -88,14 +89,25 @@ class Diff:
         return asdict(self)
 
 
-def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, *, progress: Progress, workers: int) -> Diff:
-    """Compare catalogues, then the bytes of what could be equal. `source` reads both."""
-    both = {name: (x, b.tensors[name]) for name, x in a.tensors.items() if name in b.tensors}
+def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, kernels: Kernels, *, progress: Progress, workers: int) -> Diff:
+    """Compare catalogues, then the bytes of what could be equal, adapters applied. `source` reads both."""
+    both = {name: (operand_of(a, name), operand_of(b, name)) for name in a.tensors if name in b.tensors}
+    evaluator = Evaluator(source, kernels)
     shapes = tuple(name for name, (x, y) in both.items() if x.shape != y.shape)
     dtypes = tuple(name for name, (x, y) in both.items() if x.shape == y.shape and x.dtype != y.dtype)
     comparable = {name: pair for name, pair in both.items() if name not in {*shapes, *dtypes}}
 
-    def equal(pair: tuple[TensorRef, TensorRef], tally: Tally) -> bool:
+    def equal(pair: tuple[Operand, Operand], tally: Tally) -> bool:
+        if all(isinstance(side, Copy) and side.cast is None for side in pair):
+            return equal_bytes((pair[0].ref, pair[1].ref), tally)
+        same = True
+        for first, count in element_ranges(pair[0], OPERAND_BYTES):
+            if same:
+                same = evaluator.elements("x", pair[0], first, count) == evaluator.elements("y", pair[1], first, count)
+            tally(count * pair[0].dtype.bits // 8)
+        return same
+
+    def equal_bytes(pair: tuple[TensorRef, TensorRef], tally: Tally) -> bool:
         buffers = np.empty((2, min(CHUNK_BYTES, pair[0].size_bytes)), np.uint8)
         same = True
         for done in range(0, pair[0].size_bytes, CHUNK_BYTES):
@@ -107,7 +119,7 @@ def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, *, progress: Progr
             tally(len(x))
         return same
 
-    total_bytes = sum(x.size_bytes for x, _ in comparable.values())
+    total_bytes = sum(x.ref.size_bytes * x.dtype.bits // x.ref.dtype.bits for x, _ in comparable.values())
     results = run_all(equal, list(comparable.values()), total_bytes=total_bytes, progress=progress, workers=workers)
     found = dict(zip(comparable, results, strict=True))
     return Diff(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import LayerSwap, MismatchError, TaskSum, merge, open_checkpoint, soup, verify
+from lswap_core import Blend, LayerSwap, MismatchError, TaskSum, merge, open_checkpoint, soup, verify
 from lswap_core.cli import main
 from lswap_core.names import module_of
 from tests import oracle
@@ -176,3 +176,16 @@ def test_a_plan_that_contradicts_itself_is_refused(
 )  # fmt: skip
 def test_kinds_of_modules(name: str, kind: str) -> None:
     assert module_of(name) == kind
+
+
+def test_a_soup_blends_what_there_is_outside_the_layers(tmp_path: Path, trio: dict[str, Model]) -> None:
+    experts = {}
+    for role in ("math", "lang"):
+        bare = {name: tensor for name, tensor in trio[role].items() if name.startswith("model.layers.")}
+        write_model(tmp_path / f"bare-{role}", bare)
+        experts[role] = open_checkpoint(tmp_path / f"bare-{role}", role=role)
+    swap = soup(experts["math"])
+    assert (swap.embed, swap.norm, swap.head) == ("math", "math", "math")
+    made = swap.draft(**experts)
+    assert made.tensors
+    assert all(isinstance(made_of, Blend) for made_of in made.tensors.values())

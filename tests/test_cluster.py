@@ -24,7 +24,7 @@ from tests.faults.merging import SWAP, make_merging
 from tests.ray_nodes import LOOPBACK
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
-COUNT = 16
+COUNT = 8
 _POLL_SECONDS = 0.01
 _PATIENCE_SECONDS = 60.0
 

@@ -23,7 +23,7 @@ F32, BF16, F16 = DTYPES["F32"], DTYPES["BF16"], DTYPES["F16"]
 REF = TensorRef("math", "m.safetensors", BF16, (4, 6), 8, 56)
 FACTORS = (TensorRef("math", "a.safetensors", F32, (2, 6), 8, 56), TensorRef("math", "a.safetensors", F32, (4, 2), 56, 88))
 ADAPTED = Adapted(REF, *FACTORS, scale=0.5)
-TURNED = Adapted(replace(REF, shape=(6, 4)), *FACTORS, scale=2.0, transposed=True)
+TURNED = Adapted(REF._replace(shape=(6, 4)), *FACTORS, scale=2.0, transposed=True)
 OTHER = Copy(TensorRef("lang", "l.safetensors", BF16, (4, 6), 8, 56))
 TASKS = TaskVectors(Copy(REF), (OTHER, ADAPTED), (0.4, -1.5))
 TIES = TaskVectors(OTHER, (Copy(REF),), (1.0,), 0.2, 0.9)

@@ -95,3 +95,14 @@ def test_an_unsound_manifest_is_refused(path: tuple[Any, ...], value: Any, words
     with pytest.raises(FormatError) as caught:
         Manifest.from_json(json.dumps(document).encode(), path="m.json")
     assert words in str(caught.value)
+
+
+def test_the_shard_size_asked_for_is_kept() -> None:
+    math, lang = checkpoint(llama(3)), checkpoint(llama(3), "lang")
+    draft = LayerSwap(bottom=1).draft(math=math, lang=lang)
+    for size in (None, 4096):
+        plan = lay_out(draft, size)
+        one = compile_manifest(plan, [StepRecord(step.name, None) for step in plan.steps], tool="x")
+        again = Manifest.from_json(one.to_json().encode(), path="m")
+        assert (one.shard_size, again.shard_size) == (size, size)
+        assert ("shard_size" in json.loads(one.to_json())) == (size is not None)

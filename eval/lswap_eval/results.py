@@ -175,8 +175,11 @@ def accuracy_of(runs: Sequence[Run], setting: str, language: str = ALL) -> Accur
 def _accuracy_interval(outcomes: Sequence[tuple[int, bool]]) -> Interval:
     if _is_single(outcomes):
         return statistics.wilson_interval(sum(correct for _, correct in outcomes), len(outcomes))
-    if len({problem for problem, _ in outcomes}) < 2:
+    problems, right = len({problem for problem, _ in outcomes}), {correct for _, correct in outcomes}
+    if problems < 2:
         return Interval(fmean(correct for _, correct in outcomes), 0.0, 1.0)
+    if len(right) == 1:  # without any spread a standard error is 0, which would claim certainty: as many outcomes as problems
+        return statistics.wilson_interval(problems if True in right else 0, problems)
     found = statistics.clustered_mean([(problem, float(correct)) for problem, correct in outcomes]).interval
     return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0))
 

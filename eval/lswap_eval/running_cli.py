@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lswap_core.display import counted, one_line
 from lswap_core.errors import RecipeError
-from lswap_core.recipe import PARTS, parse_layers
+from lswap_core.options import PARTS
+from lswap_core.recipe import parse_layers
 from lswap_core.sizes import format_size
 
 if TYPE_CHECKING:

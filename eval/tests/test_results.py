@@ -155,6 +155,16 @@ def test_several_samples_are_clustered(tmp_path: Path) -> None:
         assert width == pytest.approx(single.interval.high - single.interval.low, rel=0.1)
 
 
+@pytest.mark.parametrize("accuracy", [0.0, 2.0])
+def test_all_alike_is_not_certainty(tmp_path: Path, accuracy: float) -> None:
+    """No answer right, or every one: pooled, there is no spread between problems to take an error from."""
+    found = compare(read_runs([write_log(tmp_path, name, accuracy) for name in ("default", "a")], rule="lswap"), "default")
+    pooled = next(a for a in found.accuracies if a.language == ALL).interval
+    single = next(a for a in found.accuracies if a.language != ALL).interval
+    assert (pooled.low, pooled.high) == (single.low, single.high)
+    assert pooled.high - pooled.low > 0.01
+
+
 def test_one_problem_shows_nothing(tmp_path: Path) -> None:
     found = compare(read_runs([write_log(tmp_path, name, 0.5, count=1) for name in ("default", "a")], rule="lswap"), "default")
     pooled = next(d for d in found.differences if d.language == ALL)

@@ -19,21 +19,21 @@ from lswap_core.sinks.durable import sync_directory, sync_file
 JOURNAL_FILE = ".lswap-journal"
 
 
-def check_destination(destination: str | os.PathLike[str], sources: Iterable[str]) -> Path:
+def check_destination(destination: str | os.PathLike[str], sources: Iterable[str], option: str = "--out") -> Path:
     """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
-    FileNotFoundError where its parent does not exist.
+    FileNotFoundError where its parent does not exist. option: what to choose it by.
     """
     # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
     absolute = Path(os.path.abspath(destination))
     place = Path(os.path.realpath(absolute.parent)) / absolute.name
     if not is_unicode(str(place)):
-        raise RecipeError(f"the output's path {str(place)!r} is no Unicode text; choose another --out")
+        raise RecipeError(f"the output's path {str(place)!r} is no Unicode text; choose another {option}")
     for source in sources:
         real = Path(os.path.realpath(source))
         if place == real or place.is_relative_to(real) or real.is_relative_to(place):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another --out")
+            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another {option}")
     if os.path.lexists(place):
-        raise RecipeError(f"{place} exists; an output is never written over, choose another --out or remove it")
+        raise RecipeError(f"{place} exists; an output is never written over, choose another {option} or remove it")
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(place.parent))
     return place

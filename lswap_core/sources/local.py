@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
@@ -14,21 +14,24 @@ from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
-from lswap_core.documents import is_plain_name, is_unicode, parse_object
+from lswap_core.documents import is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
-from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
+from lswap_core.plan import INDEX_FILE, SINGLE_FILE
+from lswap_core.runs import Run
+from lswap_core.sources.catalogue import (
+    NESTED,
+    PICKLES,
+    check_name,
+    check_shard,
+    is_sidecar,
+    only_file,
+    parse_index,
+    pickled,
+    sample_ranges,
+    tensors_by_file,
+)
 from lswap_core.sources.disks import reads_best_in_order
-
-_SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
-_SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
-_NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json", "adapter_config.json"})
-_NESTED = ("additional_chat_templates/*.jinja", "**/*.py")
-"""What lies beside the weights and belongs to a model: config, tokenizer, chat template, generation config, custom code,
-licence. Its model card does not: the output gets one of its own."""
-_SAMPLES = 5
-_SAMPLE_BYTES = 4096
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:
@@ -40,8 +43,8 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     if not is_unicode(str(root)):
         raise RecipeError(f"the path {str(root)!r} is no Unicode text, which plans and manifests are; rename it")
     if not root.is_dir():
-        if any(root.match(pattern) for pattern in _PICKLES):
-            raise _pickled(root, root.name)
+        if any(root.match(pattern) for pattern in PICKLES):
+            raise pickled(str(root), root.name)
         shard = read_shard(root.parent, root.name, path=str(root))
         return Checkpoint(role, str(root.absolute()), str(root.parent.absolute()), name or root.name, (shard,))
     index = root / INDEX_FILE
@@ -56,7 +59,7 @@ def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpo
     if os.path.lexists(root / "config.json"):
         config = parse_object(read_small(root, "config.json"), path=str(root / "config.json"), infinities=True)
     at = str(root.absolute())
-    return Checkpoint(role, at, at, name or _published_name(root), shards, text, config, tuple(_sidecars(root)))
+    return Checkpoint(role, at, at, name or published_name(root), shards, text, config, tuple(_sidecars(root)))
 
 
 def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
@@ -72,10 +75,7 @@ def read_shard(root: Path, name: str, *, path: str | None = None) -> Shard:
 
 
 def _sample(fd: int, header: Header) -> bytes:
-    """A few blocks of the data, evenly spread, the first and the last among them."""
-    span = max(header.file_size - header.data_begin - _SAMPLE_BYTES, 0)
-    places = (header.data_begin + span * k // (_SAMPLES - 1) for k in range(_SAMPLES))
-    return b"".join(os.pread(fd, _SAMPLE_BYTES, place) for place in places)
+    return b"".join(os.pread(fd, end - begin, begin) for begin, end in sample_ranges(header))
 
 
 class LocalSource:
@@ -88,6 +88,9 @@ class LocalSource:
         first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
         self.sequential = any(map(reads_best_in_order, first.values()))
         """See `lswap_core.ports.Source`."""
+
+    def expect(self, order: Sequence[Run]) -> None:
+        """See `lswap_core.ports.Source`; the kernel reads ahead by itself."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """See `lswap_core.ports.Source`."""
@@ -186,80 +189,36 @@ def read_small(root: Path, name: str) -> bytes:
 
 def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
     path = str(root / INDEX_FILE)
-    document = parse_object(raw, path=path, blame=lambda trail: trail[-1])
-    weight_map = document.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FormatError("has no 'weight_map' of tensor names to files", path=path)
-    if not isinstance(document.get("metadata") or {}, dict):
-        raise FormatError(f"its 'metadata' must be an object, not {document['metadata']!r:.60}", path=path)
-    by_file: dict[str, set[str]] = {}
-    for tensor, file in weight_map.items():
-        if isinstance(file, str) and file in by_file:
-            by_file[file].add(tensor)
-            continue
-        if not is_plain_name(file):
-            raise FormatError(f"its file {file!r:.200} is not a plain file name in this directory", path=path, tensor=tensor)
-        if not file.endswith(SHARD_SUFFIX):
-            raise FormatError(f"its file {file!r:.200} does not end in {SHARD_SUFFIX}", path=path, tensor=tensor)
-        by_file[file] = {tensor}
-    if os.path.lexists(root / SINGLE_FILE) and SINGLE_FILE not in by_file:
-        raise FormatError(
-            f"does not mention the {SINGLE_FILE} beside it; loaders differ in which they take, remove one", path=path
-        )
+    weight_map = parse_index(raw, path=path, single_beside=os.path.lexists(root / SINGLE_FILE))
     shards = []
-    for file in sorted(by_file):
+    for file, said in sorted(tensors_by_file(weight_map).items()):
         try:
             shard = read_shard(root, file)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG) or os.path.lexists(root / file):
                 raise
-            raise FormatError(f"shard {file} is missing", path=path, tensor=min(by_file[file])) from None
+            raise FormatError(f"shard {file} is missing", path=path, tensor=min(said)) from None
         shards.append(shard)
-        for tensor in sorted(by_file[file] - shard.header.tensors.keys()):
-            raise FormatError(f"the index says that it is in {file}, but it is not", path=path, tensor=tensor)
-        for tensor in sorted(shard.header.tensors.keys() - by_file[file]):
-            elsewhere = f"the index says {weight_map[tensor]}" if tensor in weight_map else "the index does not mention it"
-            raise FormatError(f"is in this file, but {elsewhere}", path=str(root / file), tensor=tensor)
+        check_shard(shard, said, weight_map, index_path=path, path=str(root / file))
     return tuple(shards)
 
 
 def _only_file(root: Path) -> str:
     """The one safetensors file of a directory without an index."""
-    if os.path.lexists(root / SINGLE_FILE):
-        return SINGLE_FILE
-    found = sorted(file.name for file in root.glob("*.safetensors"))
-    if found:
-        raise FormatError(
-            f"has no {SINGLE_FILE} and no {INDEX_FILE}, but {', '.join(found[:3])}; name the file itself, or add the index",
-            path=str(root),
-        )
-    if pickles := sorted(file.name for pattern in _PICKLES for file in root.glob(pattern)):
-        raise _pickled(root, pickles[0])
-    raise FormatError(f"no checkpoint: neither {SINGLE_FILE} nor {INDEX_FILE}", path=str(root))
-
-
-def _pickled(path: Path, file: str) -> FormatError:
-    return FormatError(
-        f'holds only pickled weights ({file}), which run code when read; convert them: python -c "from transformers '
-        "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",
-        path=str(path),
-    )
+    return only_file(os.listdir(root), str(root))
 
 
 def _sidecars(root: Path) -> Iterator[Sidecar]:
-    nested = {file for pattern in _NESTED for file in root.glob(pattern)}
+    nested = {file for pattern in NESTED for file in root.glob(pattern)}
     for file in sorted(nested | set(root.iterdir())):
         name = file.relative_to(root).as_posix()
-        wanted = file.suffix in _SIDECAR_SUFFIXES or file.name.startswith(_SIDECAR_STEMS)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(root).parts)
-        if wanted and not hidden and name not in _NOT_SIDECARS and not name.endswith(".index.json") and not file.is_dir():
-            if not (name.isprintable() and all(map(is_plain_name, name.split("/")))):
-                raise FormatError("its name has characters that no manifest can hold; rename it", path=str(root / name))
+        if is_sidecar(name) and not file.is_dir():
+            check_name(name, str(root / name))
             open_confined(root, name).close()
             yield Sidecar(name, partial(read_small, root, name))
 
 
-def _published_name(root: Path) -> str:
+def published_name(root: Path) -> str:
     """What to call this checkpoint in public: its hub id where it lies in a hub cache, else its directory's name."""
     real = Path(os.path.realpath(root))
     repository = real.parent.parent.name

@@ -1,0 +1,108 @@
+"""Heat maps as plotly figures, with what the page's script needs to fill their cells, label their axes and colour them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from lswap_core.display import one_line
+from lswap_core.heatmaps import HeatMap, Origins, Rows
+from lswap_core.page import Page
+
+MOST_CELLS = 20_000
+"""In one heat map: 126 layers of 9 matrices have 1,134. More could not be told apart, and would not fit into the page."""
+_MOST_LABEL = 30
+TITLES = {
+    "mean_abs": "mean |change|",
+    "rms": "root mean square",
+    "max_abs": "largest |change|",
+    "relative_norm": "relative norm",
+    "changed": "share of elements changed",
+    "cosine": "cosine",
+    "change_cosine": "cosine of the changes",
+    "lang_share": "lang's share",
+}
+_SHADES = {"cosine": "sequence", "change_cosine": "diverging", "lang_share": "share"}
+_FIXED = {"change_cosine": (-1.0, 1.0), "lang_share": (0.0, 1.0)}
+
+
+def draw_maps(page: Page) -> dict[str, Any]:
+    """By the id of the element that it is drawn in: the figure, and what its cells may show. Maps that are too large for a
+    picture are left out.
+    """
+    experts = [one for one in page.maps if one.key in ("math", "lang")]
+    drawn = {}
+    if page.origins is not None and page.origins.cells <= MOST_CELLS:
+        shares = _measure("lang_share", page.origins.share, [])
+        drawn["origins"] = _drawing(page.origins, [shares]) | {"givers": page.origins.giver}
+    for one in page.maps:
+        if one.cells <= MOST_CELLS:
+            beside = experts if one in experts else [one]  # both experts' colours mean the same
+            measures = [_measure(name, rows, [other.measures[name] for other in beside]) for name, rows in one.measures.items()]
+            drawn[f"map-{one.key}"] = _drawing(one, measures)
+    return drawn
+
+
+def _measure(name: str, rows: Rows, beside: Sequence[Rows]) -> dict[str, Any]:
+    """What cells may show. beside: the tables that have one colour scale."""
+    low, high = _FIXED.get(name) or _range(name, beside)
+    return {"name": name, "title": TITLES[name], "rows": rows, "low": low, "high": high, "shade": _SHADES.get(name, "sequence")}
+
+
+def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
+    """Ends of the colour scale: from 0, but for a cosine, which is near 1 where there is anything to see."""
+    seen = [cell for rows in tables for row in rows for cell in row if isinstance(cell, float | int) and math.isfinite(cell)]
+    if name == "cosine":
+        low = min(seen, default=0.0)
+        return low, max(1.0, low + 1e-12)
+    return 0.0, max(seen, default=0.0) or 1.0
+
+
+def _drawing(one: HeatMap | Origins, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    import plotly.graph_objects as go
+
+    # Places are numbers and their names tick labels: as categories, names would be read as numbers or dates where they look so.
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[cell if isinstance(cell, float) else None for cell in row] for row in measures[0]["rows"]],
+            x=list(range(len(one.matrices))),
+            y=list(range(len(one.layers))),
+            zmin=measures[0]["low"],
+            zmax=measures[0]["high"],
+            xgap=1,
+            ygap=1,
+            hoverongaps=False,
+            hovertemplate="%{text}<extra></extra>",
+            colorbar={
+                "orientation": "h",
+                "thickness": 8,
+                "len": 1,
+                "x": 0.5,
+                "y": 1,
+                "yanchor": "bottom",
+                "ypad": 6,
+                "nticks": 5,
+            },
+        ),
+        layout={"template": "none", "dragmode": False, "xaxis": {"fixedrange": True}, "yaxis": {"fixedrange": True}},
+    )
+    return {
+        "figure": json.loads(figure.to_json()),
+        "layers": one.layers,
+        "matrices": [_label(matrix) for matrix in one.matrices],
+        "labels": [_label(_short(matrix)) for matrix in one.matrices],
+        "measures": measures,
+    }
+
+
+def _label(name: str) -> str:
+    """A name for plotly, which reads a markup of its own in all text."""
+    return escape(one_line(name), quote=False)
+
+
+def _short(matrix: str) -> str:
+    name = matrix.removesuffix(".weight")
+    return name if len(name) <= _MOST_LABEL else f"{name[: _MOST_LABEL // 2 - 1]}…{name[-_MOST_LABEL // 2 :]}"

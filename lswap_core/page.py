@@ -1,0 +1,156 @@
+"""What a report shows, as a value: a manifest, change maps and results of an evaluation, arranged for looking at.
+
+Nothing is measured here. `Page.to_json` is the same data for programs; `lswap_core.html` draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lswap_core.change_tables import findings, layer_changes, matrix_changes
+from lswap_core.changes import ChangeMaps
+from lswap_core.errors import RecipeError
+from lswap_core.evaluations import Evaluation
+from lswap_core.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
+from lswap_core.kinship import find_kinship
+from lswap_core.manifest import Manifest
+from lswap_core.names import Stack, find_stack
+from lswap_core.report import Table, layer_table, repeat_command, seam_table
+from lswap_core.suggestion import suggest
+
+FORMAT = "lswap-report/1"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """A source of the merge, in short."""
+
+    role: str
+    name: str
+    files: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """All that a report shows.
+
+    command: what repeats the merge, None for surgery by hand. parts: who gives what. seams: how the experts differ where
+    they are blended. maps: heat maps; from change maps if there were any (`base` is then what these call the base), else of
+    the blended layers alone. figures: tables of the change maps by layer and by matrix. findings: what the change maps say of
+    the pair, one sentence each. unscored: logs of an evaluation without results.
+    """
+
+    name: str
+    tool: str
+    plan_sha256: str
+    host: str
+    command: str | None
+    sources: tuple[SourceSummary, ...]
+    options: Mapping[str, Any]
+    notes: tuple[str, ...]
+    tensors: int
+    size_bytes: int
+    shares: tuple[float, ...]
+    parts: Table | None
+    seams: Table | None
+    origins: Origins | None
+    maps: tuple[HeatMap, ...]
+    measured: bool
+    base: str | None
+    figures: Mapping[str, Table]
+    findings: tuple[str, ...]
+    evaluations: tuple[Evaluation, ...]
+    unscored: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON; fractions of one, sizes in bytes."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        said |= {
+            "options": dict(self.options),
+            "sources": [asdict(source) for source in self.sources],
+            "parts": _table_to_json(self.parts),
+            "seams": _table_to_json(self.seams),
+            "origins": None if self.origins is None else asdict(self.origins),
+            "maps": [{name: getattr(one, name) for name in HeatMap.__slots__} for one in self.maps],
+            "figures": {name: _table_to_json(table) for name, table in self.figures.items()},
+            "evaluations": [evaluation.to_json() for evaluation in self.evaluations],
+        }
+        return {"format": FORMAT, **said}
+
+
+def compile_page(
+    name: str,
+    manifest: Manifest,
+    changes: ChangeMaps | None = None,
+    evaluations: Iterable[Evaluation] = (),
+    unscored: Iterable[str] = (),
+) -> Page:
+    """The page of an output called `name`. RecipeError where `changes` were measured on other experts than were merged."""
+    swap = manifest.swap
+    if changes is not None:
+        _check_sources(manifest, changes)
+    stack = _stack_of(manifest)
+    by_layers = swap is not None and bool(swap.shares)
+    sizes = {tensor: record.end - record.begin for tensor, record in manifest.tensors.items()}
+    return Page(
+        name=name,
+        tool=manifest.tool,
+        plan_sha256=manifest.plan_digest,
+        host=manifest.host,
+        command=None if swap is None else repeat_command(manifest, swap),
+        sources=tuple(
+            SourceSummary(source.role, source.name, len(source.files), sum(file.size for file in source.files))
+            for source in manifest.sources
+        ),
+        options={} if swap is None else swap.options,
+        notes=() if swap is None else swap.notes,
+        tensors=len(sizes),
+        size_bytes=sum(shard.size for shard in manifest.shards),
+        shares=() if swap is None else swap.shares,
+        parts=None if swap is None else layer_table(swap, sizes),
+        seams=seam_table(manifest, swap) if swap is not None and by_layers else None,
+        origins=None if stack is None else find_origins(manifest, stack),
+        maps=blended_maps(manifest, stack) if changes is None else change_maps(changes),
+        measured=changes is not None,
+        base=None if changes is None else changes.base,
+        figures={} if changes is None else {"layer": layer_changes(changes), "matrix": matrix_changes(changes)},
+        findings=() if changes is None else _findings(changes),
+        evaluations=tuple(evaluations),
+        unscored=tuple(unscored),
+    )
+
+
+def _check_sources(manifest: Manifest, changes: ChangeMaps) -> None:
+    measured = {source.role: set(source.files) for source in changes.sources}
+    for source in manifest.sources:
+        if source.role in measured and measured[source.role] != set(source.files):
+            raise RecipeError(
+                f"the changes were not measured on the {source.role} that was merged ({source.name}); run `analyze` on that"
+            )
+
+
+def _stack_of(manifest: Manifest) -> Stack | None:
+    swap = manifest.swap
+    if swap is not None and swap.shares:
+        return Stack(swap.prefix, len(swap.shares))
+    try:
+        return find_stack(manifest.tensors, prefix=swap.prefix if swap is not None and swap.prefix else None)
+    except RecipeError:  # made by hand, of whatever there was: then there are no layers to show
+        return None
+
+
+def _findings(changes: ChangeMaps) -> tuple[str, ...]:
+    proposed, unclear = None, ""
+    if changes.base is not None:
+        try:
+            proposed = suggest(changes)
+        except RecipeError as error:  # a finding about these experts
+            unclear = str(error)
+    return tuple(findings(changes, find_kinship(changes), proposed, unclear))
+
+
+def _table_to_json(table: Table | None) -> dict[str, Any] | None:
+    return None if table is None else asdict(table)

@@ -1,0 +1,51 @@
+"""A report's page between files: what there is to show of an output, and the page written beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lswap_core.errors import RecipeError
+from lswap_core.evaluations import find_evaluations, find_logs, read_evaluation
+from lswap_core.outputs import read_manifest
+from lswap_core.page import Page, compile_page
+from lswap_core.sinks.partial import check_destination
+from lswap_core.survey import read_changes
+
+StrPath = str | os.PathLike[str]
+
+
+def describe(output: StrPath, *, changes: StrPath | None = None, evaluation: StrPath | None = None) -> Page:
+    """What there is to show of an output: its manifest, the change maps in `changes`, the results of an evaluation in
+    `evaluation` or, without that, in the files that `find_evaluations` finds. `write_page` draws it.
+
+    FormatError for files that are not what they should be; RecipeError where `changes` are of other experts.
+    """
+    root = Path(os.path.abspath(output))
+    manifest = read_manifest(root)
+    maps = None if changes is None else read_changes(changes)
+    found = find_evaluations(root) if evaluation is None else (Path(evaluation),)
+    logs = [log.name for log in find_logs(root)]
+    return compile_page(root.name, manifest, maps, map(read_evaluation, found), logs)
+
+
+def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path:
+    """Draw a page of an output as one HTML file, by default `<output>-report.html` beside it; returns its path.
+
+    RecipeError where the file exists or would lie in the output, or where plotly is not installed.
+    """
+    from lswap_core import html
+
+    root = Path(os.path.abspath(output))
+    place = check_destination(into or root.with_name(f"{root.name}-report.html"), [], option="--html")
+    if place.is_relative_to(os.path.realpath(root)):
+        raise RecipeError(f"{place} would lie in {root}, which holds what its manifest says and no more; choose another --html")
+    text = html.render(page)
+    with open(place, "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except BaseException:  # half a page is none
+            place.unlink()
+            raise
+    return place

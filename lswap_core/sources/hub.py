@@ -1,0 +1,297 @@
+"""Checkpoints on the Hugging Face Hub, by way of `huggingface_hub`: its endpoint, token, cache, offline mode and session."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+
+from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.plan import INDEX_FILE, SINGLE_FILE
+from lswap_core.sources.opening import no_such_file
+from lswap_core.sources.remote import InterruptedTransferError, persist
+from lswap_core.sources.transport import LATER, Response, check_body, delay_of, request_range, retry_later
+
+if TYPE_CHECKING:
+    from huggingface_hub.file_download import HfFileMetadata
+
+SCHEME = "hf://"
+_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_REDIRECTS = 5
+_KNOWN_FILES = (INDEX_FILE, SINGLE_FILE, "config.json")
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def parse_location(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of `org/name`, `org/name@revision`, `hf://...`; None where it is nothing of the kind.
+
+    >>> parse_location("hf://Qwen/Qwen2.5-7B@main"), parse_location("./models/qwen")
+    (('Qwen/Qwen2.5-7B', 'main'), None)
+    """
+    found = _ID.fullmatch(text.removeprefix(SCHEME).rstrip("/") if text.startswith(SCHEME) else text)
+    if found is None and text.startswith(SCHEME):
+        raise RecipeError(f"{text!r} names no model on the hub; write it like hf://org/name or hf://org/name@revision")
+    return None if found is None else (found[1], found[2])
+
+
+class HubFolder:
+    """One commit of a model repository. Files that are in the local cache are read from there."""
+
+    only = None
+    """See `lswap_core.sources.remote.Folder`."""
+
+    def __init__(self, repository: str, revision: str | None = None) -> None:
+        """Finds out which commit `revision` (by default the repository's main branch) is, from the cache when offline.
+
+        Raises RecipeError where `huggingface_hub` is not installed, SourceError where the repository cannot be had.
+        """
+        try:
+            import huggingface_hub.constants
+            import huggingface_hub.utils
+        except ImportError as error:
+            raise RecipeError(
+                f"{repository}: no such directory here; to look on the hub for it, {error.name} is needed, "
+                "`pip install lswap-core[hub]` brings it"
+            ) from error
+        self._hub: Any = huggingface_hub
+        self.name = repository
+        self._known: dict[str, int | None] | None = None
+        self._snapshot: Path | None = None
+        if self._offline:
+            self._snapshot = self._cached_snapshot(revision)
+            if self._snapshot is None:
+                raise SourceError(
+                    f"{SCHEME}{repository}: not in the local cache, and HF_HUB_OFFLINE is set; "
+                    f"unset it, or fetch the model first with `hf download {repository}`"
+                )
+            commit = self._snapshot.name
+        elif revision is not None and _COMMIT.fullmatch(revision):
+            commit = revision
+        else:
+            commit = self._list(revision)
+        self.root = f"{SCHEME}{repository}@{commit}"
+        self._commit = commit
+
+    def sizes(self) -> Mapping[str, int | None]:
+        """See `lswap_core.sources.remote.Folder`. Offline, what the cache has."""
+        if self._known is None:
+            if self._offline:
+                assert self._snapshot is not None
+                found = (file.relative_to(self._snapshot).as_posix() for file in self._snapshot.rglob("*") if file.is_file())
+                self._known = dict.fromkeys(found)
+            else:
+                self._list(self._commit)
+        assert self._known is not None
+        return self._known
+
+    def reader(self, name: str) -> HubFile:
+        """See `lswap_core.sources.remote.Folder`."""
+        if self._offline:
+            raise SourceError(f"{self.root}/{name}: not in the local cache, and HF_HUB_OFFLINE is set; unset it")
+        return HubFile(self, name)
+
+    def copy_of(self, name: str) -> Path | None:
+        """See `lswap_core.sources.remote.Folder`."""
+        found = self._hub.try_to_load_from_cache(self.name, name, revision=self._commit)
+        return Path(found) if isinstance(found, str) else None
+
+    def mtime_ns(self, name: str) -> int:  # noqa: ARG002 - the commit pins them all
+        """See `lswap_core.sources.remote.Folder`."""
+        return 0
+
+    def metadata(self, name: str) -> HfFileMetadata:
+        """Size, ETag and present address of a file."""
+        url = self._hub.hf_hub_url(self.name, name, revision=self._commit)
+        where = f"{self.root}/{name}"
+
+        def ask() -> HfFileMetadata:
+            with _translated(where, self.name, patient=True):
+                found: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
+                return found
+
+        found = persist(where, ask)
+        if found.commit_hash not in (None, self._commit):
+            raise StalePlanError(f"{where}: the hub answers with commit {found.commit_hash}; plan again")
+        if found.size is None:
+            raise SourceError(f"{where}: the hub does not tell its size; download it first with `hf download {self.name}`")
+        return found
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """What to send to `url`: the token goes to the hub alone, never to where it sends us."""
+        ours = urlsplit(url)[:2] == urlsplit(self._hub.hf_hub_url(self.name, "x"))[:2]
+        return dict(self._hub.utils.build_hf_headers(token=None if ours else False, library_name="lswap_core"))
+
+    @cached_property
+    def _offline(self) -> bool:
+        constants = self._hub.constants
+        return bool(constants.is_offline_mode() if hasattr(constants, "is_offline_mode") else constants.HF_HUB_OFFLINE)
+
+    def _list(self, revision: str | None) -> str:
+        """Take note of the files at `revision`; returns its commit."""
+        where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
+
+        def ask() -> Any:
+            with _translated(where, self.name, revision):
+                return self._hub.HfApi(library_name="lswap_core").model_info(self.name, revision=revision, files_metadata=True)
+
+        info = persist(where, ask)
+        if info.sha is None or not _COMMIT.fullmatch(info.sha):
+            raise SourceError(f"{where}: the hub does not tell its commit; is HF_ENDPOINT a hub?")
+        self._known = {entry.rfilename: entry.size for entry in info.siblings or ()}
+        return str(info.sha)
+
+    def _cached_snapshot(self, revision: str | None) -> Path | None:
+        for name in _KNOWN_FILES:
+            found = self._hub.try_to_load_from_cache(self.name, name, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent
+        return None
+
+
+class HubFile:
+    """One file of a commit, read in ranges from where the hub says that it lies."""
+
+    def __init__(self, folder: HubFolder, name: str) -> None:
+        self.path = f"{folder.root}/{name}"
+        self._folder, self._name = folder, name
+        self._lock = Lock()
+        found = folder.metadata(name)
+        assert found.size is not None
+        self.size: int = found.size
+        self._linked_etag = found.etag
+        self._address: str | None = found.location
+        self._generation = 0
+        """How often the address was asked for anew."""
+        self._proven = True
+        """The present address has worked, or is the first."""
+        self.etag: str | None = None
+        """Of the responses from the present address."""
+
+    def stream(self, begin: int, end: int) -> Generator[bytes, None, None]:
+        """See `lswap_core.sources.remote.RangeReader`."""
+        address, generation = self._present_address()
+        for _ in range(_REDIRECTS):
+            with _translated(self.path, self._folder.name):
+                response = request_range(open_session(), address, self._folder.headers_for(address), begin, end)
+            with closing(response):
+                if response.status in (301, 302, 303, 307, 308):
+                    address = urljoin(address, response.headers["Location"])
+                    continue
+                self._check(response, urlsplit(address).netloc, generation, begin, end)
+                yield from response.pieces
+                return
+        raise SourceError(f"{self.path}: redirected more than {_REDIRECTS} times; check HF_ENDPOINT")
+
+    def _check(self, response: Response, host: str, generation: int, begin: int, end: int) -> None:
+        if (later := retry_later(response)) is not None:
+            raise later
+        if response.status in (401, 403):
+            if self._forget(generation):  # signed addresses expire
+                raise InterruptedTransferError(f"{host} refuses it ({response.status})", 0)
+            raise SourceError(f"{self.path}: {host} refuses it ({response.status}); check your access to it, and {_LOG_IN}")
+        if response.status == 404:
+            raise SourceError(f"{self.path}: {host} does not have it (404); was it removed from the hub?")
+        if response.status == 416:
+            raise StalePlanError(f"{self.path}: has no bytes {begin}-{end - 1} any more (416); plan again")
+        if response.status not in (200, 206):
+            raise SourceError(f"{self.path}: unexpected answer {response.status} from {host}; check HF_ENDPOINT and proxies")
+        check_body(response, path=self.path, begin=begin, end=end, size=self.size)
+        etag = response.headers.get("ETag")
+        with self._lock:
+            if generation != self._generation:
+                return
+            self._proven = True
+            if self.etag is None:
+                self.etag = etag
+            elif etag != self.etag:
+                raise StalePlanError(f"{self.path}: changed while it was read (ETag {etag}, before {self.etag}); plan again")
+
+    def _present_address(self) -> tuple[str, int]:
+        with self._lock:
+            if self._address is None:
+                found = self._folder.metadata(self._name)
+                if (found.size, found.etag) != (self.size, self._linked_etag):
+                    raise StalePlanError(f"{self.path}: changed while it was read; plan again")
+                self._address = found.location
+            return self._address, self._generation
+
+    def _forget(self, generation: int) -> bool:
+        """Have the hub asked for the address anew; False where the one that it gave last never worked."""
+        with self._lock:
+            if generation == self._generation:
+                if not self._proven:
+                    return False
+                self._address = self.etag = None
+                self._generation += 1
+                self._proven = False
+            return True
+
+
+def open_session() -> Any:
+    """The HTTP session that `huggingface_hub` uses, as its users may have set it up."""
+    utils: Any = import_module("huggingface_hub.utils")
+    return utils.get_session()
+
+
+@contextmanager
+def _translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
+    """Errors of `huggingface_hub` and of its session as ours; what another try may mend as InterruptedTransferError. patient:
+    a hub that cannot be reached is one of these.
+    """
+    from huggingface_hub import constants, errors
+
+    unreachable = _transport_errors()
+    try:
+        yield
+    except errors.GatedRepoError:
+        page = f"{constants.ENDPOINT}/{repository}"
+        raise SourceError(f"{where}: gated; ask for access at {page}, then {_LOG_IN}") from None
+    except errors.RevisionNotFoundError:
+        raise SourceError(f"{where}: {repository} has no revision {revision or where.rpartition('@')[2]!r}; check it") from None
+    except errors.EntryNotFoundError:
+        raise no_such_file(where) from None
+    except errors.RepositoryNotFoundError:
+        raise SourceError(
+            f"{where}: no such directory here, and no such model on {constants.ENDPOINT}, or a private one; "
+            f"check the name, or {_LOG_IN}"
+        ) from None
+    except errors.OfflineModeIsEnabled:
+        raise SourceError(f"{where}: HF_HUB_OFFLINE is set, and this is not in the local cache; unset it") from None
+    except errors.HFValidationError as error:
+        raise SourceError(f"{where}: {str(error).splitlines()[0]}") from None
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        if status in LATER:
+            raise delay_of(status, error.response.headers) from None
+        raise SourceError(f"{where}: {_by_status(status)}") from None
+    except InterruptedTransferError:
+        raise
+    except unreachable as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        if patient:
+            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what:.200})") from None
+        raise SourceError(
+            f"{where}: cannot reach {constants.ENDPOINT} ({what:.200}); check the network, proxies, HF_ENDPOINT"
+        ) from None
+
+
+def _by_status(status: int | None) -> str:
+    if status == 401:
+        return f"the hub does not accept the token (401); {_LOG_IN}"
+    if status == 403:
+        return f"refused (403) by the hub, or by a proxy on the way; {_LOG_IN} with a token that gives access, or check proxies"
+    return f"unexpected answer {status} from the hub, or from a proxy on the way; check HF_ENDPOINT and proxies"
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """What the session raises where there is no response; requests' are OSErrors."""
+    library: Any = sys.modules[type(open_session()).__module__.partition(".")[0]]
+    return (OSError, library.HTTPError, library.InvalidURL) if hasattr(library, "InvalidURL") else (OSError,)

@@ -1,0 +1,145 @@
+"""The catalogue of a remote checkpoint: its index, headers by range request, samples, and what lies beside the weights."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache, partial
+
+from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar
+from lswap_core.documents import parse_object
+from lswap_core.errors import FormatError
+from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
+from lswap_core.parallel import run_all
+from lswap_core.plan import INDEX_FILE, SINGLE_FILE
+from lswap_core.ports import Silence
+from lswap_core.sources.catalogue import (
+    check_name,
+    check_shard,
+    is_nested_sidecar,
+    is_sidecar,
+    only_file,
+    parse_index,
+    sample_ranges,
+    tensors_by_file,
+)
+from lswap_core.sources.local import read_shard, read_small
+from lswap_core.sources.remote import Count, Folder, RangeReader, read_range
+
+_AT_ONCE = 16
+"""Headers that are asked for at a time: each costs some round trips and next to no bytes."""
+_ENTRY_BYTES = 112
+"""What a tensor takes in a header beside its name: dtype, shape, offsets, punctuation."""
+_FIRST_GUESS_BYTES = 24 * 1024
+"""Of a header whose tensors no index tells: a shard of a dense model has some hundred."""
+
+
+def open_folder(folder: Folder, role: Role, name: str | None = None, count: Count = lambda _: None) -> Checkpoint:
+    """The catalogue of what is in a folder; reads headers, samples and the files beside the weights that are asked for.
+
+    Raises FormatError for anything malformed and SourceError for what cannot be had.
+    """
+    if folder.only is not None:
+        shards = _read_shards(folder, {folder.only: set()}, count)
+        return Checkpoint(role, f"{folder.root}/{folder.only}", folder.root, name or folder.only, shards)
+    sizes = folder.sizes()
+    text = config = None
+    if INDEX_FILE in sizes:
+        raw = read_whole(folder, INDEX_FILE, count)
+        path = f"{folder.root}/{INDEX_FILE}"
+        weight_map = parse_index(raw, path=path, single_beside=SINGLE_FILE in sizes)
+        by_file = tensors_by_file(weight_map)
+        shards = _read_shards(folder, by_file, count)
+        for shard in shards:
+            where = f"{folder.root}/{shard.name}"
+            check_shard(shard, by_file[shard.name], weight_map, index_path=path, path=where)
+        text = raw.decode()
+    else:
+        shards = _read_shards(folder, {only_file([file for file in sizes if "/" not in file], folder.root): set()}, count)
+    if "config.json" in sizes:
+        config = parse_object(read_whole(folder, "config.json", count), path=f"{folder.root}/config.json", infinities=True)
+    sidecars = tuple(_sidecar(folder, file, count) for file in sorted(sizes) if _belongs(file))
+    return Checkpoint(role, folder.root, folder.root, name or folder.name, shards, text, config, sidecars)
+
+
+def read_whole(folder: Folder, name: str, count: Count = lambda _: None) -> bytes:
+    """All of a file beside the weights. FormatError where it is too large to be believed."""
+    copy = folder.copy_of(name)
+    if copy is not None:
+        return read_small(copy.parents[name.count("/")], name)
+    reader = folder.reader(name)
+    if reader.size > MAX_HEADER_BYTES:
+        what = f"has over {MAX_HEADER_BYTES} bytes, too many for a file beside the weights; move it away"
+        raise FormatError(what, path=reader.path)
+    return read_range(reader, 0, reader.size, count)
+
+
+def _belongs(name: str) -> bool:
+    return is_sidecar(name) and ("/" not in name or is_nested_sidecar(name))
+
+
+def _sidecar(folder: Folder, name: str, count: Count) -> Sidecar:
+    check_name(name, f"{folder.root}/{name}")
+    return Sidecar(name, cache(partial(read_whole, folder, name, count)))  # its size, digest and bytes are asked for in turn
+
+
+def _read_shards(folder: Folder, by_file: Mapping[str, set[str]], count: Count) -> tuple[Shard, ...]:
+    def read(file: str, _: object) -> Shard:
+        names = by_file[file]
+        guess = sum(len(name.encode()) + _ENTRY_BYTES for name in names) if names else _FIRST_GUESS_BYTES
+        try:
+            return _read_shard(folder, file, guess, count)
+        except FileNotFoundError:
+            if not names:  # of no index
+                raise
+            raise FormatError(f"shard {file} is missing", path=f"{folder.root}/{INDEX_FILE}", tensor=min(names)) from None
+
+    return tuple(run_all(read, sorted(by_file), total_bytes=0, progress=Silence(), workers=min(_AT_ONCE, len(by_file))))
+
+
+def _read_shard(folder: Folder, name: str, guess: int, count: Count) -> Shard:
+    copy = folder.copy_of(name)
+    if copy is not None:
+        return replace(read_shard(copy.parent, name), mtime_ns=folder.mtime_ns(name))
+    return read_remote_shard(folder.reader(name), name, folder.mtime_ns(name), guess, count)
+
+
+def read_remote_shard(reader: RangeReader, name: str, mtime_ns: int, guess: int, count: Count = lambda _: None) -> Shard:
+    """Read and validate the header of one safetensors file, and the samples that its fingerprint takes. guess: bytes that the
+    header may have; the rest of a longer one takes a second request.
+    """
+    path, size = reader.path, reader.size
+    head = read_range(reader, 0, min(size, LENGTH_BYTES + guess), count)
+    length = parse_length(head[:LENGTH_BYTES], size, path=path)
+    if len(head) < LENGTH_BYTES + length:
+        head += read_range(reader, len(head), LENGTH_BYTES + length, count)
+    raw = head[LENGTH_BYTES : LENGTH_BYTES + length]
+    header = parse_header(raw, data_size=size - LENGTH_BYTES - length, path=path)
+    sample = b""
+    for begin, end in sample_ranges(header):
+        known = head[begin:end]
+        sample += known if len(known) == end - begin else known + read_range(reader, begin + len(known), end, count)
+    return Shard(name, header, mtime_ns, sample)
+
+
+def local_copies(folder: Folder, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The shards of a checkpoint that lie on a local disk already, as a catalogue of their own; None where there are none.
+    A copy whose fingerprint is another's is left alone.
+    """
+    found = {shard.name: copy for shard in checkpoint.shards if (copy := folder.copy_of(shard.name)) is not None}
+    shards = []
+    for shard in checkpoint.shards:
+        if shard.name in found:
+            copied = read_shard(found[shard.name].parent, shard.name)
+            if copied.fingerprint == shard.fingerprint:
+                shards.append(copied)
+    if not shards:
+        return None
+    root = str(found[shards[0].name].parent)
+    return Checkpoint(checkpoint.role, root, root, checkpoint.name, tuple(shards))
+
+
+def no_such_file(path: str) -> FileNotFoundError:
+    """What a folder raises for a name that is not in it."""
+    return FileNotFoundError(errno.ENOENT, "there is no such file", path)

@@ -1,0 +1,157 @@
+"""Where a source is, told from how it is written: a local directory, a model on the hub, a prefix in an object store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import Self
+
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.plan import Plan
+from lswap_core.runs import Run, runs
+from lswap_core.sources import hub, stores
+from lswap_core.sources.adapters import open_source, places_of
+from lswap_core.sources.local import LocalSource
+from lswap_core.sources.opening import local_copies, open_folder
+from lswap_core.sources.remote import Folder, RemoteSource, spans_of
+
+
+def is_remote(location: str) -> bool:
+    """`location` is no local path: a URL, or a hub id where there is no such directory."""
+    return not os.path.lexists(location) and ("://" in location or hub.parse_location(location) is not None)
+
+
+def local_places(location: str) -> tuple[str, ...]:
+    """The local paths that a location names."""
+    return () if is_remote(location) else places_of(location)
+
+
+@dataclass(frozen=True, slots=True)
+class Travel:
+    """Bytes that come over the network if a plan is executed, tensors and files beside the weights, and that a full download of
+    the remote sources would bring. Headers and samples come on top of the first, some 30 kB a shard.
+    """
+
+    needed: int
+    download: int
+
+
+class Places:
+    """Opens checkpoints and reads them; what is learnt of a remote one is kept between the two."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, Folder] = {}
+        self._lock = Lock()
+        self.fetched_bytes = 0
+        """Bytes that came over the network so far."""
+
+    def open(self, location: str, role: Role, name: str | None = None) -> Checkpoint:
+        """The catalogue of the checkpoint at `location`: an existing path wins, or two of them as `base+adapter`; then
+        `hf://org/name[@revision]`, `org/name[@revision]` and URLs of object stores. Reads headers and small files only. Raises
+        FormatError for anything malformed, RecipeError for a location that makes no sense here, SourceError for what cannot be
+        had, OSError for what cannot be read.
+        """
+        if not is_remote(location):
+            return open_source(location, role, name)
+        folder = _open_folder(location)
+        self._folders.setdefault(folder.root, folder)
+        return open_folder(folder, role, name, self._count)
+
+    def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
+        """The bytes of checkpoints."""
+        remote = {role: c for role, c in checkpoints.items() if self.is_remote(c)}
+        for checkpoint in remote.values():
+            if checkpoint.root not in self._folders:
+                self._folders[checkpoint.root] = _open_folder(checkpoint.root)
+        here = {role: c for role, c in checkpoints.items() if role not in remote}
+        for role, checkpoint in remote.items():
+            if (copies := local_copies(self._folders[checkpoint.root], checkpoint)) is not None:
+                here[role] = copies
+        folders = {role: self._folders[checkpoint.root] for role, checkpoint in remote.items()}
+        return AnySource(LocalSource(here), RemoteSource(remote, folders, self._count), here)
+
+    def travel(self, plan: Plan) -> Travel | None:
+        """What travels from remote sources for `plan`; None where all of them are local. What the local cache has stays."""
+        remote = [source for source in plan.sources if is_remote(source.location)]
+        if not remote:
+            return None
+        spans = spans_of(list(runs(plan.steps)))
+        needed = download = 0
+        for source in remote:
+            folder = _open_folder(source.location)
+            for file in source.files:
+                if folder.copy_of(file.name) is None:
+                    needed += spans[source.role, file.name].size_bytes if (source.role, file.name) in spans else 0
+                    download += file.size
+            if source.role == plan.host:
+                beside = sum(sidecar.size for sidecar in plan.sidecars if folder.copy_of(sidecar.name) is None)
+                needed, download = needed + beside, download + beside
+        return Travel(needed, download)
+
+    def is_remote(self, checkpoint: Checkpoint) -> bool:
+        """It does not lie on a local or mounted disk."""
+        return "://" in checkpoint.root
+
+    def _count(self, count: int) -> None:
+        with self._lock:
+            self.fetched_bytes += count
+
+
+def _open_folder(location: str) -> Folder:
+    if "://" in location and not location.startswith(hub.SCHEME):
+        return stores.StoreFolder(location)
+    found = hub.parse_location(location)
+    assert found is not None
+    return hub.HubFolder(*found)
+
+
+class AnySource:
+    """Bytes of checkpoints of which each file may be local or remote."""
+
+    def __init__(self, here: LocalSource, there: RemoteSource, local: Mapping[Role, Checkpoint]) -> None:
+        """local: what `here` has; anything else is `there`."""
+        self._here, self._there = here, there
+        self._local = {(role, shard.name) for role, checkpoint in local.items() for shard in checkpoint.files}
+        self.sequential = here.sequential
+        """See `lswap_core.ports.Source`."""
+
+    def expect(self, order: Sequence[Run]) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._there.expect(order)
+
+    def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._of(ref.role, ref.file).read_into(ref, offset, buffer)
+
+    def descriptor(self, role: Role, file: str) -> int | None:
+        """See `lswap_core.ports.Source`."""
+        return self._of(role, file).descriptor(role, file)
+
+    def path_of(self, role: Role, file: str) -> str:
+        """See `lswap_core.ports.Source`."""
+        return self._of(role, file).path_of(role, file)
+
+    def confirm(self, refs: Iterable[TensorRef]) -> None:
+        """See `lswap_core.ports.Source`."""
+        self._here.confirm(ref for ref in refs if (ref.role, ref.file) in self._local)
+
+    def check(self) -> None:
+        """Raise StalePlanError if any local file changed since it was catalogued."""
+        self._here.check()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._there.close()
+        self._here.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _of(self, role: Role, file: str) -> LocalSource | RemoteSource:
+        return self._here if (role, file) in self._local else self._there
