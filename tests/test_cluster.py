@@ -20,7 +20,7 @@ from lswap_core import LayerSwap, WriteOptions, execute, lay_out, open_checkpoin
 from lswap_core.api import write_plan
 from lswap_core.cli import main
 from tests.build import llama_pair, tree, unmeasured
-from tests.faults.merging import SWAP, make_merging
+from tests.faults.merging import SWAP, SWAP_ARGUMENTS, make_merging
 from tests.ray_nodes import LOOPBACK
 
 ray = pytest.importorskip("ray", reason="ray is not installed")
@@ -194,9 +194,22 @@ def test_a_node_that_dies_in_the_middle_of_a_part(case: Case, nodes: Nodes, tmp_
 
 
 def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_path: Path) -> None:
-    """Without an address. All that listens while it is at work does so on the loopback interface."""
+    """Without an address, planned and applied in one. All that listens while it works does so on the loopback interface."""
     out = tmp_path / "out"
-    argv = [sys.executable, "-m", "lswap_core", "apply", str(case.file), "--out", str(out), "--quiet", "--engine", "ray"]
+    experts = [f"--{role}={case.file.parent / role}" for role in ("math", "lang")]
+    argv = [
+        sys.executable,
+        "-m",
+        "lswap_core",
+        "merge",
+        *experts,
+        *SWAP_ARGUMENTS,
+        "--out",
+        str(out),
+        "--quiet",
+        "--engine",
+        "ray",
+    ]
     heard: set[str] = set()
     environment = {name: value for name, value in unmeasured().items() if not name.startswith("RAY_")}
     argv += ["--copy-method", "read_write", "--parts", str(COUNT)]
@@ -208,6 +221,16 @@ def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_pat
     assert heard
     assert heard <= {"127.0.0.1", "::1"}
     assert tree(out) == case.expected
+
+
+def test_without_ray_the_extra_is_named(case: Case, tmp_path: Path) -> None:
+    """And without being asked for it is not loaded."""
+    code = "import sys; sys.modules['ray'] = None; from lswap_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, "apply", str(case.file), "--out", str(tmp_path / "out"), "--quiet"]
+    done = subprocess.run([*argv, "--engine", "ray"], capture_output=True, text=True, env=unmeasured(), check=False)
+    assert done.returncode == 4
+    assert "ray is not installed; `pip install 'lswap-core[cluster]'` brings it" in done.stderr
+    assert subprocess.run(argv, env=unmeasured(), check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

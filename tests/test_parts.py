@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lswap_core import LayerSwap, RecipeError, StalePlanError, WriteOptions, execute, lay_out, open_checkpoint, verify
+from lswap_core import (
+    FormatError,
+    LayerSwap,
+    RecipeError,
+    StalePlanError,
+    WriteOptions,
+    execute,
+    lay_out,
+    open_checkpoint,
+    verify,
+)
 from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.draft import Draft
@@ -23,6 +33,7 @@ from lswap_core.options import DigestKind
 from lswap_core.parts import apply_part, publish
 from lswap_core.plan import Plan
 from lswap_core.shares import Part, divide
+from lswap_core.sinks.building import Build
 from tests.build import Pair, llama_pair, normal, tree, unmeasured, write_model
 
 COPIED = WriteOptions(copy_method="read_write")
@@ -158,6 +169,28 @@ def test_a_missing_part_is_named(case: Case, tmp_path: Path) -> None:
     assert tree(out) == case.expected
 
 
+def test_damaged_terms_and_records_are_never_believed(case: Case, tmp_path: Path) -> None:
+    """Cut short, or with one byte changed: refused, or as if it was not there, or else the very same."""
+    rng = random.Random(11)
+    out = tmp_path / "out"
+    apply_part(case.plan, Part(1, 1), into=out, options=COPIED)
+    for name in ("build.json", "part-1-of-1.json"):
+        path = build_of(out) / name
+        whole = path.read_bytes()
+        for _ in range(60):
+            raw = bytearray(whole)
+            if rng.random() < 0.5:
+                raw = raw[: rng.randrange(len(raw) - 1)]
+            else:
+                raw[rng.randrange(len(raw) - 1)] ^= 1 << rng.randrange(7)
+            path.write_bytes(raw)
+            with pytest.raises((FormatError, RecipeError)):
+                publish(case.plan, into=out)
+        path.write_bytes(whole)
+    publish(case.plan, into=out)
+    assert tree(out) == case.expected
+
+
 def test_many_missing_parts_are_counted(case: Case, tmp_path: Path) -> None:
     apply_part(case.plan, Part(2, 20), into=tmp_path / "out", options=COPIED)
     with pytest.raises(RecipeError, match="^parts 1, 3, 4, 5, 6, 7, 8, 9 and 11 more of 20 are missing; run .* 1/20` and so on$"):
@@ -223,10 +256,10 @@ def test_a_part_of_another_plan_that_somebody_put_there(case: Case, tmp_path: Pa
 def test_a_part_that_was_divided_otherwise(case: Case, tmp_path: Path) -> None:
     for number in (1, 2):
         apply_part(case.plan, Part(number, 2), into=tmp_path / "out", options=COPIED)
-    path = build_of(tmp_path / "out") / "part-2-of-2.json"
-    told = json.loads(path.read_bytes())
-    told["steps"].pop()
-    path.write_text(json.dumps(told))
+    build = Build(tmp_path / "out")
+    terms = build.terms()
+    assert terms is not None
+    build.note(Part(2, 2), terms, (build.records(Part(2, 2), terms) or [])[:-1])
     with pytest.raises(RecipeError, match="part 2 of 2 .* divides otherwise; run `lswap_core apply PLAN --part 2/2` again"):
         publish(case.plan, into=tmp_path / "out")
     assert apply_part(case.plan, Part(2, 2), into=tmp_path / "out", options=COPIED).anew

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import xxhash
+
 from lswap_core.documents import Node, parse_object
 from lswap_core.errors import FormatError, RecipeError, located
 from lswap_core.manifest import StepRecord
@@ -187,14 +189,22 @@ def _part_file(part: Part) -> str:
 
 
 def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(document | {"sum": _sum(document)}, ensure_ascii=False).encode() + b"\n"
 
 
 def _read(path: Path, expected: str) -> Node | None:
+    """What `_encode` wrote; None where there is no file, FormatError where it is another."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
     document = Node(parse_object(raw, path=str(path)), path=str(path))
     check_format(document, expected)
+    if document["sum"].text() != _sum({name: value for name, value in document.value.items() if name != "sum"}):
+        raise document.refuse("it is damaged: its sum is not that of the rest")
     return document
+
+
+def _sum(document: dict[str, Any]) -> str:
+    """Of the values, as Python writes them: numbers that were read back are written the same."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())
