@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from lswap_core.checkpoint import Checkpoint, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
@@ -44,8 +42,7 @@ def differing_tensors(
                 data = memoryview(bytearray(len(chunk.data)))
                 output.read_into(written, chunk.offset, data)
                 if unlike is None and data != chunk.data:
-                    differing = np.frombuffer(data, np.uint8) != np.frombuffer(chunk.data, np.uint8)
-                    unlike = chunk.offset + int(differing.argmax())
+                    unlike = chunk.offset + next(n for n, (x, y) in enumerate(zip(data, chunk.data, strict=True)) if x != y)
             digest.update(data)
             tally(len(data))
             statistics = chunk.statistics
@@ -91,6 +88,8 @@ class Diff:
 
 def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, kernels: Kernels, *, progress: Progress, workers: int) -> Diff:
     """Compare catalogues, then the bytes of what could be equal, adapters applied. `source` reads both."""
+    import numpy as np  # of all that a merge loads, this module alone would need it at once
+
     both = {name: (operand_of(a, name), operand_of(b, name)) for name in a.tensors if name in b.tensors}
     evaluator = Evaluator(source, kernels)
     shapes = tuple(name for name, (x, y) in both.items() if x.shape != y.shape)

@@ -4,13 +4,36 @@ Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, 
 TIES and low-rank changes have one implementation.
 Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order; `out` is always the
 caller's. Arguments are checked once, here, before a backend sees them.
+
+Nothing is loaded before it is used, numpy included: a plan does without, and a merge loads it while others copy.
 """
 
-from lswap_core.kernels.backend import BackendUnavailable
-from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
-from lswap_core.kernels.sums import Largest, add_low_rank, add_task_vectors, merge_ties, to_fp32
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lswap_core.kernels.backend import BackendUnavailable
+    from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
+    from lswap_core.kernels.sums import Largest, add_low_rank, add_task_vectors, merge_ties, to_fp32
+
+_HOME = {
+    "BackendUnavailable": "backend",
+    **dict.fromkeys(("available_backends", "blend_many", "blend_stats", "cast", "stats"), "contract"),
+    **dict.fromkeys(("Largest", "add_low_rank", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
+}
 
 __all__ = [
     "BackendUnavailable", "Largest", "add_low_rank", "add_task_vectors", "available_backends", "blend_many", "blend_stats",
     "cast", "merge_ties", "stats", "to_fp32",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__
