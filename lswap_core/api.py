@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from lswap_core.errors import FormatError, RecipeError, StalePlanError, Verifica
 from lswap_core.evaluate import Evaluator
 from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest, compile_manifest
+from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
@@ -26,6 +26,7 @@ from lswap_core.ports import Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.shared import Gathering
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
@@ -128,39 +129,49 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    _threads(workers)
-    evaluating = _evaluating(device)
-    moved = _given(locations or {}, {source.role for source in plan.sources})
+    threads_for(workers)
+    evaluator_of = evaluating(device)
     places = Places()
-    checkpoints = _reopen_all(places, plan, moved)
-    threads = _threads(workers, remote=_are_remote(*checkpoints.values()))
-    sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
+    checkpoints = reopen(places, plan, locations)
+    threads = threads_for(workers, remote=are_remote(*checkpoints.values()))
+    sidecars = sidecar_bytes(plan, checkpoints[plan.host])
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
-                done = run(plan, source, sink, evaluating(source))
+                done = run(plan, source, sink, evaluator_of(source))
                 source.check()
-            if options.digest == "sha256":
-                run_all(
-                    lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads
-                )
-            tool = f"lswap_core {_version()}"
-            manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
-            for name, data in sidecars.items():
-                sink.put(name, data)
-            if plan.index is not None:
-                sink.put(INDEX_FILE, plan.index.encode())
-            sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
-            sink.put(MANIFEST_FILE, manifest.to_json().encode())
-            sink.publish()
+            manifest = complete(plan, done, sink, sidecars, digest=options.digest, workers=threads)
         except BaseException as error:
             (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
                 error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
             raise
     (traffic or Traffic()).add("fetch", places.fetched_bytes)
+    return manifest
+
+
+def complete(
+    plan: Plan,
+    done: Sequence[StepRecord],
+    sink: LocalSink | Gathering,
+    sidecars: Mapping[str, bytes],
+    *,
+    digest: str,
+    workers: int,
+) -> Manifest:
+    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    if digest == "sha256":
+        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=workers)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
+    for name, data in sidecars.items():
+        sink.put(name, data)
+    if plan.index is not None:
+        sink.put(INDEX_FILE, plan.index.encode())
+    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+    sink.put(MANIFEST_FILE, manifest.to_json().encode())
+    sink.publish()
     return manifest
 
 
@@ -196,7 +207,7 @@ def verify(
     manifest = read_manifest(root)
     places = Places()
     sources = _merged_sources(places, manifest, locations) if locations else {}
-    threads = _threads(workers, remote=_are_remote(*sources.values()))
+    threads = threads_for(workers, remote=are_remote(*sources.values()))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -215,7 +226,7 @@ def verify(
             progress=progress or Silence(),
             workers=threads,
         )
-    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
+    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=threads_for(workers))
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
@@ -232,7 +243,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = _threads(workers, remote=_are_remote(first, second))
+    threads = threads_for(workers, remote=are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
@@ -261,7 +272,7 @@ def analyze(
     return survey.analyze(
         math, lang, base,
         layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
-        workers=_threads(workers, remote=_are_remote(math, lang, base)),
+        workers=threads_for(workers, remote=are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -293,7 +304,7 @@ def draft_merge(
     return survey.draft_measured(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(),
-        workers=_threads(workers, remote=_are_remote(math, lang, base)),
+        workers=threads_for(workers, remote=are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -303,18 +314,19 @@ def _version() -> str:
     return version("lswap-core")
 
 
-def _are_remote(*checkpoints: Checkpoint | None) -> bool:
+def are_remote(*checkpoints: Checkpoint | None) -> bool:
     """Some of them do not lie on a local or mounted disk."""
     return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
 
 
-def _threads(workers: int | None, *, remote: bool = False) -> int:
+def threads_for(workers: int | None, *, remote: bool = False) -> int:
+    """The number of threads asked for, or the usual one. RecipeError for less than one."""
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
     return workers or default_workers(remote=remote)
 
 
-def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+def locations_by_role(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
@@ -322,7 +334,7 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     return given
 
 
-def _evaluating(device: str) -> Callable[[Source], Evaluator]:
+def evaluating(device: str) -> Callable[[Source], Evaluator]:
     """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
         raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
@@ -336,17 +348,23 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
-    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
-    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
+def reopen(
+    places: Places, plan: Plan, locations: Mapping[str, StrPath] | None = None, *, host_alone: bool = False
+) -> dict[Role, Checkpoint]:
+    """The sources of a plan, or its host alone, opened through `places` and held against what was planned; remote ones all at
+    once, since that is mostly waiting. locations: where one lies now, by role. StalePlanError where one is not what it was.
+    """
+    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
+    wanted = [source for source in plan.sources if not host_alone or source.role == plan.host]
+    remote = any(is_remote(moved.get(source.role, source.location)) for source in wanted)
     opened = run_all(
         lambda source, _: _reopen(places, source, moved.get(source.role)),
-        plan.sources,
+        wanted,
         total_bytes=0,
         progress=Silence(),
-        workers=len(plan.sources) if remote else 1,
+        workers=len(wanted) if remote else 1,
     )
-    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
+    return {source.role: checkpoint for source, checkpoint in zip(wanted, opened, strict=True)}
 
 
 def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
@@ -361,7 +379,8 @@ def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkp
     return checkpoint
 
 
-def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. StalePlanError where it changed after it was planned."""
     there = {sidecar.name: sidecar for sidecar in host.sidecars}
     contents = {}
     for planned in plan.sidecars:
@@ -372,7 +391,7 @@ def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
 
 
 def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = _given(locations, {source.role for source in manifest.sources})
+    given = locations_by_role(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
     opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}

@@ -19,6 +19,7 @@ from lswap_core.console import print_json, print_table, progress_bar, say, shows
 from lswap_core.display import counted
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
+from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.planning_cli import make_plan
 from lswap_core.sizes import format_size
 
@@ -53,18 +54,39 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    if arguments.part is not None:
+        return run_part(arguments, _write_options(arguments), _locations(arguments))
     from lswap_core import api, report
 
     plan = api.read_plan(arguments.plan)
     return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    return run_publish(arguments, _locations(arguments))
+
+
+def _write_options(arguments: argparse.Namespace) -> WriteOptions:
+    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    return WriteOptions(**given)
+
+
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
+    _check_push(arguments, into)
+    if arguments.engine == "ray":
+        run_on_ray(plan, arguments, into, _write_options(arguments), locations)
+    else:
+        check_engine(arguments)
+        _execute_here(plan, arguments, into, locations)
+    if arguments.push:
+        _push_made(arguments, into)
+    return 0
+
+
+def _execute_here(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> None:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
-    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
-    _check_push(arguments, into)
     traffic = Traffic()
     manifest = api.execute(
         plan,
@@ -73,7 +95,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         progress=progress_bar(arguments, f"writing {Path(into).name}"),
         workers=arguments.workers,
         device=arguments.device,
-        options=WriteOptions(**given),
+        options=_write_options(arguments),
         restart=arguments.restart,
         traffic=traffic,
     )
@@ -83,15 +105,18 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}")
         say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
-    if arguments.push:
-        try:
-            uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
-        except LswapError as error:
-            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
-            raise
-        if not (arguments.json or arguments.quiet):
-            say(f"{uploaded.url}: commit {uploaded.commit}")
-    return 0
+
+
+def _push_made(arguments: argparse.Namespace, into: str) -> None:
+    from lswap_core import api
+
+    try:
+        uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
+    except LswapError as error:
+        error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+        raise
+    if not (arguments.json or arguments.quiet):
+        say(f"{uploaded.url}: commit {uploaded.commit}")
 
 
 def _check_push(arguments: argparse.Namespace, into: str) -> None:
@@ -213,5 +238,6 @@ _COMMANDS = {
     "verify": _verify,
     "push": _push,
     "analyze": run_analyze,
+    "publish": _publish,
     "report": run_report,
 }

@@ -43,8 +43,8 @@ class Source(Protocol):
         """Raise StalePlanError where a file that this thread has just read, of one of `refs`, is no longer what was planned."""
 
 
-class Sink(Protocol):
-    """An output that is absent or complete. Safe to use from several threads between `begin` and `publish`."""
+class Writer(Protocol):
+    """What is written to. Safe to use from several threads between `begin` and what ends it."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
@@ -59,6 +59,10 @@ class Sink(Protocol):
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
         """Take note that a run is done."""
+
+
+class Sink(Writer, Protocol):
+    """An output that is absent or complete."""
 
     def put(self, name: str, data: bytes) -> None:
         """Add a small file."""
