@@ -54,7 +54,11 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(publish, run["publish"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
-    inspect.add_argument("checkpoint", metavar="PATH", help="a model directory or a safetensors file, or BASE+ADAPTER")
+    inspect.add_argument(
+        "checkpoint",
+        metavar="PATH",
+        help="a model directory or a safetensors file, BASE+ADAPTER, org/name[@revision] on the hub, or a URL",
+    )
     inspect.add_argument("--tensors", action="store_true", help="list every tensor")
     inspect.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear")
     _add_running(inspect, run["inspect"], workers=False)
@@ -83,6 +87,12 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     )
     _add_running(report, run["report"], workers=False)
 
+    push = commands.add_parser("push", help="put an output on the hub; run again to go on where it ended")
+    push.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
+    push.add_argument("repository", metavar="ORG/NAME", help="the model on the hub; it is made if need be, private")
+    push.add_argument("--public", action="store_true", help="make it for everyone to see")
+    _add_running(push, run["push"], workers=False)
+
     verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
@@ -93,7 +103,10 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 def _add_sources(parser: argparse.ArgumentParser) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
         parser.add_argument(
-            f"--{role}", metavar="PATH", required=True, help=f"{what}: a model directory or a safetensors file, or BASE+ADAPTER"
+            f"--{role}",
+            metavar="PATH",
+            required=True,
+            help=f"{what}: a model directory or a safetensors file, BASE+ADAPTER, org/name[@revision] on the hub, or a URL",
         )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
     parser.add_argument("--base", metavar="PATH", help="the model that both were tuned from, for what needs it")
@@ -158,6 +171,8 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
         "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
     )
     writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
+    writing.add_argument("--push", metavar="ORG/NAME", help="put the output on the hub as well, private")
+    writing.add_argument("--public", action="store_true", help="with --push: for everyone to see")
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +186,12 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
 
 def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:
     if workers:
-        parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per processor, at most 8)")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="threads (default: one per processor, at most 8; 16 for sources over a network)",
+        )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
 from lswap_core.command import run_command
-from lswap_core.console import print_json, print_table, progress_bar, say
+from lswap_core.console import print_json, print_table, progress_bar, say, shows_progress
 from lswap_core.display import counted
+from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.planning_cli import make_plan
@@ -73,27 +75,62 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
-    if arguments.engine == "ray":
-        return run_on_ray(plan, arguments, into, _write_options(arguments), locations)
     check_engine(arguments)
-    traffic = Traffic()
-    manifest = api.execute(
-        plan,
-        into=into,
-        locations=locations,
-        progress=progress_bar(arguments, f"writing {Path(into).name}"),
-        workers=arguments.workers,
-        device=arguments.device,
-        options=_write_options(arguments),
-        restart=arguments.restart,
-        traffic=traffic,
-    )
+    _check_push(arguments, into)
+    options, traffic = _write_options(arguments), Traffic()
+    if arguments.engine == "ray":
+        manifest = run_on_ray(plan, arguments, into, options, locations)
+    else:
+        manifest = api.execute(
+            plan,
+            into=into,
+            locations=locations,
+            progress=progress_bar(arguments, f"writing {Path(into).name}"),
+            workers=arguments.workers,
+            device=arguments.device,
+            options=options,
+            restart=arguments.restart,
+            traffic=traffic,
+        )
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}")
-        say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
+        if moved := traffic.bytes_by_method:
+            say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in moved.items()))
+    if arguments.push:
+        try:
+            uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
+        except LswapError as error:
+            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+            raise
+        if not (arguments.json or arguments.quiet):
+            say(f"{uploaded.url}: commit {uploaded.commit}")
+    return 0
+
+
+def _check_push(arguments: argparse.Namespace, into: str) -> None:
+    """Find out before any work is done whether the output can be pushed."""
+    from lswap_core import api
+
+    if arguments.public and not arguments.push:
+        raise RecipeError("--public has no effect without --push")
+    if arguments.push and "://" in into:
+        raise RecipeError(f"--push takes a local output, not {into}")
+    if arguments.push:
+        api.check_repository(arguments.push, public=arguments.public)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from lswap_core import api
+
+    done = api.push(arguments.output, arguments.repository, public=arguments.public, bars=shows_progress(arguments))
+    if arguments.json:
+        print_json(asdict(done))
+    elif not arguments.quiet:
+        kind = "private" if done.private else "public"
+        say(f"{done.url}: commit {done.commit}; {counted(done.files, 'file')}, {format_size(done.size_bytes)}, {kind}")
     return 0
 
 
@@ -190,6 +227,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "diff": _diff,
     "verify": _verify,
+    "push": _push,
     "analyze": run_analyze,
     "publish": _publish,
     "report": run_report,

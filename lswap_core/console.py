@@ -43,11 +43,16 @@ def print_table(table: Table) -> None:
 
 def progress_bar(arguments: argparse.Namespace, what: str) -> Progress | None:
     """A bar where somebody watches, else None."""
-    if arguments.quiet or not _is_terminal(sys.stderr):
+    if not shows_progress(arguments):
         return None
     from lswap_core.progress import Bar
 
     return Bar(what)
+
+
+def shows_progress(arguments: argparse.Namespace) -> bool:
+    """Somebody watches."""
+    return not arguments.quiet and _is_terminal(sys.stderr)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

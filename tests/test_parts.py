@@ -391,6 +391,13 @@ def test_wrong_parts_are_refused_before_anything_is_made(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_part_is_not_pushed(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["apply", str(case.file), "--out", str(tmp_path / "out"), "--part", "1/2", "--push", "me/it"]
+    assert main(argv) == 4
+    assert "--push has no effect with --part" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
 def test_the_command_line_tells_what_is_next(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for name in ("SLURM_PROCID", "SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"):
         monkeypatch.delenv(name, raising=False)

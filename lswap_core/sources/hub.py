@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -15,9 +13,9 @@ from urllib.parse import urljoin, urlsplit
 
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
-from lswap_core.sources.opening import no_such_file
+from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
 from lswap_core.sources.remote import InterruptedTransferError, persist
-from lswap_core.sources.transport import LATER, Response, check_body, delay_of, request_range, retry_later
+from lswap_core.sources.transport import Response, check_body, request_range, retry_later
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -27,7 +25,6 @@ _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.A
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REDIRECTS = 5
 _KNOWN_FILES = (INDEX_FILE, SINGLE_FILE, "config.json")
-_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def parse_location(text: str) -> tuple[str, str | None] | None:
@@ -64,6 +61,7 @@ class HubFolder:
         self._hub: Any = huggingface_hub
         self.name = repository
         self._known: dict[str, int | None] | None = None
+        self._files: dict[str, HubFile] = {}
         self._snapshot: Path | None = None
         if self._offline:
             self._snapshot = self._cached_snapshot(revision)
@@ -96,7 +94,9 @@ class HubFolder:
         """See `lswap_core.sources.remote.Folder`."""
         if self._offline:
             raise SourceError(f"{self.root}/{name}: not in the local cache, and HF_HUB_OFFLINE is set; unset it")
-        return HubFile(self, name)
+        if name not in self._files:
+            self._files[name] = HubFile(self, name)
+        return self._files[name]
 
     def copy_of(self, name: str) -> Path | None:
         """See `lswap_core.sources.remote.Folder`."""
@@ -113,7 +113,7 @@ class HubFolder:
         where = f"{self.root}/{name}"
 
         def ask() -> HfFileMetadata:
-            with _translated(where, self.name, patient=True):
+            with translated(where, self.name, patient=True):
                 found: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
                 return found
 
@@ -139,7 +139,7 @@ class HubFolder:
         where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
 
         def ask() -> Any:
-            with _translated(where, self.name, revision):
+            with translated(where, self.name, revision):
                 return self._hub.HfApi(library_name="lswap_core").model_info(self.name, revision=revision, files_metadata=True)
 
         info = persist(where, ask)
@@ -179,7 +179,7 @@ class HubFile:
         """See `lswap_core.sources.remote.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
-            with _translated(self.path, self._folder.name):
+            with translated(self.path, self._folder.name):
                 response = request_range(open_session(), address, self._folder.headers_for(address), begin, end)
             with closing(response):
                 if response.status in (301, 302, 303, 307, 308):
@@ -196,7 +196,7 @@ class HubFile:
         if response.status in (401, 403):
             if self._forget(generation):  # signed addresses expire
                 raise InterruptedTransferError(f"{host} refuses it ({response.status})", 0)
-            raise SourceError(f"{self.path}: {host} refuses it ({response.status}); check your access to it, and {_LOG_IN}")
+            raise SourceError(f"{self.path}: {host} refuses it ({response.status}); check your access to it, and {LOG_IN}")
         if response.status == 404:
             raise SourceError(f"{self.path}: {host} does not have it (404); was it removed from the hub?")
         if response.status == 416:
@@ -233,65 +233,3 @@ class HubFile:
                 self._generation += 1
                 self._proven = False
             return True
-
-
-def open_session() -> Any:
-    """The HTTP session that `huggingface_hub` uses, as its users may have set it up."""
-    utils: Any = import_module("huggingface_hub.utils")
-    return utils.get_session()
-
-
-@contextmanager
-def _translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
-    """Errors of `huggingface_hub` and of its session as ours; what another try may mend as InterruptedTransferError. patient:
-    a hub that cannot be reached is one of these.
-    """
-    from huggingface_hub import constants, errors
-
-    unreachable = _transport_errors()
-    try:
-        yield
-    except errors.GatedRepoError:
-        page = f"{constants.ENDPOINT}/{repository}"
-        raise SourceError(f"{where}: gated; ask for access at {page}, then {_LOG_IN}") from None
-    except errors.RevisionNotFoundError:
-        raise SourceError(f"{where}: {repository} has no revision {revision or where.rpartition('@')[2]!r}; check it") from None
-    except errors.EntryNotFoundError:
-        raise no_such_file(where) from None
-    except errors.RepositoryNotFoundError:
-        raise SourceError(
-            f"{where}: no such directory here, and no such model on {constants.ENDPOINT}, or a private one; "
-            f"check the name, or {_LOG_IN}"
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise SourceError(f"{where}: HF_HUB_OFFLINE is set, and this is not in the local cache; unset it") from None
-    except errors.HFValidationError as error:
-        raise SourceError(f"{where}: {str(error).splitlines()[0]}") from None
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        if status in LATER:
-            raise delay_of(status, error.response.headers) from None
-        raise SourceError(f"{where}: {_by_status(status)}") from None
-    except InterruptedTransferError:
-        raise
-    except unreachable as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        if patient:
-            raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what:.200})") from None
-        raise SourceError(
-            f"{where}: cannot reach {constants.ENDPOINT} ({what:.200}); check the network, proxies, HF_ENDPOINT"
-        ) from None
-
-
-def _by_status(status: int | None) -> str:
-    if status == 401:
-        return f"the hub does not accept the token (401); {_LOG_IN}"
-    if status == 403:
-        return f"refused (403) by the hub, or by a proxy on the way; {_LOG_IN} with a token that gives access, or check proxies"
-    return f"unexpected answer {status} from the hub, or from a proxy on the way; check HF_ENDPOINT and proxies"
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the session raises where there is no response; requests' are OSErrors."""
-    library: Any = sys.modules[type(open_session()).__module__.partition(".")[0]]
-    return (OSError, library.HTTPError, library.InvalidURL) if hasattr(library, "InvalidURL") else (OSError,)

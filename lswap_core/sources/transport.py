@@ -33,8 +33,7 @@ class Response:
 def request_range(session: Any, url: str, headers: Mapping[str, str], begin: int, end: int) -> Response:
     """GET bytes [begin, end) of `url`, without following redirects. Raises InterruptedTransferError where no response came."""
     asked = {**headers, "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-    library = sys.modules[type(session).__module__.partition(".")[0]]
-    return _by_httpx(session, library, url, asked) if hasattr(library, "Timeout") else _by_requests(session, url, asked)
+    return _by_httpx(session, url, asked) if hasattr(session, "build_request") else _by_requests(session, url, asked)
 
 
 def _by_requests(session: Any, url: str, headers: dict[str, str]) -> Response:
@@ -58,7 +57,8 @@ def _by_requests(session: Any, url: str, headers: dict[str, str]) -> Response:
     return Response(response.status_code, response.headers, pieces(), response.close)
 
 
-def _by_httpx(session: Any, library: Any, url: str, headers: dict[str, str]) -> Response:
+def _by_httpx(session: Any, url: str, headers: dict[str, str]) -> Response:
+    library: Any = sys.modules[type(session).__module__.partition(".")[0]]  # httpx or httpx2
     timeout = library.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
     try:
         request = session.build_request("GET", url, headers=headers, timeout=timeout)

@@ -4,6 +4,7 @@ faults on request. Written from the client's side of the protocol alone.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -54,15 +55,24 @@ class Repository:
         return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
 
 
+@dataclass
+class Pushed:
+    """A model that was made here: its files as the commits left them."""
+
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: int = 0
+
+
 class Bucket:
-    """Bytes per second for all connections together."""
+    """Bytes per second for all connections together. What sleeping too long costs, and no more, is made up for."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate, self._free_at, self._lock = bytes_per_second, 0.0, threading.Lock()
 
     def take(self, count: int) -> None:
         with self._lock:
-            self._free_at = max(self._free_at, time.monotonic()) + count / self._rate
+            self._free_at = max(self._free_at, time.monotonic() - 0.05) + count / self._rate
             wait = self._free_at - time.monotonic()
         if wait > 0:
             time.sleep(wait)
@@ -78,6 +88,9 @@ class HubServer:
         self.signature = 1
         """Part of what the CDN's addresses hold; with another one, they have expired."""
         self.etags: dict[str, str] = {}
+        self.pushed: dict[str, Pushed] = {}
+        self.objects: dict[str, bytes] = {}
+        """Large files by SHA-256, whether or not a commit names them."""
         self.latency = latency
         self.bucket = None if bytes_per_second is None else Bucket(bytes_per_second)
         self.lock = threading.Lock()
@@ -93,7 +106,7 @@ class HubServer:
         """Begin to count anew, without faults."""
         with self.lock:
             self.faults, self.api_faults, self.sent_bytes, self.requests = [], [], 0, []
-            self.etags = {}
+            self.etags, self.pushed, self.objects = {}, {}, {}
 
     def next_fault(self, faults: list[Fault]) -> Fault:
         with self.lock:
@@ -144,6 +157,22 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        self.answer()
+
+    def do_PUT(self) -> None:
+        self.answer()
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
+
     def answer(self) -> None:
         with self.hub.lock:
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -177,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         begin, end = (int(asked[1]), min(int(asked[2] or size) + 1, size)) if asked and not fault.whole else (0, size)
         if asked and begin >= size:
             return self.say(416, {"Content-Range": f"bytes */{size}"})
-        begin, end = begin + fault.shift, end - fault.shorten
+        begin, end = begin + fault.shift, max(end - fault.shorten, begin + 1)
         headers = {"Accept-Ranges": "bytes", "ETag": fault.etag or etag, "Content-Length": str(end - begin), **headers}
         if asked and not fault.whole:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
@@ -210,6 +239,12 @@ class _HubHandler(_Handler):
         fault = self.hub.next_fault(self.hub.api_faults)
         if fault.status is not None:
             return self.say(fault.status, fault.headers, b"{}")
+        if self.command == "POST":
+            return self._take(path)
+        if (found := _API.fullmatch(path)) and (pushed := self.hub.pushed.get(found[1])) is not None:
+            siblings = [{"rfilename": name} for name in sorted(pushed.files)]
+            told = {"id": found[1], "sha": "e" * 40, "private": pushed.private, "siblings": siblings, "tags": []}
+            return self.say(200, {"Content-Type": "application/json"}, json.dumps(told).encode())
         if found := _API.fullmatch(path):
             return self._with(found[1], found[2], self._tell)
         if found := _RESOLVE.fullmatch(path):
@@ -228,6 +263,55 @@ class _HubHandler(_Handler):
         if revision not in (None, "main", repo.commit):
             return self.say(404, {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"})
         return go_on(repo)
+
+    def _take(self, path: str) -> None:
+        """What pushing asks for."""
+        body = self.body()
+        if self.headers.get("Authorization") != "Bearer good-one":
+            return self.say(401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b'{"error":"Invalid"}')
+        told: dict[str, Any] = {}
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            private = asked.get("private", asked.get("visibility") == "private")
+            self.hub.pushed.setdefault(name, Pushed(bool(private)))
+            told = {"url": f"{self.hub.endpoint}/{name}"}
+        elif path == "/api/validate-yaml":
+            told = {"errors": [], "warnings": []}
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            files = self.hub.pushed[found[1]].files
+            told = {"files": [self._mode(entry["path"], files) for entry in json.loads(body)["files"]]}
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            told = {"transfer": "basic", "objects": [self._place(entry) for entry in json.loads(body)["objects"]]}
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self._commit(self.hub.pushed[found[1]], [json.loads(line) for line in body.splitlines()])
+            told = {"commitUrl": f"{self.hub.endpoint}/{found[1]}/commit/{'e' * 40}", "commitOid": "e" * 40}
+        elif path != "/verify":
+            return self.say(404, {})
+        return self.say(200, {"Content-Type": "application/json"}, json.dumps(told).encode())
+
+    def _mode(self, path: str, files: dict[str, bytes]) -> dict[str, Any]:
+        large = path.endswith(".safetensors")
+        told: dict[str, Any] = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        if path in files:
+            data = files[path]
+            told["oid"] = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+        return told
+
+    def _place(self, entry: dict[str, Any]) -> dict[str, Any]:
+        if entry["oid"] in self.hub.objects:
+            return entry
+        href = f"{self.hub.cdn}/lfs/{entry['oid']}"
+        return entry | {"actions": {"upload": {"href": href}, "verify": {"href": f"{self.hub.endpoint}/verify"}}}
+
+    def _commit(self, pushed: Pushed, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                pushed.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                pushed.files[value["path"]] = self.hub.objects[value["oid"]]
+        pushed.commits += 1
 
     def _tell(self, repo: Repository) -> None:
         siblings = [{"rfilename": name, "size": (repo.root / name).stat().st_size, "blobId": "0" * 40} for name in repo.files()]
@@ -251,6 +335,13 @@ class _HubHandler(_Handler):
 class _CdnHandler(_Handler):
     def respond(self) -> None:
         parts = urlsplit(self.path)
+        if self.command == "PUT":
+            body, fault = self.body(), self.hub.next_fault(self.hub.faults)
+            if fault.status is not None:
+                return self.say(fault.status, fault.headers)
+            assert hashlib.sha256(body).hexdigest() == parts.path.removeprefix("/lfs/")
+            self.hub.objects[parts.path.removeprefix("/lfs/")] = body
+            return self.say(200, {})
         assert "Authorization" not in self.headers, "the token left the hub"
         if parts.path.startswith("/plain/"):  # a web server that serves directories and lists none
             _, org, name, file = unquote(parts.path).strip("/").split("/", 3)
