@@ -22,11 +22,10 @@ from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
-from lswap_core.ports import Progress, Silence, Source
+from lswap_core.ports import Output, Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sinks.shared import Gathering
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
@@ -151,7 +150,7 @@ def execute(
 def complete(
     plan: Plan,
     done: Sequence[StepRecord],
-    sink: LocalSink | Gathering,
+    sink: Output,
     sidecars: Mapping[str, bytes],
     *,
     digest: str,
