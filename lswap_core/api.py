@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from lswap_core import executor, kernels, report
 from lswap_core.baselines import TaskSum
@@ -22,11 +22,10 @@ from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
-from lswap_core.ports import Progress, Silence, Source
+from lswap_core.ports import Output, Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sinks.shared import Gathering
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.places import Places, Travel, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
@@ -129,12 +128,8 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    threads_for(workers)
-    evaluator_of = evaluating(device)
-    places = Places()
-    checkpoints = reopen(places, plan, locations)
-    threads = threads_for(workers, remote=are_remote(*checkpoints.values()))
-    sidecars = sidecar_bytes(plan, checkpoints[plan.host])
+    places, checkpoints, threads, evaluator_of = prepare(plan, locations, workers=workers, device=device)
+    sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
@@ -155,15 +150,16 @@ def execute(
 def complete(
     plan: Plan,
     done: Sequence[StepRecord],
-    sink: LocalSink | Gathering,
+    sink: Output,
     sidecars: Mapping[str, bytes],
     *,
     digest: str,
-    workers: int,
+    workers: int | None,
 ) -> Manifest:
     """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    threads = _threads(workers)
     if digest == "sha256":
-        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=workers)
+        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
     manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
     for name, data in sidecars.items():
         sink.put(name, data)
@@ -173,6 +169,31 @@ def complete(
     sink.put(MANIFEST_FILE, manifest.to_json().encode())
     sink.publish()
     return manifest
+
+
+class Ready(NamedTuple):
+    """What executing a plan needs beside a place: its sources, opened and found to be what was planned, threads, arithmetic."""
+
+    places: Places
+    checkpoints: dict[Role, Checkpoint]
+    threads: int
+    evaluator_of: Callable[[Source], Evaluator]
+
+
+def prepare(plan: Plan, locations: Mapping[str, StrPath] | None, *, workers: int | None, device: str) -> Ready:
+    """See `execute`, which raises the same."""
+    _threads(workers)
+    evaluator_of = _evaluating(device)
+    places = Places()
+    checkpoints = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}))
+    return Ready(places, checkpoints, _threads(workers, remote=_are_remote(*checkpoints.values())), evaluator_of)
+
+
+def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed."""
+    moved = _given(locations or {}, {source.role for source in plan.sources})
+    (host,) = (source for source in plan.sources if source.role == plan.host)
+    return _sidecar_bytes(plan, _reopen(Places(), host, moved.get(host.role)))
 
 
 def merge(
@@ -207,7 +228,7 @@ def verify(
     manifest = read_manifest(root)
     places = Places()
     sources = _merged_sources(places, manifest, locations) if locations else {}
-    threads = threads_for(workers, remote=are_remote(*sources.values()))
+    threads = _threads(workers, remote=_are_remote(*sources.values()))
     issues = list(sidecar_issues(root, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -226,7 +247,7 @@ def verify(
             progress=progress or Silence(),
             workers=threads,
         )
-    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=threads_for(workers))
+    issues += shard_issues(root, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
     if issues:
         raise VerificationError(f"{root} is not what its manifest says", issues)
     return manifest
@@ -243,7 +264,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = threads_for(workers, remote=are_remote(first, second))
+    threads = _threads(workers, remote=_are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
@@ -272,7 +293,7 @@ def analyze(
     return survey.analyze(
         math, lang, base,
         layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
-        workers=threads_for(workers, remote=are_remote(math, lang, base)),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -304,7 +325,7 @@ def draft_merge(
     return survey.draft_measured(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(),
-        workers=threads_for(workers, remote=are_remote(math, lang, base)),
+        workers=_threads(workers, remote=_are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -314,19 +335,18 @@ def _version() -> str:
     return version("lswap-core")
 
 
-def are_remote(*checkpoints: Checkpoint | None) -> bool:
+def _are_remote(*checkpoints: Checkpoint | None) -> bool:
     """Some of them do not lie on a local or mounted disk."""
     return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
 
 
-def threads_for(workers: int | None, *, remote: bool = False) -> int:
-    """The number of threads asked for, or the usual one. RecipeError for less than one."""
+def _threads(workers: int | None, *, remote: bool = False) -> int:
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
     return workers or default_workers(remote=remote)
 
 
-def locations_by_role(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
@@ -334,7 +354,7 @@ def locations_by_role(locations: Mapping[str, StrPath], used: set[Role]) -> dict
     return given
 
 
-def evaluating(device: str) -> Callable[[Source], Evaluator]:
+def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
         raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
@@ -348,23 +368,17 @@ def evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def reopen(
-    places: Places, plan: Plan, locations: Mapping[str, StrPath] | None = None, *, host_alone: bool = False
-) -> dict[Role, Checkpoint]:
-    """The sources of a plan, or its host alone, opened through `places` and held against what was planned; remote ones all at
-    once, since that is mostly waiting. locations: where one lies now, by role. StalePlanError where one is not what it was.
-    """
-    moved = locations_by_role(locations or {}, {source.role for source in plan.sources})
-    wanted = [source for source in plan.sources if not host_alone or source.role == plan.host]
-    remote = any(is_remote(moved.get(source.role, source.location)) for source in wanted)
+def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
+    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
+    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
     opened = run_all(
         lambda source, _: _reopen(places, source, moved.get(source.role)),
-        wanted,
+        plan.sources,
         total_bytes=0,
         progress=Silence(),
-        workers=len(wanted) if remote else 1,
+        workers=len(plan.sources) if remote else 1,
     )
-    return {source.role: checkpoint for source, checkpoint in zip(wanted, opened, strict=True)}
+    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
 
 
 def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
@@ -379,8 +393,7 @@ def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkp
     return checkpoint
 
 
-def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
-    """What is copied beside the shards, by name. StalePlanError where it changed after it was planned."""
+def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     there = {sidecar.name: sidecar for sidecar in host.sidecars}
     contents = {}
     for planned in plan.sidecars:
@@ -391,7 +404,7 @@ def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
 
 
 def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = locations_by_role(locations, {source.role for source in manifest.sources})
+    given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
         raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
     opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}

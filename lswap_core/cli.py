@@ -72,51 +72,42 @@ def _write_options(arguments: argparse.Namespace) -> WriteOptions:
 
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
-    _check_push(arguments, into)
-    if arguments.engine == "ray":
-        run_on_ray(plan, arguments, into, _write_options(arguments), locations)
-    else:
-        check_engine(arguments)
-        _execute_here(plan, arguments, into, locations)
-    if arguments.push:
-        _push_made(arguments, into)
-    return 0
-
-
-def _execute_here(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> None:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
-    traffic = Traffic()
-    manifest = api.execute(
-        plan,
-        into=into,
-        locations=locations,
-        progress=progress_bar(arguments, f"writing {Path(into).name}"),
-        workers=arguments.workers,
-        device=arguments.device,
-        options=_write_options(arguments),
-        restart=arguments.restart,
-        traffic=traffic,
-    )
+    check_engine(arguments)
+    _check_push(arguments, into)
+    options, traffic = _write_options(arguments), Traffic()
+    if arguments.engine == "ray":
+        manifest = run_on_ray(plan, arguments, into, options, locations)
+    else:
+        manifest = api.execute(
+            plan,
+            into=into,
+            locations=locations,
+            progress=progress_bar(arguments, f"writing {Path(into).name}"),
+            workers=arguments.workers,
+            device=arguments.device,
+            options=options,
+            restart=arguments.restart,
+            traffic=traffic,
+        )
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}")
-        say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
-
-
-def _push_made(arguments: argparse.Namespace, into: str) -> None:
-    from lswap_core import api
-
-    try:
-        uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
-    except LswapError as error:
-        error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
-        raise
-    if not (arguments.json or arguments.quiet):
-        say(f"{uploaded.url}: commit {uploaded.commit}")
+        if moved := traffic.bytes_by_method:
+            say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in moved.items()))
+    if arguments.push:
+        try:
+            uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
+        except LswapError as error:
+            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+            raise
+        if not (arguments.json or arguments.quiet):
+            say(f"{uploaded.url}: commit {uploaded.commit}")
+    return 0
 
 
 def _check_push(arguments: argparse.Namespace, into: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lswap_core import executor
-from lswap_core.api import StrPath, are_remote, complete, evaluating, reopen, sidecar_bytes, threads_for
+from lswap_core.api import StrPath, complete, host_sidecars, prepare
 from lswap_core.errors import RecipeError
 from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
@@ -19,7 +19,7 @@ from lswap_core.shares import Part
 from lswap_core.sinks.building import Build, Terms
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.shared import Gathering, SharedSink
-from lswap_core.sources.places import Places, local_places
+from lswap_core.sources.places import local_places
 from lswap_core.traffic import Traffic
 
 
@@ -54,11 +54,7 @@ def apply_part(
     other digests.
     """
     _check_shared(into)
-    threads_for(workers)
-    evaluator_of = evaluating(device)
-    places = Places()
-    checkpoints = reopen(places, plan, locations)
-    threads = threads_for(workers, remote=are_remote(*checkpoints.values()))
+    places, checkpoints, threads, evaluator_of = prepare(plan, locations, workers=workers, device=device)
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(SharedSink(into, plan, part, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         steps = sink.steps
@@ -98,10 +94,9 @@ def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
     another plan, or where `into` exists; StalePlanError where the host is not what was planned.
     """
     _check_shared(into)
-    threads = threads_for(workers)
     gathering = Gathering(into, plan, sources=_local(plan))
-    host = reopen(Places(), plan, locations, host_alone=True)[plan.host]
-    return complete(plan, gathering.records, gathering, sidecar_bytes(plan, host), digest=gathering.digest, workers=threads)
+    sidecars = host_sidecars(plan, locations)
+    return complete(plan, gathering.records, gathering, sidecars, digest=gathering.digest, workers=workers)
 
 
 def _local(plan: Plan) -> list[str]:

@@ -5,23 +5,29 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 from lswap_core.console import print_json, progress_bar, say
 from lswap_core.display import counted
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.plan import Plan
-from lswap_core.shares import parse_part
 from lswap_core.sizes import format_size
+
+if TYPE_CHECKING:
+    from lswap_core.manifest import Manifest
+    from lswap_core.plan import Plan
 
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
     from lswap_core import api, parts, report
+    from lswap_core.shares import parse_part
 
     if arguments.engine != "local":
         raise RecipeError(f"--part and --engine {arguments.engine} do not go together: the engine divides the work itself")
     check_engine(arguments)
+    if arguments.push or arguments.public:
+        raise RecipeError("--push has no effect with --part: a part is no output; push what `lswap_core publish` made")
     part = parse_part(arguments.part, os.environ)
     plan = api.read_plan(arguments.plan)
     into = arguments.out or report.default_name(plan)
@@ -49,16 +55,20 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
 
 def check_engine(arguments: argparse.Namespace) -> None:
     """RecipeError for what has no effect on this machine alone."""
+    if arguments.engine != "local":
+        return
     for option in ("address", "parts"):
         if getattr(arguments, option) is not None:
             raise RecipeError(f"--{option} has no effect without --engine ray")
 
 
-def run_on_ray(plan: Plan, arguments: argparse.Namespace, into: str, options: WriteOptions, locations: dict[str, str]) -> int:
+def run_on_ray(
+    plan: Plan, arguments: argparse.Namespace, into: str, options: WriteOptions, locations: dict[str, str]
+) -> Manifest:
     """Execute a plan on a Ray cluster."""
     from lswap_core import cluster
 
-    manifest = cluster.execute_on_ray(
+    return cluster.execute_on_ray(
         plan,
         into=into,
         address=arguments.address,
@@ -70,11 +80,6 @@ def run_on_ray(plan: Plan, arguments: argparse.Namespace, into: str, options: Wr
         options=options,
         restart=arguments.restart,
     )
-    if arguments.json:
-        print(manifest.to_json(), end="")
-    elif not arguments.quiet:
-        say(f"{into}: {plan.summary()}")
-    return 0
 
 
 def run_publish(arguments: argparse.Namespace, locations: dict[str, str]) -> int:

@@ -74,6 +74,23 @@ class Sink(Writer, Protocol):
         """Remove what is unpublished, unless it is worth going on from."""
 
 
+class Output(Protocol):
+    """Shards that are done, to which the rest is added."""
+
+    @property
+    def shard_sha256(self) -> Mapping[str, str]:
+        """Of whole shards, by name, as far as they were taken."""
+
+    def hash_shard(self, name: str) -> None:
+        """Take the SHA-256 of a whole shard, unless that was done."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Add a small file."""
+
+    def publish(self) -> None:
+        """Make everything durable, then visible under the final name."""
+
+
 class Kernels(Protocol):
     """The arithmetic; `lswap_core.kernels` is one, and says what each does."""
 

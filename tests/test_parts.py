@@ -18,21 +18,23 @@ import pytest
 from lswap_core import (
     FormatError,
     LayerSwap,
+    Part,
     RecipeError,
     StalePlanError,
     WriteOptions,
+    apply_part,
     execute,
     lay_out,
     open_checkpoint,
+    publish,
     verify,
 )
 from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.draft import Draft
 from lswap_core.options import DigestKind
-from lswap_core.parts import apply_part, publish
 from lswap_core.plan import Plan
-from lswap_core.shares import Part, divide
+from lswap_core.shares import divide
 from lswap_core.sinks.building import Build
 from tests.build import Pair, llama_pair, normal, tree, unmeasured, write_model
 
@@ -295,6 +297,20 @@ def test_published_once_and_for_all(case: Case, tmp_path: Path, capsys: pytest.C
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
+def test_two_that_publish_at_once(case: Case, tmp_path: Path) -> None:
+    """One does; the other is told so, or finds the directory gone."""
+    out = tmp_path / "out"
+    for number in (1, 2):
+        apply_part(case.plan, Part(number, 2), into=out, options=COPIED)
+    argv = [sys.executable, "-m", "lswap_core", "publish", str(case.file), "--out", str(out), "--quiet"]
+    both = [subprocess.Popen(argv, env=unmeasured(), stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=60)[1] for process in both]
+    codes = sorted(process.returncode for process in both)
+    assert codes[0] == 0, said
+    assert codes[1] in (1, 4), said
+    assert tree(out) == case.expected
+
+
 def test_cut_off_between_its_last_two_acts_it_clears_up(case: Case, tmp_path: Path) -> None:
     apply_part(case.plan, Part(1, 1), into=tmp_path / "out", options=COPIED)
     shutil.copytree(build_of(tmp_path / "out"), tmp_path / "kept")
@@ -372,6 +388,13 @@ def test_wrong_parts_are_refused_before_anything_is_made(
 ) -> None:
     assert main(["apply", str(case.file), "--out", str(tmp_path / "out"), "--part", part]) == 4
     assert "--part is" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_part_is_not_pushed(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["apply", str(case.file), "--out", str(tmp_path / "out"), "--part", "1/2", "--push", "me/it"]
+    assert main(argv) == 4
+    assert "--push has no effect with --part" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
 
 

@@ -136,7 +136,8 @@ class Build:
         """
         with suppress(OSError):
             shutil.rmtree(self.output, ignore_errors=True)
-            for path in sorted(self.path.iterdir(), key=lambda path: path.name == _BUILD_FILE):
+            ours = [path for path in self.path.iterdir() if _OURS.fullmatch(path.name)]
+            for path in sorted(ours, key=lambda path: path.name == _BUILD_FILE):
                 path.unlink()
             self.path.rmdir()
 

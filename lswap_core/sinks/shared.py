@@ -184,9 +184,11 @@ class Gathering:
 
     def put(self, name: str, data: bytes) -> None:
         """Add a small file. What an earlier attempt left under that name gives way."""
-        path = self._build.output / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._build.put(path, data)
+        folder = self._build.output
+        for inner in Path(name).parent.parts:  # never `output` itself, which somebody else may have published by now
+            folder /= inner
+            folder.mkdir(exist_ok=True)
+        self._build.put(self._build.output / name, data)
 
     def publish(self) -> None:
         """Make names and lengths durable, give the whole its final name, and clear the rest away. RecipeError where that name

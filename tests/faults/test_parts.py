@@ -194,3 +194,15 @@ def test_a_worker_whose_disk_fails_records_nothing(parts: Parts, tmp_path: Path,
     assert sorted(p.name for p in build_of(out).glob("part-*")) == ["part-1-of-2.json"]
     assert (build_of(out) / "part-1-of-2.json").read_bytes() == before
     assert file.exists()
+
+
+def test_a_filesystem_without_hard_links(parts: Parts, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    out = tmp_path / "out"
+    inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=link,linkat", "-e", "inject=link,linkat:error=EOPNOTSUPP"]
+    workers = [subprocess.Popen([*inject, *parts.argv(out, Part(number, 2))], env=unmeasured()) for number in (1, 2)]
+    assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    publish(read_plan(parts.file), into=out)
+    assert sums(out) == parts.expected
+    assert os.listdir(tmp_path) == ["out"]
