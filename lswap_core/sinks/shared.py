@@ -37,6 +37,11 @@ class SharedSink:
     every other kind are the same everywhere, and so are the files.
     """
 
+    in_order = False
+    """See `lswap_core.ports.Writer`."""
+    most_workers: int | None = None
+    """See `lswap_core.ports.Writer`."""
+
     def __init__(
         self,
         destination: str | os.PathLike[str],
