@@ -74,22 +74,25 @@ def take_up(place: Place, plan: Plan, state: State | None, parts: Mapping[str, t
     """Put an upload for every file into `uploads`, as far as it gets: the earlier run's, with what the store says it has, or
     a new one. Others are aborted.
     """
-    for file in plan.files:
+
+    def look(file: OutputFile, _: object) -> None:
         if state is not None and state.publishing and is_complete(place, file, plan):
             uploads.complete.add(file.name)
-            continue
+            return
         earlier = None if state is None else state.uploads.get(file.name)
         if earlier is None:
-            continue
+            return
         try:
             there = place.parts(file.name, earlier.id)
         except (GoneError, UnknownCallError):
-            continue
+            return
         uploads.ids[file.name] = earlier.id
         for part in parts[file.name]:
             begin, end, etag = earlier.parts.get(part.number, (0, 0, ""))
             if (begin, end) == (part.begin, part.end) and there.get(part.number) == (part.size_bytes, etag):
                 uploads.etags[file.name, part.number] = etag
+
+    run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
     _abort_strays(place, plan, state, uploads)
     absent = [file.name for file in plan.files if file.name not in uploads.ids and file.name not in uploads.complete]
 
