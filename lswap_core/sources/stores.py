@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -50,6 +51,10 @@ class StoreFolder:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is no place for a checkpoint; write it like s3://bucket/prefix or https://host/path")
+        try:
+            import_module("obstore")
+        except ImportError as error:
+            raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from error
         self.only: str | None = None
         """See `lswap_core.sources.remote.Folder`."""
         folder = PurePosixPath("/" + parts.path.strip("/"))

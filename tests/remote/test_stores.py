@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -178,3 +179,13 @@ def test_an_index_that_names_a_missing_shard(hub: HubServer, experts: Path, tmp_
             open_checkpoint(f"{hub.cdn}/plain/acme/lang", role="lang")
     finally:
         repository.root = before
+
+
+@pytest.mark.parametrize(
+    ("library", "location", "extra"),
+    [("huggingface_hub", "acme/math", "hub"), ("obstore", "s3://models/x", "stores")],
+)
+def test_a_library_that_is_not_installed(library: str, location: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(RecipeError, match=rf"{library} .*pip install lswap-core\[{extra}\]"):
+        open_checkpoint(location, role="math")
