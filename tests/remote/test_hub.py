@@ -59,6 +59,18 @@ def test_a_merge_from_the_hub_is_the_local_merge(
     assert verified.status == 0, verified.err
 
 
+def test_the_other_commands_read_the_hub_too(run: Command, hub: HubServer, experts: Path) -> None:
+    same = run("diff", MATH, experts / "math")
+    assert (same.status, same.err) == (0, "")
+    there = run("analyze", "--math", MATH, "--lang", LANG, "--json")
+    here = run("analyze", "--math", experts / "math", "--lang", experts / "lang", "--json")
+    assert there.status == here.status == 0, there.err
+    theirs, ours = json.loads(there.out), json.loads(here.out)
+    for maps in (theirs, ours):
+        del maps["sources"]
+    assert theirs == ours
+
+
 @pytest.fixture(scope="session")
 def plan(running_command: Command, experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan made from the hub's headers."""
