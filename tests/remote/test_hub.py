@@ -50,7 +50,9 @@ def test_a_merge_from_the_hub_is_the_local_merge(
     assert done.status == 0, done.err
     assert told_apart(tmp_path / "out") == expected
     manifest = json.loads(done.out)
-    assert [source["name"] for source in manifest["sources"]] == [MATH, LANG]
+    assert [(source["name"], source["revision"]) for source in manifest["sources"]] == [(n, COMMITS[n]) for n in (MATH, LANG)]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"`{name}`, commit `{COMMITS[name]}`" in card for name in (MATH, LANG))
     # Headers, samples and small files were read twice, to plan and to execute; they are a little of 25 MB.
     assert hub.sent_bytes <= 1.02 * needed_bytes(experts)
     verified = run("verify", tmp_path / "out", "--math", experts / "math", "--lang", experts / "lang")
