@@ -34,20 +34,38 @@ if TYPE_CHECKING:
     from lswap_core.manifest import Manifest
     from lswap_core.names import layers, named
     from lswap_core.options import WriteOptions
+    from lswap_core.parts import apply_part, publish
     from lswap_core.plan import Plan
     from lswap_core.recipe import LayerSwap
+    from lswap_core.shares import Part
 
 _HOME = {
-    **dict.fromkeys(("analyze", "diff", "execute", "merge", "open_checkpoint", "read_manifest", "read_plan", "verify"), "api"),
+    **dict.fromkeys(
+        (
+            "analyze",
+            "apply_part",
+            "diff",
+            "execute",
+            "merge",
+            "open_checkpoint",
+            "publish",
+            "read_manifest",
+            "read_plan",
+            "verify",
+        ),
+        "api",
+    ),
     **dict.fromkeys(("Checkpoint", "TensorRef"), "checkpoint"),
     **dict.fromkeys(("Blend", "Copy", "Expression", "TaskVectors"), "expressions"),
     **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
     **dict.fromkeys(("SelectionError", "SourceError", "StalePlanError", "VerificationError"), "errors"),
     **dict.fromkeys(("TaskSum", "soup"), "baselines"),
     **dict.fromkeys(("layers", "named"), "names"),
+    **dict.fromkeys(("apply_part", "publish"), "parts"),
     "Draft": "draft",
     "LayerSwap": "recipe",
     "Manifest": "manifest",
+    "Part": "shares",
     "Plan": "plan",
     "WriteOptions": "options",
     "lay_out": "layout",
@@ -55,9 +73,9 @@ _HOME = {
 
 __all__ = [
     "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest",
-    "MismatchError", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum", "TaskVectors",
-    "TensorRef", "VerificationError", "WriteOptions", "analyze", "diff", "execute", "lay_out", "layers", "merge", "named",
-    "open_checkpoint", "read_manifest", "read_plan", "soup", "verify",
+    "MismatchError", "Part", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum",
+    "TaskVectors", "TensorRef", "VerificationError", "WriteOptions", "analyze", "apply_part", "diff", "execute",
+    "lay_out", "layers", "merge", "named", "open_checkpoint", "publish", "read_manifest", "read_plan", "soup", "verify",
 ]  # fmt: skip
 
 

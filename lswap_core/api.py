@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 from lswap_core import executor, kernels, report
 from lswap_core.baselines import TaskSum
@@ -17,12 +17,12 @@ from lswap_core.errors import FormatError, RecipeError, StalePlanError, Verifica
 from lswap_core.evaluate import Evaluator
 from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest, compile_manifest
+from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
-from lswap_core.ports import Progress, Silence, Source
+from lswap_core.ports import Output, Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
@@ -128,33 +128,16 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    _threads(workers)
-    evaluating = _evaluating(device)
-    moved = _given(locations or {}, {source.role for source in plan.sources})
-    places = Places()
-    checkpoints = _reopen_all(places, plan, moved)
-    threads = _threads(workers, remote=_are_remote(*checkpoints.values()))
+    places, checkpoints, threads, evaluator_of = prepare(plan, locations, workers=workers, device=device)
     sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
     local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
     with closing(LocalSink(into, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
-                done = run(plan, source, sink, evaluating(source))
+                done = run(plan, source, sink, evaluator_of(source))
                 source.check()
-            if options.digest == "sha256":
-                run_all(
-                    lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads
-                )
-            tool = f"lswap_core {_version()}"
-            manifest = compile_manifest(plan, done, tool=tool, shard_sha256=sink.shard_sha256)
-            for name, data in sidecars.items():
-                sink.put(name, data)
-            if plan.index is not None:
-                sink.put(INDEX_FILE, plan.index.encode())
-            sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
-            sink.put(MANIFEST_FILE, manifest.to_json().encode())
-            sink.publish()
+            manifest = complete(plan, done, sink, sidecars, digest=options.digest, workers=threads)
         except BaseException as error:
             (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
@@ -162,6 +145,55 @@ def execute(
             raise
     (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
+
+
+def complete(
+    plan: Plan,
+    done: Sequence[StepRecord],
+    sink: Output,
+    sidecars: Mapping[str, bytes],
+    *,
+    digest: str,
+    workers: int | None,
+) -> Manifest:
+    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    threads = _threads(workers)
+    if digest == "sha256":
+        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
+    for name, data in sidecars.items():
+        sink.put(name, data)
+    if plan.index is not None:
+        sink.put(INDEX_FILE, plan.index.encode())
+    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+    sink.put(MANIFEST_FILE, manifest.to_json().encode())
+    sink.publish()
+    return manifest
+
+
+class Ready(NamedTuple):
+    """What executing a plan needs beside a place: its sources, opened and found to be what was planned, threads, arithmetic."""
+
+    places: Places
+    checkpoints: dict[Role, Checkpoint]
+    threads: int
+    evaluator_of: Callable[[Source], Evaluator]
+
+
+def prepare(plan: Plan, locations: Mapping[str, StrPath] | None, *, workers: int | None, device: str) -> Ready:
+    """See `execute`, which raises the same."""
+    _threads(workers)
+    evaluator_of = _evaluating(device)
+    places = Places()
+    checkpoints = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}))
+    return Ready(places, checkpoints, _threads(workers, remote=_are_remote(*checkpoints.values())), evaluator_of)
+
+
+def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed."""
+    moved = _given(locations or {}, {source.role for source in plan.sources})
+    (host,) = (source for source in plan.sources if source.role == plan.host)
+    return _sidecar_bytes(plan, _reopen(Places(), host, moved.get(host.role)))
 
 
 def merge(

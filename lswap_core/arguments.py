@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from lswap_core.command import Parser
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
 
+ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -24,6 +25,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     merge.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     merge.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     _add_writing(merge)
+    _add_engine(merge)
     _add_running(merge, run["merge"])
 
     plan = commands.add_parser("plan", help="plan a merge from the headers alone")
@@ -37,7 +39,19 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     apply.add_argument("--out", metavar="DIR", help="where to write; must not exist (default: ./MATH+LANG-b4u2t2)")
     _add_locations(apply, "where {role} lies now, if not where it was planned")
     _add_writing(apply)
+    _add_engine(apply)
+    apply.add_argument(
+        "--part",
+        metavar="K/N",
+        help="do only the K-th of N parts, from 1 on, beside other workers; auto or auto/N: as Slurm, torchrun or Kubernetes say",
+    )
     _add_running(apply, run["apply"])
+
+    publish = commands.add_parser("publish", help="put the parts that `apply --part` made together under the final name")
+    publish.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
+    publish.add_argument("--out", metavar="DIR", help="the output that the parts are of (default: ./MATH+LANG-b4u2t2)")
+    _add_locations(publish, "where {role} lies now, if not where it was planned")
+    _add_running(publish, run["publish"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
     inspect.add_argument(
@@ -159,6 +173,15 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
     writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
     writing.add_argument("--push", metavar="ORG/NAME", help="put the output on the hub as well, private")
     writing.add_argument("--public", action="store_true", help="with --push: for everyone to see")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    cluster = parser.add_argument_group("on a cluster")
+    cluster.add_argument("--engine", choices=ENGINES, default="local", help="ray: as tasks of a Ray cluster (default: local)")
+    cluster.add_argument(
+        "--address", metavar="HOST", help="ray: of the cluster; auto: this machine's (default: RAY_ADDRESS, or one started here)"
+    )
+    cluster.add_argument("--parts", type=int, metavar="N", help="ray: how many parts (default: some for each task at once)")
 
 
 def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool = True) -> None:

@@ -19,6 +19,7 @@ from lswap_core.console import print_json, print_table, progress_bar, say, shows
 from lswap_core.display import counted
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
+from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.planning_cli import make_plan
 from lswap_core.sizes import format_size
 
@@ -53,36 +54,51 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
+    if arguments.part is not None:
+        return run_part(arguments, _write_options(arguments), _locations(arguments))
     from lswap_core import api, report
 
     plan = api.read_plan(arguments.plan)
     return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    return run_publish(arguments, _locations(arguments))
+
+
+def _write_options(arguments: argparse.Namespace) -> WriteOptions:
+    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    return WriteOptions(**given)
+
+
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
     from lswap_core.traffic import METHODS, Traffic
 
-    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    check_engine(arguments)
     _check_push(arguments, into)
-    traffic = Traffic()
-    manifest = api.execute(
-        plan,
-        into=into,
-        locations=locations,
-        progress=progress_bar(arguments, f"writing {Path(into).name}"),
-        workers=arguments.workers,
-        device=arguments.device,
-        options=WriteOptions(**given),
-        restart=arguments.restart,
-        traffic=traffic,
-    )
+    options, traffic = _write_options(arguments), Traffic()
+    if arguments.engine == "ray":
+        manifest = run_on_ray(plan, arguments, into, options, locations)
+    else:
+        manifest = api.execute(
+            plan,
+            into=into,
+            locations=locations,
+            progress=progress_bar(arguments, f"writing {Path(into).name}"),
+            workers=arguments.workers,
+            device=arguments.device,
+            options=options,
+            restart=arguments.restart,
+            traffic=traffic,
+        )
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}")
-        say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in traffic.bytes_by_method.items()))
+        if moved := traffic.bytes_by_method:
+            say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in moved.items()))
     if arguments.push:
         try:
             uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
@@ -213,5 +229,6 @@ _COMMANDS = {
     "verify": _verify,
     "push": _push,
     "analyze": run_analyze,
+    "publish": _publish,
     "report": run_report,
 }

@@ -38,6 +38,14 @@ class LswapError(Exception):
 
     exit_code: ClassVar[int] = 1
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors travel between processes with all that they tell, however they are made."""
+        return _revive, (type(self), self.args), self.__dict__
+
+
+def _revive(kind: type[LswapError], arguments: tuple[object, ...]) -> LswapError:
+    return kind.__new__(kind, *arguments)
+
 
 class FormatError(LswapError):
     """A file violates its format: safetensors, an index, a plan or a manifest."""

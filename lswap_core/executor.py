@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
@@ -11,22 +12,31 @@ from lswap_core.evaluate import Evaluator
 from lswap_core.expressions import Blend
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
-from lswap_core.plan import Plan
-from lswap_core.ports import Progress, Sink, Source, Tally
+from lswap_core.plan import Plan, Step
+from lswap_core.ports import Progress, Source, Tally, Writer
 from lswap_core.runs import Run, runs
 
 
 def run(
-    plan: Plan, source: Source, sink: Sink, evaluator: Evaluator, *, progress: Progress, workers: int, digests: bool = True
+    plan: Plan,
+    source: Source,
+    sink: Writer,
+    evaluator: Evaluator,
+    *,
+    progress: Progress,
+    workers: int,
+    digests: bool = True,
+    steps: Sequence[Step] | None = None,
 ) -> list[StepRecord]:
-    """Execute every step that the sink does not have already; returns all records, in the plan's order. Publishing is the
-    caller's. digests: take one of every computed tensor.
+    """Execute `steps` of the plan, all by default, as far as the sink does not have them already; returns their records, in
+    their order, which is the plan's. Publishing is the caller's. digests: take one of every computed tensor.
 
     The order of work is the output's or, where that is better for the source, the source's. The bytes depend neither on it
     nor on `workers` nor on the order in which runs end. Raises what source and sink raise.
     """
     done = dict(sink.begin(plan, source))
-    left = [step for step in plan.steps if step.name not in done]
+    wanted = plan.steps if steps is None else steps
+    left = [step for step in wanted if step.name not in done]
     work = partial(perform, source=source, sink=sink, evaluator=evaluator, digests=digests)
     total_bytes = sum(step.size_bytes for step in left)
     order = list(runs(left))
@@ -35,11 +45,11 @@ def run(
     source.expect(order)
     for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):
         done |= {record.name: record for record in records}
-    return [done[step.name] for step in plan.steps]
+    return [done[step.name] for step in wanted]
 
 
 def perform(
-    run: Run, tally: Tally, *, source: Source, sink: Sink, evaluator: Evaluator, digests: bool = True
+    run: Run, tally: Tally, *, source: Source, sink: Writer, evaluator: Evaluator, digests: bool = True
 ) -> list[StepRecord]:
     """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed. It is done only once
     its sources are found to be unchanged: who undoes a change may go on from here.
@@ -50,7 +60,7 @@ def perform(
     return records
 
 
-def _compute(run: Run, tally: Tally, sink: Sink, evaluator: Evaluator, digests: bool) -> StepRecord:
+def _compute(run: Run, tally: Tally, sink: Writer, evaluator: Evaluator, digests: bool) -> StepRecord:
     (step,) = run.steps
     digest = Digest()
     statistics = DifferenceStats()

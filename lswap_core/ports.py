@@ -43,8 +43,8 @@ class Source(Protocol):
         """Raise StalePlanError where a file that this thread has just read, of one of `refs`, is no longer what was planned."""
 
 
-class Sink(Protocol):
-    """An output that is absent or complete. Safe to use from several threads between `begin` and `publish`."""
+class Writer(Protocol):
+    """What is written to. Safe to use from several threads between `begin` and what ends it."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
@@ -60,6 +60,10 @@ class Sink(Protocol):
     def finish(self, run: Run, records: list[StepRecord]) -> None:
         """Take note that a run is done."""
 
+
+class Sink(Writer, Protocol):
+    """An output that is absent or complete."""
+
     def put(self, name: str, data: bytes) -> None:
         """Add a small file."""
 
@@ -68,6 +72,23 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Remove what is unpublished, unless it is worth going on from."""
+
+
+class Output(Protocol):
+    """Shards that are done, to which the rest is added."""
+
+    @property
+    def shard_sha256(self) -> Mapping[str, str]:
+        """Of whole shards, by name, as far as they were taken."""
+
+    def hash_shard(self, name: str) -> None:
+        """Take the SHA-256 of a whole shard, unless that was done."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Add a small file."""
+
+    def publish(self) -> None:
+        """Make everything durable, then visible under the final name."""
 
 
 class Kernels(Protocol):

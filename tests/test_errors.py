@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -35,3 +36,25 @@ def test_a_listing_shows_the_first_and_keeps_all() -> None:
 @pytest.mark.parametrize(("tensor", "text"), [(None, "f: bad"), ("t\n", "f: tensor 't\\n': bad")])
 def test_format_errors_say_where(tensor: str | None, text: str) -> None:
     assert str(errors.FormatError("bad", path="f", tensor=tensor)) == text
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.FormatError("bad", path="f", tensor="t"),
+        errors.MismatchError("no", [f"issue {n}" for n in range(20)]),
+        errors.VerificationError("no", ["one"]),
+        errors.RecipeError("r"),
+        errors.SelectionError("s"),
+        errors.StalePlanError("p"),
+        errors.SourceError("h"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_travels_between_processes_whole(error: errors.LswapError) -> None:
+    error.add_note("a note")
+    there = pickle.loads(pickle.dumps(error))
+    assert type(there) is type(error)
+    assert str(there) == str(error)
+    assert vars(there) == vars(error)
+    assert there.__notes__ == ["a note"]

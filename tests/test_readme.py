@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lswap_core import names
+from lswap_core.arguments import build_parser
+from lswap_core.shares import Part, parse_part
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -71,6 +74,38 @@ def _commands() -> list[str]:
 
 def _help_texts() -> list[str]:
     return [_help(command) for command in _commands()]
+
+
+MANY = README.split("## Many machines")[1].split("\n## ")[0]
+
+
+def test_the_slurm_script_runs(experts: Path) -> None:
+    """Every task of the array as Slurm would start it, one after the other, and what publishes."""
+    (script,) = blocks("bash")
+    (experts / "plan.json").unlink(missing_ok=True)
+    (first, last) = map(int, re.findall(r"--array=(\d+)-(\d+)", script)[0])
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    plan = re.findall(r"^    (lswap_core plan .*)$", MANY, re.M)[0]
+    publish = re.findall(r'--wrap "(lswap_core publish [^"]*)"', MANY)[0]
+    tasks = [["bash", "-c", plan], *(["bash", "-euc", script] for _ in range(first, last + 1)), ["bash", "-c", publish]]
+    for number, task in enumerate(tasks, first - 1):
+        environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_ID": str(number)}
+        subprocess.run(task, cwd=experts, env=environment, check=True, capture_output=True)
+    assert (experts / "merged" / "lswap_manifest.json").exists()
+
+
+def test_other_launchers_give_arguments_that_are_understood() -> None:
+    (job,) = map(yaml.safe_load, blocks("yaml"))
+    (pod,) = job["spec"]["template"]["spec"]["containers"]
+    (torchrun,) = re.findall(r"^    torchrun .*-m (lswap_core .*)$", MANY, re.M)
+    parser = build_parser(dict.fromkeys((*_commands(), "publish"), lambda _: 0))
+    for line, environ, count in (
+        (pod["command"], {"JOB_COMPLETION_INDEX": "0"}, job["spec"]["completions"]),
+        (torchrun.split(), {"RANK": "0", "WORLD_SIZE": "4"}, 4),
+    ):
+        arguments = parser.parse_args(line[1:])
+        assert parse_part(arguments.part, environ) == Part(1, count)
+    assert job["spec"]["completionMode"] == "Indexed"
 
 
 def test_the_documented_names_are_the_ones_recognised() -> None:

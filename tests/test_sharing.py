@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from lswap_core import LayerSwap, WriteOptions, lay_out, merge, open_checkpoint, verify
+from lswap_core import LayerSwap, WriteOptions, execute, lay_out, merge, open_checkpoint, verify
 from lswap_core.errors import RecipeError
-from lswap_core.options import CopyMethod
+from lswap_core.options import CopyMethod, DigestKind
+from lswap_core.parts import apply_part, publish
 from lswap_core.plan import Plan
 from lswap_core.runs import is_plain
+from lswap_core.shares import Part
 from lswap_core.traffic import Traffic
 from tests import oracle
 from tests.build import Model, Pair, normal, read_model, tree, write_model
@@ -247,3 +250,26 @@ def test_hard_links_stand_for_unchanged_shards(lone: Mounted, pair: Pair) -> Non
 def test_without_being_asked_nothing_is_linked(disk: Mounted, pair: Pair) -> None:
     merged(pair, disk.point / "out")
     assert all(path.stat().st_nlink == 1 for path in (disk.point / "out").iterdir())
+
+
+@pytest.mark.parametrize("digest", ["auto", "xxh3"])
+def test_parts_share_what_they_copy(disk: Mounted, pair: Pair, digest: DigestKind) -> None:
+    """On every filesystem the same files; where extents are shared, blocks are too, and fewer digests are taken by `auto`."""
+    plan, options = plan_of(pair), WriteOptions(digest=digest)
+    one, many = disk.point / "one", disk.point / "many"
+    execute(plan, into=one, options=options)
+    before, traffic = disk.used_bytes(), Traffic()
+    for number in (3, 1, 2):
+        apply_part(plan, Part(number, 3), into=many, options=options, traffic=traffic)
+    publish(plan, into=many)
+    copied_bytes = sum(step.size_bytes for step in plan.steps if is_plain(step))
+    if disk.shares:
+        assert traffic.bytes_by_method["clone"] > 0.98 * copied_bytes
+        assert disk.used_bytes() - before < sum(step.size_bytes for step in plan.steps) - 0.9 * copied_bytes
+    found, wanted = tree(many), tree(one)
+    if disk.shares and digest == "auto":
+        manifests = [json.loads(files.pop("lswap_manifest.json"))["tensors"] for files in (found, wanted)]
+        for ours, theirs in zip(*(manifest.values() for manifest in manifests), strict=True):
+            assert "digest" not in ours or "digest" not in theirs or ours["digest"] == theirs["digest"]
+    assert found == wanted
+    verify(many, locations={"math": pair.math, "lang": pair.lang})

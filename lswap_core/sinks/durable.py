@@ -22,7 +22,7 @@ def sync_file(path: Path) -> None:
     disk, and a second try would say that all is well.
     """
     try:
-        _sync(path, os.O_RDONLY)
+        sync(path)
     except OSError:
         path.unlink(missing_ok=True)
         raise
@@ -30,11 +30,12 @@ def sync_file(path: Path) -> None:
 
 def sync_directory(path: Path) -> None:
     """Make a directory's names durable."""
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+    sync(path, os.O_DIRECTORY)
 
 
-def _sync(path: Path, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC)
+def sync(path: Path, flags: int = 0) -> None:
+    """Make durable what is at `path`, and leave it there whatever happens. flags: to open it with."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         with located(path):
             os.fsync(fd)

@@ -61,7 +61,7 @@ class Journal:
         self.close()
         self._fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         events: list[dict[str, Any]] = [self._head, {"placed": dict(placed)}]
-        events += [{"done": [_to_json(record) for record in done]}, {"synced": 1}] if done else []
+        events += [{"done": [record_to_json(record) for record in done]}, {"synced": 1}] if done else []
         self._events = len(done) and 1
         with located(self._path):
             write_all(self._fd, b"".join(map(_line, events)))
@@ -71,7 +71,7 @@ class Journal:
 
     def record(self, done: Sequence[StepRecord]) -> int:
         """Note that steps were written; returns how many times that was noted."""
-        line = _line({"done": [_to_json(record) for record in done]})
+        line = _line({"done": [record_to_json(record) for record in done]})
         with self._lock, located(self._path):
             write_all(self._fd, line)
             self._events += 1
@@ -108,7 +108,7 @@ def read_journal(path: Path) -> Progress | None:
             elif "placed" in event:
                 placed = {file: how.text() for file, how in event["placed"].items()}
             elif "done" in event:
-                done.append([_from_json(entry) for entry in event["done"].elements()])
+                done.append([record_from_json(entry) for entry in event["done"].elements()])
             else:
                 synced = event["synced"].integer(high=len(done))
     except FormatError:
@@ -132,11 +132,13 @@ def _parse(line: bytes, path: Path) -> Node:
     return Node(parse_object(text, path=str(path)), path=str(path))
 
 
-def _to_json(record: StepRecord) -> list[Any]:
+def record_to_json(record: StepRecord) -> list[Any]:
+    """A step's record as JSON: name, digest, statistics."""
     return [record.name, record.digest, None if record.statistics is None else record.statistics.to_json()]
 
 
-def _from_json(entry: Node) -> StepRecord:
+def record_from_json(entry: Node) -> StepRecord:
+    """The inverse of `record_to_json`; FormatError for anything else."""
     name, digest, statistics = entry.elements(3)
     return StepRecord(
         name.text(),

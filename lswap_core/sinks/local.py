@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import file_digest
 from pathlib import Path
-from threading import Lock, local
+from threading import Lock
 
-from lswap_core.descriptors import Descriptors
-from lswap_core.digests import RunDigests
 from lswap_core.errors import located
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import MANIFEST_FILE, Plan, Step
+from lswap_core.plan import MANIFEST_FILE, Plan
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run, base_of, is_shareable
-from lswap_core.sinks.copying import Copier, Span
-from lswap_core.sinks.durable import sync_directory, sync_file, write_all
+from lswap_core.runs import Run, base_of
+from lswap_core.sinks.durable import sync_directory, sync_file
 from lswap_core.sinks.earlier import find_earlier, finished, is_intact
 from lswap_core.sinks.journal import Journal
+from lswap_core.sinks.moving import Mover
 from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
-from lswap_core.sinks.placing import WRITTEN, place, try_copying
-from lswap_core.sinks.writeback import Writeback
-from lswap_core.sizes import format_size
+from lswap_core.sinks.placing import SCRATCH_FILE, WRITTEN, check_space, place, try_copying
 from lswap_core.traffic import Traffic
 
-_PIECE_BYTES = 256 * 1024
-"""See `lswap_core.evaluate.CHUNK_BYTES`."""
 _COMMIT_SECONDS = 5.0
 """What a power cut costs, at most, beside the steps in flight."""
 
@@ -55,10 +47,7 @@ class LocalSink:
         self._options = options
         self._traffic = traffic or Traffic()
         self._restart = restart
-        self._copier = Copier(options.copy_method, self._traffic)
-        self._writeback = Writeback()
-        self._descriptors = Descriptors(self._open)
-        self._buffers = local()
+        self._mover = Mover(self.partial, options, self._traffic, open_file=self._open, on_loss=_remove)
         self._journal: Journal | None = None
         self._lock, self._committing = Lock(), Lock()
         self._touched: set[str] = set()
@@ -75,7 +64,7 @@ class LocalSink:
         """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
         or the copying method that was asked for does not work.
         """
-        try_copying(plan, source, self.partial, self._copier, self._options.copy_method)
+        try_copying(plan, source, self.partial / SCRATCH_FILE, self._mover.copier, self._options.copy_method)
         earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
         self._worth_keeping = earlier is not None
         self._partial.clear(keep=[JOURNAL_FILE, MANIFEST_FILE, *earlier.placed] if earlier else ())
@@ -93,7 +82,7 @@ class LocalSink:
                 how = earlier.placed[file.name]
             else:
                 path = self.partial / file.name
-                how = place(file, base, source, path, copier=self._copier, link=self._options.link)
+                how = place(file, base, source, path, copier=self._mover.copier, link=self._options.link)
             placed[file.name] = how
             if base is not None and how != WRITTEN:
                 shared |= {step.name for step in base.shared}
@@ -103,7 +92,8 @@ class LocalSink:
         if self._options.digest in ("auto", "none"):
             done |= {name: StepRecord(name, None) for name in shared}
         self._steps_left.update(step.file for step in plan.steps if step.name not in done)
-        self._check_space(step for step in plan.steps if step.name not in done and step.name not in shared)
+        left = [step for step in plan.steps if step.name not in done and step.name not in shared]
+        check_space(self.partial, left, self._mover.copier)
         self._sync(placed)
         sync_directory(self._partial.destination.parent)
         self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in held))
@@ -114,17 +104,12 @@ class LocalSink:
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.ports.Sink`."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
-        if run.steps[0].name in self._shared:  # nothing to be written; only a digest was asked for
-            self._through(run, 0, run.size_bytes, source, tally, digests, write=False)
-        else:
-            self._transfer(run, source, tally, digests)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+        # Of what is shared nothing is to be written; only a digest was asked for.
+        return self._mover.copy(run, source, tally, there=run.steps[0].name in self._shared)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.ports.Sink`."""
-        self._write(run, offset, data)
-        self._traffic.add("compute", len(data))
+        self._mover.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
         """See `lswap_core.ports.Sink`."""
@@ -185,19 +170,11 @@ class LocalSink:
         return self._partial.path
 
     def _let_go(self) -> None:
-        self._descriptors.close()
+        self._mover.close()
         if self._journal is not None:
             self._journal.close()
 
-    def _check_space(self, left: Iterable[Step]) -> None:
-        """Raise ENOSPC where the steps that are left do not fit. What can be shared with a source takes no room."""
-        needed = sum(step.size_bytes for step in left if not (self._copier.shares and is_shareable(step)))
-        free = shutil.disk_usage(self.partial).free
-        if needed > free:
-            what = f"{format_size(needed)} are to be written, the disk has {format_size(free)} free"
-            raise OSError(errno.ENOSPC, what, str(self._partial.destination.parent))
-
-    def _open(self, _slot: str, name: str) -> int:
+    def _open(self, name: str) -> int:
         return os.open(self.partial / name, os.O_RDWR | os.O_CLOEXEC)
 
     def _sync(self, names: Iterable[str]) -> None:
@@ -220,70 +197,7 @@ class LocalSink:
         self._journal.synced(events)
         self._committed_at = time.monotonic()
 
-    # Bytes
 
-    def _transfer(self, run: Run, source: Source, tally: Tally, digests: RunDigests | None) -> None:
-        """By sharing extents where that can be; else by the kernel where no digest is wanted; else through a buffer, in which
-        the bytes are digested while they are in the cache.
-        """
-        theirs, end = source.descriptor(run.source.role, run.source.file), run.size_bytes
-        if theirs is None:
-            return self._through(run, 0, end, source, tally, digests)
-        span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
-        with located(self.partial / run.file):
-            body = self._copier.clone(span)
-        if body is not None:
-            self._through(run, 0, body[0], source, tally, digests)
-            if digests is not None and self._options.digest != "auto":
-                self._through(run, *body, source, tally, digests, write=False)
-            else:
-                tally(body[1] - body[0])
-            return self._through(run, body[1], end, source, tally, digests)
-        if digests is not None and self._options.copy_method == "auto":
-            return self._through(run, 0, end, source, tally, digests)
-
-        def advance(begin: int, stop: int) -> None:
-            self._wrote(run, span.target, run.begin + begin, run.begin + stop)
-            if digests is None:
-                tally(stop - begin)
-            else:
-                self._through(run, begin, stop, source, tally, digests, write=False)
-
-        with located(self.partial / run.file):
-            done = self._copier.move(span, advance)
-        return self._through(run, done, end, source, tally, digests)
-
-    def _through(
-        self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
-    ) -> None:
-        """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
-        for offset, piece in self._pieces(end - begin):
-            source.read_into(run.source, begin + offset, piece)
-            if digests is not None:
-                digests.feed(run.begin + begin + offset, piece)
-            if write:
-                self._write(run, begin + offset, piece)
-            tally(len(piece))
-        if write and end > begin:
-            self._traffic.add("read_write", end - begin)
-
-    def _write(self, run: Run, offset: int, data: memoryview) -> None:
-        fd, at = self._descriptors.get("out", run.file), run.begin + offset
-        with located(self.partial / run.file):
-            write_all(fd, data, at)
-        self._wrote(run, fd, at, at + len(data))
-
-    def _wrote(self, run: Run, fd: int, begin: int, end: int) -> None:
-        path = self.partial / run.file
-        try:
-            with located(path):
-                self._writeback.wrote(fd, begin, end)
-        except OSError:
-            path.unlink(missing_ok=True)  # as `sync_file` does, and for the same reason
-            raise
-
-    def _pieces(self, size: int) -> Iterable[tuple[int, memoryview]]:
-        """Offsets of the pieces of something, and a buffer for each, the same one."""
-        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
-        for offset in range(0, size, _PIECE_BYTES):
-            yield offset, memoryview(buffer)[: min(_PIECE_BYTES, size - offset)]
+def _remove(path: Path) -> None:
+    """As `sync_file` does, and for the same reason."""
+    path.unlink(missing_ok=True)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from lswap_core.errors import located
 from lswap_core.options import CopyMethod, Link
-from lswap_core.plan import OutputFile, Plan
+from lswap_core.plan import OutputFile, Plan, Step
 from lswap_core.ports import Source
-from lswap_core.runs import Base, is_plain
+from lswap_core.runs import Base, is_plain, is_shareable
 from lswap_core.sinks.copying import Copier, Span
+from lswap_core.sizes import format_size
 from lswap_core.traffic import Traffic
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"
 """How a file came to be: an inode shared with the source, all extents shared with it, a header and room."""
-_SCRATCH_FILE = ".lswap-scratch"
+SCRATCH_FILE = ".lswap-scratch"
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
-def try_copying(plan: Plan, source: Source, partial: Path, copier: Copier, method: CopyMethod) -> None:
+def try_copying(plan: Plan, source: Source, scratch: Path, copier: Copier, method: CopyMethod) -> None:
     """Find out before any work is done whether extents can be shared; RecipeError where the one copying method that was
-    asked for does not work.
+    asked for does not work. scratch: a file to try it on, which is gone afterwards.
     """
     if method == "read_write":
         return
-    scratch, tried = partial / _SCRATCH_FILE, set()
+    tried = set()
     with located(scratch), open(scratch, "wb") as target:
         scratch.unlink()
         for role, file in {(s.made_of.refs[0].role, s.made_of.refs[0].file): None for s in plan.steps if is_plain(s)}:
@@ -38,6 +41,15 @@ def try_copying(plan: Plan, source: Source, partial: Path, copier: Copier, metho
                 copier.clone_file(theirs, target.fileno())
             else:
                 Copier(method, Traffic()).move(Span(theirs, 0, target.fileno(), 0, 1), lambda *_: None)
+
+
+def check_space(folder: Path, left: Iterable[Step], copier: Copier) -> None:
+    """Raise ENOSPC where the steps that are left do not fit. What can be shared with a source takes no room."""
+    needed = sum(step.size_bytes for step in left if not (copier.shares and is_shareable(step)))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        what = f"{format_size(needed)} are to be written, the disk has {format_size(free)} free"
+        raise OSError(errno.ENOSPC, what, str(folder.parent))
 
 
 def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, copier: Copier, link: Link) -> str:

@@ -219,3 +219,21 @@ def test_a_local_directory_wins(hub: HubServer, environment: dict[str, str], exp
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout)["location"] == str(tmp_path / MATH)
     assert not hub.requests
+
+
+def test_parts_fetch_what_they_need_and_no_more(
+    run: Command, hub: HubServer, experts: Path, plan: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Each worker asks the hub for the ranges of its own part."""
+    sent = []
+    for number in (3, 1, 2):
+        before = hub.sent_bytes
+        done = run("apply", plan, "--out", tmp_path / "out", "--part", f"{number}/3")
+        assert done.status == 0, done.err
+        sent.append(hub.sent_bytes - before)
+    done = run("publish", plan, "--out", tmp_path / "out")
+    assert done.status == 0, done.err
+    assert told_apart(tmp_path / "out") == expected
+    # Every worker reads headers, samples and small files anew.
+    assert sum(sent) <= 1.05 * needed_bytes(experts)
+    assert max(sent) <= 0.5 * needed_bytes(experts)

@@ -1,0 +1,158 @@
+"""Parts of a plan as tasks of a Ray cluster, over a filesystem that its nodes share. Loaded only for `--engine ray`.
+
+Ray schedules, tells of dead nodes and starts their tasks elsewhere; a task is one call of `parts.apply_part`, which may be made
+any number of times. So nothing is kept in Ray, and what a cluster leaves undone may be done by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lswap_core.api import StrPath
+from lswap_core.errors import RecipeError
+from lswap_core.manifest import Manifest
+from lswap_core.options import WriteOptions
+from lswap_core.parts import apply_part, check_parts, publish
+from lswap_core.plan import Plan
+from lswap_core.ports import Progress, Silence
+from lswap_core.shares import Part
+
+LOCAL = "local"
+"""The address of a cluster that is started on this machine alone and for this call alone."""
+_TASK_THREADS = 8
+_PARTS_PER_SLOT = 4
+"""Parts for each that can run at once: what a dead node costs, and what the last ones may leave idle."""
+_RETRIES = 8
+"""How often a part may lose its node or its process before the merge fails."""
+_CANCEL_SECONDS = 10.0
+
+
+def execute_on_ray(
+    plan: Plan,
+    *,
+    into: StrPath,
+    address: str | None = None,
+    parts: int | None = None,
+    locations: Mapping[str, StrPath] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    options: WriteOptions = WriteOptions(),
+    restart: bool = False,
+) -> Manifest:
+    """`execute` on a Ray cluster. Every node must see the sources and the output's directory under the same paths, and have this
+    package.
+
+    address: of a running cluster, `auto` for the one that this machine belongs to; by default RAY_ADDRESS or, without that,
+    `local`. parts: by default as many as an unfinished build has, else some for each task that can run at once. workers: threads
+    of one task, and the processors that it reserves. What is done when this fails or is interrupted is kept; the same
+    call goes on from there. Raises as `apply_part` and `publish`; RecipeError where there is no such cluster.
+    """
+    if parts is not None and parts < 1:
+        raise RecipeError(f"--parts is {parts}; expected 1 or more")
+    place = Path(os.path.abspath(into))
+    found = check_parts(plan, place, parts, options)
+    there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
+    with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
+        threads, slots = _slots(ray, workers)
+        count = parts or found or max(1, slots * _PARTS_PER_SLOT)
+        task = ray.remote(_do_part).options(
+            name="lswap_core part",
+            num_cpus=threads,
+            num_gpus=1 if device == "cuda" else 0,
+            max_retries=_RETRIES,
+            scheduling_strategy="SPREAD",
+        )
+        given = ray.put((plan.to_json(), str(place), there, threads, device, options, restart))
+        pending = [task.remote(given, number, count) for number in range(1, count + 1)]
+        bar = progress or Silence()
+        bar.begin(sum(step.size_bytes for step in plan.steps))
+        try:
+            while pending:
+                done, pending = ray.wait(pending)
+                bar.advance(ray.get(done[0]))
+        except BaseException as error:
+            _cancel(ray, pending)
+            error.add_note(f"parts that are done are kept beside {place}; the same command goes on from there")
+            if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
+                raise _with_notes(error.cause, error) from None
+            raise
+        finally:
+            bar.end()
+    return publish(plan, into=place, locations=there, workers=workers)
+
+
+def _do_part(given: tuple[str, str, Mapping[str, str], int, str, WriteOptions, bool], number: int, count: int) -> int:
+    """One task; returns how many bytes of the output the part is."""
+    text, into, locations, threads, device, options, restart = given
+    plan = Plan.from_json(text, path="the plan that was sent")
+    done = apply_part(
+        plan,
+        Part(number, count),
+        into=into,
+        locations=locations,
+        workers=threads,
+        device=device,
+        options=options,
+        restart=restart,
+    )
+    return done.size_bytes
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """The module `ray`, connected. It reports its use to nobody, and a cluster of one's own is heard on the loopback interface
+    alone: without the third variable, which is read as Ray is imported, it takes the machine's address for 127.0.0.1.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    own: dict[str, Any] = {}
+    if address == LOCAL:
+        own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise RecipeError("--engine ray: ray is not installed; `pip install 'lswap-core[cluster]'` brings it") from error
+    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    try:
+        ray.init(address, configure_logging=True, logging_level="error", log_to_driver=False, **own)
+    except ConnectionError as error:
+        said = str(error).splitlines()[0]
+        raise RecipeError(f"--address {address}: there is no Ray cluster ({said}); start one, or leave --address out") from None
+    try:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _slots(ray: Any, workers: int | None) -> tuple[int, int]:
+    """Threads of one task, and how many tasks can run at once."""
+    processors = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    usable = [count for count in processors if count] or [1]
+    threads = workers or min(_TASK_THREADS, *usable)
+    if threads > max(usable):
+        raise RecipeError(f"--workers {threads}: no node of the cluster has more than {max(usable)} processors")
+    return threads, sum(count // threads for count in usable)
+
+
+def _cancel(ray: Any, pending: list[Any]) -> None:
+    """Interrupt what runs, as Ctrl-C would, and drop what does not; whoever does not end in time is ended."""
+    for force in (False, True):
+        for ref in pending:
+            ray.cancel(ref, force=force)
+        if pending:
+            _, pending = ray.wait(pending, num_returns=len(pending), timeout=_CANCEL_SECONDS, fetch_local=False)
+
+
+def _with_notes(cause: Exception, error: BaseException) -> Exception:
+    for note in getattr(error, "__notes__", ()):
+        cause.add_note(note)
+    return cause

@@ -1,0 +1,211 @@
+"""The directory that several workers build one output in, `.<name>.parts` beside its final place.
+
+    build.json              what all parts agree on: the plan, how many parts, which digests
+    part-3-of-16.json       the records of a part that is done, all of its bytes durable before
+    output/                 the files, each at its full length from the first; it gets the final name
+
+Nothing is locked, since on cluster filesystems locks may mean nothing. Small files appear whole, by a link or a rename, and
+whoever writes one that is there already writes the same; whoever writes a range of a file writes the same bytes as anyone
+else of the same plan.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import xxhash
+
+from lswap_core.documents import Node, parse_object
+from lswap_core.errors import FormatError, RecipeError, located
+from lswap_core.manifest import StepRecord
+from lswap_core.shares import Part
+from lswap_core.sinks.durable import sync_directory, write_all
+from lswap_core.sinks.journal import record_from_json, record_to_json
+from lswap_core.wire import check_format
+
+FORMAT = "lswap-build/1"
+PART_FORMAT = "lswap-part/1"
+OUTPUT = "output"
+_BUILD_FILE = "build.json"
+_FRESH = ".fresh-"
+_OURS = re.compile(rf"{re.escape(_FRESH)}.*|part-\d+-of-\d+\.json|{OUTPUT}|{re.escape(_BUILD_FILE)}")
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the parts of one output agree on: the plan's digest, how many parts, the kind of digests."""
+
+    plan: str
+    parts: int
+    digest: str
+
+
+class Build:
+    """The build directory of one destination."""
+
+    def __init__(self, destination: Path) -> None:
+        """Nothing is made yet."""
+        self.destination = destination
+        self.path = destination.with_name(f".{destination.name}.parts")
+        self.output = self.path / OUTPUT
+
+    def join(self, terms: Terms) -> None:
+        """Make the directory, or take a part in what others build there. RecipeError where their terms are others, or where
+        something else has the directory's name, or where the output has been published by now.
+        """
+        self.path.mkdir(exist_ok=True)
+        if self.terms() is None:
+            self._refuse_strangers()
+            self._found(terms)
+        self.check(terms)
+        if os.path.lexists(self.destination):
+            if not self.output.exists():
+                self.remove()  # published a moment ago: this was made after that
+            raise RecipeError(f"{self.destination} exists by now; nothing was done, since an output is never written over")
+        self.output.mkdir(exist_ok=True)
+        sync_directory(self.path)
+        sync_directory(self.path.parent)
+
+    def terms(self) -> Terms | None:
+        """What was agreed on; None where nobody has begun. FormatError where that cannot be read."""
+        path = self.path / _BUILD_FILE
+        document = _read(path, FORMAT)
+        if document is None:
+            return None
+        return Terms(document["plan"].text(), document["parts"].integer(low=1), document["digest"].text())
+
+    def check(self, terms: Terms) -> None:
+        """RecipeError where the terms of those who build there are others."""
+        found = self.terms()
+        if found is None:
+            raise RecipeError(f"{self.path} was removed by another process while this one began; start it again")
+        if found != terms:
+            raise self._refusal(found, terms)
+
+    def records(self, part: Part, terms: Terms) -> list[StepRecord] | None:
+        """The records of a part; None where it is not done, or its file is damaged. RecipeError where it was done on other
+        terms.
+        """
+        path = self.path / _part_file(part)
+        try:
+            document = _read(path, PART_FORMAT)
+            if document is None:
+                return None
+            done = Terms(document["plan"].text(), document["parts"].integer(), document["digest"].text())
+            records = [record_from_json(entry) for entry in document["steps"].elements()]
+        except FormatError:
+            return None
+        if done != terms or document["part"].value != part.number:
+            raise RecipeError(f"{path} does not belong to this merge; remove it and run `lswap_core apply PLAN --part {part}`")
+        return records
+
+    def note(self, part: Part, terms: Terms, records: Sequence[StepRecord]) -> None:
+        """Record that a part is done. What it wrote must be durable already."""
+        done = {"format": PART_FORMAT, **asdict(terms), "part": part.number, "steps": [*map(record_to_json, records)]}
+        self.put(self.path / _part_file(part), _encode(done))
+
+    def forget(self, part: Part) -> None:
+        """Take back that a part is done, durably."""
+        (self.path / _part_file(part)).unlink(missing_ok=True)
+        sync_directory(self.path)
+
+    def put(self, path: Path, data: bytes) -> None:
+        """Make a small file of the build, whole and durable, in place of whatever has its name."""
+        fresh = self._fresh(data)
+        fresh.rename(path)
+        sync_directory(path.parent)
+
+    def scratch(self) -> Path:
+        """A file name that nobody else uses."""
+        return self.path / f"{_FRESH}{uuid4().hex}"
+
+    def remove(self) -> None:
+        """Remove it, as far as it goes: a worker that has come late may be making a file there. Records go before the terms,
+        which tell whose they are.
+        """
+        with suppress(OSError):
+            shutil.rmtree(self.output, ignore_errors=True)
+            ours = [path for path in self.path.iterdir() if _OURS.fullmatch(path.name)]
+            for path in sorted(ours, key=lambda path: path.name == _BUILD_FILE):
+                path.unlink()
+            self.path.rmdir()
+
+    def _found(self, terms: Terms) -> None:
+        fresh = self._fresh(_encode({"format": FORMAT, **asdict(terms)}))
+        try:
+            os.link(fresh, self.path / _BUILD_FILE)
+            fresh.unlink()
+        except FileExistsError:
+            fresh.unlink()
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            fresh.rename(self.path / _BUILD_FILE)  # whoever came at the same moment with other terms sees these when it ends
+        sync_directory(self.path)
+
+    def _fresh(self, data: bytes) -> Path:
+        path = self.scratch()
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with located(path):
+                write_all(fd, data)
+                os.fsync(fd)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+    def _refuse_strangers(self) -> None:
+        if strangers := sorted(name for name in os.listdir(self.path) if not _OURS.fullmatch(name)):
+            what = f"{self.path} is in the way and not of this program's making ({strangers[0]} is in it)"
+            raise RecipeError(f"{what}; move it or choose another --out")
+
+    def _refusal(self, found: Terms, wanted: Terms) -> RecipeError:
+        what, instead = f"begun with --digest {found.digest}", f"with --digest {wanted.digest}"
+        if found.parts != wanted.parts:
+            what, instead = f"divided into {found.parts} parts", f"into {wanted.parts}"
+        if found.plan != wanted.plan:
+            what, instead = "of another plan", "of this one"
+        return RecipeError(
+            f"{self.path} holds an unfinished merge {what}, not {instead}; finish that first, "
+            "or remove that directory once nobody works in it"
+        )
+
+
+def _part_file(part: Part) -> str:
+    return f"part-{part.number}-of-{part.count}.json"
+
+
+def _encode(document: dict[str, Any]) -> bytes:
+    return json.dumps(document | {"sum": _sum(document)}, ensure_ascii=False).encode() + b"\n"
+
+
+def _read(path: Path, expected: str) -> Node | None:
+    """What `_encode` wrote; None where there is no file, FormatError where it is another."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    document = Node(parse_object(raw, path=str(path)), path=str(path))
+    check_format(document, expected)
+    if document["sum"].text() != _sum({name: value for name, value in document.value.items() if name != "sum"}):
+        raise document.refuse("it is damaged: its sum is not that of the rest")
+    return document
+
+
+def _sum(document: dict[str, Any]) -> str:
+    """Of the values, as Python writes them: numbers that were read back are written the same."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())

@@ -1,0 +1,131 @@
+"""Bringing runs into the files of a directory: by sharing extents, by the kernel, or through a buffer that is digested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from threading import local
+
+from lswap_core.descriptors import Descriptors
+from lswap_core.digests import RunDigests
+from lswap_core.errors import located
+from lswap_core.manifest import StepRecord
+from lswap_core.options import WriteOptions
+from lswap_core.ports import Source, Tally
+from lswap_core.runs import Run
+from lswap_core.sinks.copying import Copier, Span
+from lswap_core.sinks.durable import write_all
+from lswap_core.sinks.writeback import Writeback
+from lswap_core.traffic import Traffic
+
+_PIECE_BYTES = 256 * 1024
+"""See `lswap_core.evaluate.CHUNK_BYTES`."""
+
+
+class Mover:
+    """Writes into files that are there already. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        root: Path,
+        options: WriteOptions,
+        traffic: Traffic,
+        *,
+        open_file: Callable[[str], int],
+        on_loss: Callable[[Path], None],
+    ) -> None:
+        """open_file: a descriptor to write to, of a name in `root`. on_loss: called with the path of a file of which the disk
+        failed to take pages, before that is raised.
+        """
+        self._root = root
+        self._options = options
+        self._traffic = traffic
+        self._on_loss = on_loss
+        self.copier = Copier(options.copy_method, traffic)
+        self._writeback = Writeback()
+        self._descriptors = Descriptors(lambda _, name: open_file(name))
+        self._buffers = local()
+
+    def copy(self, run: Run, source: Source, tally: Tally, *, there: bool = False) -> list[StepRecord]:
+        """A copied run, byte for byte. there: its bytes are in place, and only their digests are wanted."""
+        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        if there:
+            self._through(run, 0, run.size_bytes, source, tally, digests, write=False)
+        else:
+            self._transfer(run, source, tally, digests)
+        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+
+    def write(self, run: Run, offset: int, data: memoryview) -> None:
+        """`data` at `offset` within a computed run."""
+        self._write(run, offset, data)
+        self._traffic.add("compute", len(data))
+
+    def close(self) -> None:
+        """Close what is open. No thread may be using it."""
+        self._descriptors.close()
+
+    def _transfer(self, run: Run, source: Source, tally: Tally, digests: RunDigests | None) -> None:
+        """By sharing extents where that can be; else by the kernel where no digest is wanted; else through a buffer, in which
+        the bytes are digested while they are in the cache.
+        """
+        theirs, end = source.descriptor(run.source.role, run.source.file), run.size_bytes
+        if theirs is None:
+            return self._through(run, 0, end, source, tally, digests)
+        span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
+        with located(self._root / run.file):
+            body = self.copier.clone(span)
+        if body is not None:
+            self._through(run, 0, body[0], source, tally, digests)
+            if digests is not None and self._options.digest != "auto":
+                self._through(run, *body, source, tally, digests, write=False)
+            else:
+                tally(body[1] - body[0])
+            return self._through(run, body[1], end, source, tally, digests)
+        if digests is not None and self._options.copy_method == "auto":
+            return self._through(run, 0, end, source, tally, digests)
+
+        def advance(begin: int, stop: int) -> None:
+            self._wrote(run, span.target, run.begin + begin, run.begin + stop)
+            if digests is None:
+                tally(stop - begin)
+            else:
+                self._through(run, begin, stop, source, tally, digests, write=False)
+
+        with located(self._root / run.file):
+            done = self.copier.move(span, advance)
+        return self._through(run, done, end, source, tally, digests)
+
+    def _through(
+        self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
+    ) -> None:
+        """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
+        for offset, piece in self._pieces(end - begin):
+            source.read_into(run.source, begin + offset, piece)
+            if digests is not None:
+                digests.feed(run.begin + begin + offset, piece)
+            if write:
+                self._write(run, begin + offset, piece)
+            tally(len(piece))
+        if write and end > begin:
+            self._traffic.add("read_write", end - begin)
+
+    def _write(self, run: Run, offset: int, data: memoryview) -> None:
+        fd, at = self._descriptors.get("out", run.file), run.begin + offset
+        with located(self._root / run.file):
+            write_all(fd, data, at)
+        self._wrote(run, fd, at, at + len(data))
+
+    def _wrote(self, run: Run, fd: int, begin: int, end: int) -> None:
+        path = self._root / run.file
+        try:
+            with located(path):
+                self._writeback.wrote(fd, begin, end)
+        except OSError:
+            self._on_loss(path)
+            raise
+
+    def _pieces(self, size: int) -> Iterable[tuple[int, memoryview]]:
+        """Offsets of the pieces of something, and a buffer for each, the same one."""
+        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
+        for offset in range(0, size, _PIECE_BYTES):
+            yield offset, memoryview(buffer)[: min(_PIECE_BYTES, size - offset)]
