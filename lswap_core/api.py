@@ -21,7 +21,7 @@ from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, read_manifest, shard_issues, sidecar_issues
 from lswap_core.parallel import run_all
-from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSource
+from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
 from lswap_core.ports import Output, Progress, Silence, Source
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.local import LocalSink
@@ -395,12 +395,15 @@ def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkp
 
 def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
     there = {sidecar.name: sidecar for sidecar in host.sidecars}
-    contents = {}
-    for planned in plan.sidecars:
+
+    def read(planned: PlanSidecar, _: object) -> bytes:
         if planned.name not in there or there[planned.name].sha256 != planned.sha256:
             raise StalePlanError(f"{host.path_of(planned.name)}: changed after it was planned; plan again")
-        contents[planned.name] = there[planned.name].read()
-    return contents
+        return there[planned.name].read()
+
+    workers = REMOTE_WORKERS if _are_remote(host) else 1
+    contents = run_all(read, plan.sidecars, total_bytes=0, progress=Silence(), workers=workers)
+    return {planned.name: data for planned, data in zip(plan.sidecars, contents, strict=True)}
 
 
 def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:

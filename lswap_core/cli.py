@@ -40,6 +40,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     into = arguments.out or report.default_name(plan)
     if arguments.dry_run:
         api.check_output(plan, into)
+        _check_push(arguments, into)
         return _show_plan(plan, arguments, into)
     return _execute(plan, arguments, into, {})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -77,11 +77,12 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """A source as it was: its name and its shards. No location."""
+    """A source as it was: its name and its shards. No location; revision: the commit of one on the hub."""
 
     role: Role
     name: str
     files: tuple[FileRecord, ...]
+    revision: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ class Manifest:
             "host": self.host,
             **({} if self.shard_size is None else {"shard_size": self.shard_size}),
             "swap": None if self.swap is None else swap_to_json(self.swap),
-            "sources": [{"role": s.role, "name": s.name, "files": _files(s.files)} for s in self.sources],
+            "sources": [_source_to_json(source) for source in self.sources],
             "shards": [_shard_to_json(shard) for shard in self.shards],
             "sidecars": _files(self.sidecars),
             "tensors": {name: _tensor_to_json(record) for name, record in self.tensors.items()},
@@ -129,10 +130,7 @@ class Manifest:
         document = Node(parse_object(text, path=path, blame=_tensor_to_blame), path=path)
         check_format(document, FORMAT)
         shards = tuple(_shard(entry) for entry in unique_by(document["shards"], "name"))
-        sources = tuple(
-            SourceRecord(read_role(s["role"]), s["name"].text(), tuple(map(_file, unique_by(s["files"], "name"))))
-            for s in unique_by(document["sources"], "role")
-        )
+        sources = tuple(map(_source, unique_by(document["sources"], "role")))
         sizes = {shard.name: shard.size for shard in shards}
         readable = {(source.role, file.name): file.size for source in sources for file in source.files}
         tensors = {name: _tensor(entry.blaming(name), sizes, readable) for name, entry in document["tensors"].items()}
@@ -188,7 +186,19 @@ def _tensor_to_blame(trail: tuple[str, ...]) -> str | None:
 
 
 def _source_record(source: PlanSource) -> SourceRecord:
-    return SourceRecord(source.role, source.name, tuple(FileRecord(f.name, f.size, f.fingerprint) for f in source.files))
+    files = tuple(FileRecord(f.name, f.size, f.fingerprint) for f in source.files)
+    return SourceRecord(source.role, source.name, files, source.revision)
+
+
+def _source_to_json(record: SourceRecord) -> dict[str, Any]:
+    revision = {} if record.revision is None else {"revision": record.revision}
+    return {"role": record.role, "name": record.name, **revision, "files": _files(record.files)}
+
+
+def _source(entry: Node) -> SourceRecord:
+    revision = entry["revision"].text() if "revision" in entry else None
+    files = tuple(map(_file, unique_by(entry["files"], "name")))
+    return SourceRecord(read_role(entry["role"]), entry["name"].text(), files, revision)
 
 
 def _files(records: tuple[FileRecord, ...]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ MANIFEST_FILE = "lswap_manifest.json"
 CARD_FILE = "README.md"
 CLAIM_FILE = ".lswap-partial"
 """Marks a directory under construction as ours."""
+_PINNED = re.compile(r"hf://[^@]+@([0-9a-f]{40})")
 RESERVED = frozenset({INDEX_FILE, MANIFEST_FILE, CARD_FILE, CLAIM_FILE})
 """Names in an output that no sidecar can have."""
 
@@ -62,6 +64,12 @@ class PlanSource:
     name: str
     location: str
     files: tuple[SourceFile, ...]
+
+    @property
+    def revision(self) -> str | None:
+        """The commit that its location pins, of a source on the hub."""
+        found = _PINNED.fullmatch(self.location)
+        return None if found is None else found[1]
 
 
 @dataclass(frozen=True, slots=True)

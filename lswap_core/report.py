@@ -156,7 +156,8 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
         by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.shares else str(plan.swap.options["method"])
         how = f"{by_layers}, without training"
     lines += [f"Made with `lswap_core` by {how}, from:", ""]
-    lines += [f"- **{source.role}**: `{source.name}`" for source in plan.sources]
+    for source in plan.sources:
+        lines += [f"- **{source.role}**: `{source.name}`" + (f", commit `{source.revision}`" if source.revision else "")]
     lines += [""]
     if plan.swap is not None:
         sizes = {step.name: step.size_bytes for step in plan.steps}

@@ -6,6 +6,7 @@ import json
 import math
 import struct
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -106,3 +107,13 @@ def test_the_shard_size_asked_for_is_kept() -> None:
         again = Manifest.from_json(one.to_json().encode(), path="m")
         assert (one.shard_size, again.shard_size) == (size, size)
         assert ("shard_size" in json.loads(one.to_json())) == (size is not None)
+
+
+def test_the_commit_of_a_source_on_the_hub_is_kept() -> None:
+    commit = "0123456789" * 4
+    math = replace(checkpoint(llama(3)), location=f"hf://acme/math@{commit}")
+    lang = replace(checkpoint(llama(3), "lang"), location=f"/home/me@{commit}")
+    plan = lay_out(LayerSwap(bottom=1).draft(math=math, lang=lang))
+    text = compile_manifest(plan, [StepRecord(s.name, None) for s in plan.steps], tool="t").to_json()
+    assert [source.revision for source in Manifest.from_json(text.encode(), path="m").sources] == [commit, None]
+    assert Manifest.from_json(text.encode(), path="m").to_json() == text

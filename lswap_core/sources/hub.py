@@ -55,7 +55,7 @@ class HubFolder:
             import huggingface_hub.utils
         except ImportError as error:
             raise RecipeError(
-                f"{repository}: no such directory here; to look on the hub for it, {error.name} is needed, "
+                f"{repository}: no such directory here; to look on the hub for it, huggingface_hub is needed: "
                 "`pip install lswap-core[hub]` brings it"
             ) from error
         self._hub: Any = huggingface_hub

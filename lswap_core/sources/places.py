@@ -62,7 +62,7 @@ class Places:
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
         """The bytes of checkpoints."""
-        remote = {role: c for role, c in checkpoints.items() if "://" in c.root}
+        remote = {role: c for role, c in checkpoints.items() if self.is_remote(c)}
         for checkpoint in remote.values():
             if checkpoint.root not in self._folders:
                 self._folders[checkpoint.root] = _open_folder(checkpoint.root)
@@ -90,6 +90,10 @@ class Places:
                 beside = sum(sidecar.size for sidecar in plan.sidecars if folder.copy_of(sidecar.name) is None)
                 needed, download = needed + beside, download + beside
         return Travel(needed, download)
+
+    def is_remote(self, checkpoint: Checkpoint) -> bool:
+        """It does not lie on a local or mounted disk."""
+        return "://" in checkpoint.root
 
     def _count(self, count: int) -> None:
         with self._lock:

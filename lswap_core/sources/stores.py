@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
@@ -35,10 +36,11 @@ _KNOWN_FILES = (
 _TOLD_BY_S3 = re.compile(r"<Code>(\w+)</Code>\s*<Message>([^<]*)</Message>")
 _PIECE_BYTES = 256 * 1024
 _AT_ONCE = 16
+_METADATA_SERVER = "169.254.169.254"
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
-    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or GOOGLE_SKIP_SIGNATURE=true for a public bucket",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or what AZURE_* else there is",
 }
 
 
@@ -50,6 +52,10 @@ class StoreFolder:
         parts = urlsplit(url)
         if parts.scheme not in SCHEMES or not parts.netloc or parts.query or parts.fragment:
             raise RecipeError(f"{url!r} is no place for a checkpoint; write it like s3://bucket/prefix or https://host/path")
+        try:
+            import_module("obstore")
+        except ImportError as error:
+            raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from error
         self.only: str | None = None
         """See `lswap_core.sources.remote.Folder`."""
         folder = PurePosixPath("/" + parts.path.strip("/"))
@@ -137,12 +143,8 @@ class StoreFile:
 
 
 def _open_store(scheme: str, host: str, prefix: str) -> Any:
-    try:
-        from obstore import store
-    except ImportError as error:
-        raise RecipeError(
-            f"{scheme}://{host}: {error.name} is not installed; `pip install lswap-core[stores]` brings it"
-        ) from error
+    from obstore import store
+
     # The whole transfer may take long; it is silence that tells of a dead connection. Stream tries again by itself.
     client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "read_timeout": timedelta(seconds=30)}
     retry: Any = {"max_retries": 2, "retry_timeout": timedelta(minutes=2)}
@@ -151,6 +153,7 @@ def _open_store(scheme: str, host: str, prefix: str) -> Any:
         client["allow_http"] = scheme == "http"
         return store.HTTPStore(f"{scheme}://{host}/{prefix}", **how)
     if scheme == "gs":
+        client["allow_http"] = os.environ.get("GOOGLE_BASE_URL", "").startswith("http://")
         return store.GCSStore(host, prefix=prefix or None, **how)
     if scheme == "az":
         client["allow_http"] = os.environ.get("AZURE_STORAGE_ENDPOINT", "").startswith("http://")
@@ -196,6 +199,8 @@ def _translated(where: str, scheme: str, *, patient: bool = False) -> Iterator[N
             told = f"{found[1]}: {found[2]}"
         if "RequestTimeTooSkewed" in told:
             raise SourceError(f"{where}: {_refusal(told, scheme)}") from None
+        if _METADATA_SERVER in told:  # the last place where credentials are looked for
+            raise SourceError(f"{where}: no credentials were found; set {_CREDENTIALS[scheme]}") from None
         if patient:
             raise InterruptedTransferError(f"{told:.200}") from None
         what = "check the address, the network and proxies" + (", and AWS_ENDPOINT_URL" if scheme == "s3" else "")

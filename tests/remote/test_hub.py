@@ -50,13 +50,27 @@ def test_a_merge_from_the_hub_is_the_local_merge(
     assert done.status == 0, done.err
     assert told_apart(tmp_path / "out") == expected
     manifest = json.loads(done.out)
-    assert [source["name"] for source in manifest["sources"]] == [MATH, LANG]
+    assert [(source["name"], source["revision"]) for source in manifest["sources"]] == [(n, COMMITS[n]) for n in (MATH, LANG)]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"`{name}`, commit `{COMMITS[name]}`" in card for name in (MATH, LANG))
     # Headers, samples and small files were read twice, to plan and to execute; they are a little of 25 MB.
     assert hub.sent_bytes <= 1.02 * needed_bytes(experts)
     verified = run("verify", tmp_path / "out", "--math", experts / "math", "--lang", experts / "lang")
     assert verified.status == 0, verified.err
     verified = run("verify", tmp_path / "out", "--math", f"hf://{MATH}", "--lang", LANG)
     assert verified.status == 0, verified.err
+
+
+def test_the_other_commands_read_the_hub_too(run: Command, hub: HubServer, experts: Path) -> None:
+    same = run("diff", MATH, experts / "math")
+    assert (same.status, same.err) == (0, "")
+    there = run("analyze", "--math", MATH, "--lang", LANG, "--json")
+    here = run("analyze", "--math", experts / "math", "--lang", experts / "lang", "--json")
+    assert there.status == here.status == 0, there.err
+    theirs, ours = json.loads(there.out), json.loads(here.out)
+    for maps in (theirs, ours):
+        del maps["sources"]
+    assert theirs == ours
 
 
 @pytest.fixture(scope="session")

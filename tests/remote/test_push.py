@@ -129,6 +129,7 @@ def test_a_merge_whose_push_cannot_be_begins_nothing(run: Command, hub: HubServe
     out = experts_here / "made"
     argv = ("merge", "--math", experts_here / "math", "--lang", experts_here / "lang", *SWAP, "--out", out)
     assert run(*argv, "--push", REPOSITORY, HF_TOKEN="good-one").status == 4
+    assert run(*argv, "--push", REPOSITORY, "--dry-run", HF_TOKEN="good-one").status == 4
     assert run(*argv, "--push", "no name", HF_TOKEN="good-one").status == 4
     assert run(*argv, "--public").status == 4
     assert not out.exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,7 +56,8 @@ def s3(experts: Path) -> Iterator[Any]:
         for role in ("math", "lang"):
             for file in (experts / role).rglob("*"):
                 if file.is_file():
-                    client.upload_file(str(file), "models", f"experts/{role}/{file.relative_to(experts / role).as_posix()}")
+                    key = f"experts/{role}/{file.relative_to(experts / role).as_posix()}"
+                    client.upload_file(str(file), "models", key, ExtraArgs={"ACL": "public-read"})
         yield client
     server.stop()
 
@@ -68,6 +71,16 @@ def test_a_merge_from_a_bucket_is_the_local_merge(s3: Any, experts: Path, expect
         RECIPE.draft(math=open_checkpoint(experts / "math", role="math"), lang=open_checkpoint(experts / "lang", role="lang"))
     )
     assert local.read_bytes < traffic.bytes_by_method["fetch"] <= 1.01 * local.read_bytes
+
+
+def test_googles_buckets_are_read_as_well(
+    s3: Any, expected: dict[str, bytes], experts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Google's XML interface is that of S3, as far as reading goes, so the same server stands for it."""
+    monkeypatch.setenv("GOOGLE_BASE_URL", os.environ["AWS_ENDPOINT_URL"])
+    monkeypatch.setenv("GOOGLE_SKIP_SIGNATURE", "true")
+    merge(RECIPE, math=experts / "math", lang="gs://models/experts/lang", into=tmp_path / "out")
+    assert {name: data for name, data in tree(tmp_path / "out").items() if name not in UNTOLD} == expected
 
 
 def test_one_role_here_and_one_there(s3: Any, experts: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -178,3 +191,13 @@ def test_an_index_that_names_a_missing_shard(hub: HubServer, experts: Path, tmp_
             open_checkpoint(f"{hub.cdn}/plain/acme/lang", role="lang")
     finally:
         repository.root = before
+
+
+@pytest.mark.parametrize(
+    ("library", "location", "extra"),
+    [("huggingface_hub", "acme/math", "hub"), ("obstore", "s3://models/x", "stores")],
+)
+def test_a_library_that_is_not_installed(library: str, location: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(RecipeError, match=rf"{library} .*pip install lswap-core\[{extra}\]"):
+        open_checkpoint(location, role="math")
