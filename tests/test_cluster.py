@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -189,7 +191,15 @@ def test_a_node_that_dies_in_the_middle_of_a_part(case: Case, nodes: Nodes, tmp_
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_path: Path) -> None:
+@pytest.fixture
+def ray_place() -> Iterator[str]:
+    """Where Ray may put its sockets, whose paths must be short."""
+    place = tempfile.mkdtemp(prefix="ray")
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_path: Path, ray_place: str) -> None:
     """Without an address, planned and applied in one. All that listens while it works does so on the loopback interface."""
     out = tmp_path / "out"
     experts = [f"--{role}={case.file.parent / role}" for role in ("math", "lang")]
@@ -207,7 +217,7 @@ def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_pat
         "ray",
     ]
     heard: set[str] = set()
-    environment = {name: value for name, value in unmeasured().items() if not name.startswith("RAY_")}
+    environment = {name: value for name, value in unmeasured().items() if not name.startswith("RAY_")} | {"RAY_TMPDIR": ray_place}
     argv += ["--copy-method", "read_write", "--parts", str(COUNT)]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=environment) as driver:
         wait_for(lambda: records(out), driver)
