@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from lswap_core import executor, kernels, report
+from lswap_core import executor, kernels
 from lswap_core.baselines import TaskSum
-from lswap_core.checkpoint import Checkpoint, Role, Shard, parse_role
+from lswap_core.checkpoint import Checkpoint, Shard, parse_role
 from lswap_core.draft import Draft
-from lswap_core.errors import FormatError, RecipeError, StalePlanError, VerificationError
-from lswap_core.evaluate import Evaluator
+from lswap_core.errors import FormatError, RecipeError, VerificationError
+from lswap_core.execution import (
+    StrPath,
+    are_remote,
+    complete,
+    merged_sources,
+    prepare,
+    sidecar_bytes,
+    threads_for,
+)
 from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest, StepRecord, compile_manifest
+from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
-from lswap_core.parallel import run_all
-from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
-from lswap_core.ports import Output, Progress, Silence, Source
+from lswap_core.plan import Plan
+from lswap_core.ports import Progress, Silence
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.places import Places, Travel, is_remote, local_places
-from lswap_core.streaming import StreamingEvaluator
+from lswap_core.sources.places import Places, Travel, local_places
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
@@ -38,10 +44,6 @@ __all__ = [
     "analyze", "check_output", "check_repository", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",
     "push", "read_manifest", "read_plan", "travel", "verify", "write_plan",
 ]  # fmt: skip
-
-DEVICES = ("auto", "cpu", "cuda")
-StrPath = str | os.PathLike[str]
-REMOTE_WORKERS = 16
 
 
 class Execution(TypedDict, total=False):
@@ -63,13 +65,6 @@ def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Che
     or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
     """
     return Places().open(os.fspath(path), parse_role(role), name)
-
-
-def default_workers(*, remote: bool = False) -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
-    network, which threads spend their time waiting for.
-    """
-    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -129,7 +124,7 @@ def execute(
     """
     ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into))
     places, checkpoints, threads, evaluator_of = ready
-    sidecars = _sidecar_bytes(plan, checkpoints[plan.host])
+    sidecars = sidecar_bytes(plan, checkpoints[plan.host])
     near = _near(into, (checkpoint.location for checkpoint in checkpoints.values()))
     with closing(open_sink(into, sources=near, options=options, traffic=traffic, restart=restart)) as sink:
         try:
@@ -145,58 +140,6 @@ def execute(
             raise
     (traffic or Traffic()).add("fetch", places.fetched_bytes)
     return manifest
-
-
-def complete(
-    plan: Plan,
-    done: Sequence[StepRecord],
-    sink: Output,
-    sidecars: Mapping[str, bytes],
-    *,
-    digest: str,
-    workers: int | None,
-) -> Manifest:
-    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
-    threads = _threads(workers)
-    if digest == "sha256":
-        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
-    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
-    for name, data in sidecars.items():
-        sink.put(name, data)
-    if plan.index is not None:
-        sink.put(INDEX_FILE, plan.index.encode())
-    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
-    sink.put(MANIFEST_FILE, manifest.to_json().encode())
-    sink.publish()
-    return manifest
-
-
-class Ready(NamedTuple):
-    """What executing a plan needs beside a place: its sources, opened and found to be what was planned, threads, arithmetic."""
-
-    places: Places
-    checkpoints: dict[Role, Checkpoint]
-    threads: int
-    evaluator_of: Callable[[Source], Evaluator]
-
-
-def prepare(
-    plan: Plan, locations: Mapping[str, StrPath] | None, *, workers: int | None, device: str, remote: bool = False
-) -> Ready:
-    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk."""
-    _threads(workers)
-    evaluator_of = _evaluating(device)
-    places = Places()
-    checkpoints = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}))
-    threads = _threads(workers, remote=remote or _are_remote(*checkpoints.values()))
-    return Ready(places, checkpoints, threads, evaluator_of)
-
-
-def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> dict[str, bytes]:
-    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed."""
-    moved = _given(locations or {}, {source.role for source in plan.sources})
-    (host,) = (source for source in plan.sources if source.role == plan.host)
-    return _sidecar_bytes(plan, _reopen(Places(), host, moved.get(host.role)))
 
 
 def merge(
@@ -230,7 +173,7 @@ def verify(
     places = Places()
     found = open_output(output, places)
     manifest = manifest_of(found)
-    sources = _merged_sources(places, manifest, locations) if locations else {}
+    sources = merged_sources(places, manifest, locations) if locations else {}
     issues = list(sidecar_issues(found, manifest, sources.get(manifest.host)))
     shards: list[Shard] = []
     for record in manifest.shards:
@@ -239,7 +182,7 @@ def verify(
         except (FormatError, OSError) as error:
             issues.append(f"shard {record.name}: {error}")
     written = Checkpoint("math", found.root, found.root, Path(found.root).name, tuple(shards))
-    threads = _threads(workers, remote=_are_remote(written, *sources.values()))
+    threads = threads_for(workers, remote=are_remote(written, *sources.values()))
     with places.source({"math": written}) as out, places.source(sources) as inputs:
         issues += differing_tensors(
             manifest,
@@ -250,7 +193,7 @@ def verify(
             progress=progress or Silence(),
             workers=threads,
         )
-    issues += shard_issues(found, manifest, frozenset(shard.name for shard in shards), workers=_threads(workers))
+    issues += shard_issues(found, manifest, frozenset(shard.name for shard in shards), workers=threads_for(workers))
     if issues:
         raise VerificationError(f"{found.root} is not what its manifest says", issues)
     return manifest
@@ -267,7 +210,7 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     """
     places = Places()
     first, second = places.open(os.fspath(a), "math"), places.open(os.fspath(b), "lang")
-    threads = _threads(workers, remote=_are_remote(first, second))
+    threads = threads_for(workers, remote=are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
@@ -298,7 +241,7 @@ def analyze(
     return survey.analyze(
         math, lang, base,
         layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
-        workers=_threads(workers, remote=_are_remote(math, lang, base)),
+        workers=threads_for(workers, remote=are_remote(math, lang, base)),
     )  # fmt: skip
 
 
@@ -330,101 +273,5 @@ def draft_merge(
     return survey.draft_measured(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(),
-        workers=_threads(workers, remote=_are_remote(math, lang, base)),
+        workers=threads_for(workers, remote=are_remote(math, lang, base)),
     )  # fmt: skip
-
-
-def _version() -> str:
-    from importlib.metadata import version  # loads a mail parser; a plan does without
-
-    return version("lswap-core")
-
-
-def _are_remote(*checkpoints: Checkpoint | None) -> bool:
-    """Some of them do not lie on a local or mounted disk."""
-    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
-
-
-def _threads(workers: int | None, *, remote: bool = False) -> int:
-    if workers is not None and workers < 1:
-        raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers(remote=remote)
-
-
-def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
-    """Locations by role; a RecipeError for a role that has no part in what was made."""
-    given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
-    if idle := sorted(given.keys() - used):
-        raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
-    return given
-
-
-def _evaluating(device: str) -> Callable[[Source], Evaluator]:
-    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
-    if device not in DEVICES:
-        raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
-    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
-        return lambda source: Evaluator(source, kernels)
-    try:
-        from lswap_core import gpu
-    except ImportError as error:
-        raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
-    slots = gpu.open_slots()
-    return lambda source: StreamingEvaluator(source, kernels, slots)
-
-
-def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
-    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
-    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
-    opened = run_all(
-        lambda source, _: _reopen(places, source, moved.get(source.role)),
-        plan.sources,
-        total_bytes=0,
-        progress=Silence(),
-        workers=len(plan.sources) if remote else 1,
-    )
-    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
-
-
-def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
-    """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
-    now = {shard.name: shard for shard in checkpoint.files}
-    for file in planned.files:
-        shard = now.get(file.name)
-        same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
-        if not same or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
-            raise StalePlanError(f"{checkpoint.path_of(file.name)}: not the {planned.role} file that was planned; plan again")
-    return checkpoint
-
-
-def _sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
-    there = {sidecar.name: sidecar for sidecar in host.sidecars}
-
-    def read(planned: PlanSidecar, _: object) -> bytes:
-        if planned.name not in there or there[planned.name].sha256 != planned.sha256:
-            raise StalePlanError(f"{host.path_of(planned.name)}: changed after it was planned; plan again")
-        return there[planned.name].read()
-
-    workers = REMOTE_WORKERS if _are_remote(host) else 1
-    contents = run_all(read, plan.sidecars, total_bytes=0, progress=Silence(), workers=workers)
-    return {planned.name: data for planned, data in zip(plan.sidecars, contents, strict=True)}
-
-
-def _merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    given = _given(locations, {source.role for source in manifest.sources})
-    if absent := [source.role for source in manifest.sources if source.role not in given]:
-        raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
-    issues = []
-    for source in manifest.sources:
-        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}
-        where = opened[source.role].location
-        issues += [
-            f"{where}: {file.name} is not the file that was merged"
-            for file in source.files
-            if now.get(file.name) != (file.size, file.sha256)
-        ]
-    if issues:
-        raise VerificationError("these are not the sources of the merge", issues)
-    return opened

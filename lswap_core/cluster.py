@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lswap_core.api import StrPath
 from lswap_core.errors import RecipeError
+from lswap_core.execution import StrPath
 from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
 from lswap_core.parts import apply_part, check_parts, publish
@@ -55,8 +55,8 @@ def execute_on_ray(
     """
     if parts is not None and parts < 1:
         raise RecipeError(f"--parts is {parts}; expected 1 or more")
+    found = check_parts(plan, into, parts, options)
     place = Path(os.path.abspath(into))
-    found = check_parts(plan, place, parts, options)
     there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
     with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
         threads, slots = _slots(ray, workers)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from lswap_core import executor
-from lswap_core.api import StrPath, complete, host_sidecars, prepare
 from lswap_core.errors import RecipeError
+from lswap_core.execution import StrPath, complete, host_sidecars, prepare
 from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan

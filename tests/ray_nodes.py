@@ -17,11 +17,11 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Without this, Ray takes the machine's address where it is given 127.0.0.1, and listens on every interface."""
 
 if __name__ == "__main__":
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", **LOOPBACK}
+    place = tempfile.mkdtemp(prefix="ray")  # sockets lie there, whose paths must be short
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": place, **LOOPBACK}
     from ray.cluster_utils import Cluster
 
-    place = tempfile.mkdtemp(prefix="ray")  # sockets lie there, whose paths must be short
-    one = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20, "temp_dir": place}
+    one = {"node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args={**one, "num_cpus": 0})
     try:
         nodes = [cluster.add_node(**one, num_cpus=1) for _ in range(2)]

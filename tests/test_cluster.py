@@ -255,3 +255,8 @@ def test_options_that_do_not_go_together(
     assert main(["apply", str(case.file), "--out", str(tmp_path / "out"), *more]) == 4
     assert said in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_an_output_in_a_store_is_refused(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", str(case.file), "--out", "s3://bucket/merged", "--engine", "ray"]) == 4
+    assert "s3://bucket/merged: parts are built in a directory that all workers share" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import api, cli, gpu, kernels
+from lswap_core import api, cli, execution, gpu, kernels
 from lswap_core.checkpoint import TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DTYPES, DType
@@ -145,7 +145,7 @@ def experts(tmp_path: Path) -> tuple[str, str]:
 def test_a_merge_on_a_device_is_the_merge(experts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "open_slots", lambda: [LateSlot() for _ in range(3)])
     recipe = LayerSwap(bottom=1, top=1, transition=1)
-    for device in api.DEVICES:
+    for device in execution.DEVICES:
         (tmp_path / device).mkdir()
         api.merge(recipe, math=experts[0], lang=experts[1], into=tmp_path / device / "out", device=device)
     assert tree(tmp_path / "cuda") == tree(tmp_path / "cpu") == tree(tmp_path / "auto")

@@ -1,0 +1,180 @@
+"""What every way of executing a plan shares: what it needs before the first byte, and what completes an output at the end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from lswap_core import kernels, report
+from lswap_core.checkpoint import Checkpoint, Role, parse_role
+from lswap_core.errors import RecipeError, StalePlanError, VerificationError
+from lswap_core.evaluate import Evaluator
+from lswap_core.manifest import Manifest, StepRecord, compile_manifest
+from lswap_core.parallel import run_all
+from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
+from lswap_core.ports import Output, Silence, Source
+from lswap_core.sources.places import Places, is_remote
+from lswap_core.streaming import StreamingEvaluator
+
+DEVICES = ("auto", "cpu", "cuda")
+StrPath = str | os.PathLike[str]
+REMOTE_WORKERS = 16
+
+
+class Ready(NamedTuple):
+    """What executing a plan needs beside a place: its sources, opened and found to be what was planned, threads, arithmetic."""
+
+    places: Places
+    checkpoints: dict[Role, Checkpoint]
+    threads: int
+    evaluator_of: Callable[[Source], Evaluator]
+
+
+def prepare(
+    plan: Plan, locations: Mapping[str, StrPath] | None, *, workers: int | None, device: str, remote: bool = False
+) -> Ready:
+    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk."""
+    threads_for(workers)
+    evaluator_of = _evaluating(device)
+    places = Places()
+    checkpoints = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}))
+    threads = threads_for(workers, remote=remote or are_remote(*checkpoints.values()))
+    return Ready(places, checkpoints, threads, evaluator_of)
+
+
+def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed."""
+    moved = _given(locations or {}, {source.role for source in plan.sources})
+    (host,) = (source for source in plan.sources if source.role == plan.host)
+    return sidecar_bytes(plan, _reopen(Places(), host, moved.get(host.role)))
+
+
+def complete(
+    plan: Plan,
+    done: Sequence[StepRecord],
+    sink: Output,
+    sidecars: Mapping[str, bytes],
+    *,
+    digest: str,
+    workers: int | None,
+) -> Manifest:
+    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    threads = threads_for(workers)
+    if digest == "sha256":
+        run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
+    for name, data in sidecars.items():
+        sink.put(name, data)
+    if plan.index is not None:
+        sink.put(INDEX_FILE, plan.index.encode())
+    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+    sink.put(MANIFEST_FILE, manifest.to_json().encode())
+    sink.publish()
+    return manifest
+
+
+def default_workers(*, remote: bool = False) -> int:
+    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
+    network, which threads spend their time waiting for.
+    """
+    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
+
+
+def threads_for(workers: int | None, *, remote: bool = False) -> int:
+    """The number of threads asked for, or the usual one. RecipeError for less than one."""
+    if workers is not None and workers < 1:
+        raise RecipeError(f"--workers is {workers}; expected 1 or more")
+    return workers or default_workers(remote=remote)
+
+
+def are_remote(*checkpoints: Checkpoint | None) -> bool:
+    """Some of them do not lie on a local or mounted disk."""
+    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
+
+
+def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
+    """Locations by role; a RecipeError for a role that has no part in what was made."""
+    given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
+    if idle := sorted(given.keys() - used):
+        raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
+    return given
+
+
+def merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
+    """The sources of a merge, opened where `locations` says. RecipeError where one is missing, VerificationError for others."""
+    given = _given(locations, {source.role for source in manifest.sources})
+    if absent := [source.role for source in manifest.sources if source.role not in given]:
+        raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
+    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
+    issues = []
+    for source in manifest.sources:
+        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}
+        where = opened[source.role].location
+        issues += [
+            f"{where}: {file.name} is not the file that was merged"
+            for file in source.files
+            if now.get(file.name) != (file.size, file.sha256)
+        ]
+    if issues:
+        raise VerificationError("these are not the sources of the merge", issues)
+    return opened
+
+
+def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
+    """What is copied beside the shards, by name. StalePlanError where it changed after it was planned."""
+    there = {sidecar.name: sidecar for sidecar in host.sidecars}
+
+    def read(planned: PlanSidecar, _: object) -> bytes:
+        if planned.name not in there or there[planned.name].sha256 != planned.sha256:
+            raise StalePlanError(f"{host.path_of(planned.name)}: changed after it was planned; plan again")
+        return there[planned.name].read()
+
+    workers = REMOTE_WORKERS if are_remote(host) else 1
+    contents = run_all(read, plan.sidecars, total_bytes=0, progress=Silence(), workers=workers)
+    return {planned.name: data for planned, data in zip(plan.sidecars, contents, strict=True)}
+
+
+def _evaluating(device: str) -> Callable[[Source], Evaluator]:
+    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
+    if device not in DEVICES:
+        raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
+    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
+        return lambda source: Evaluator(source, kernels)
+    try:
+        from lswap_core import gpu
+    except ImportError as error:
+        raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
+    slots = gpu.open_slots()
+    return lambda source: StreamingEvaluator(source, kernels, slots)
+
+
+def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
+    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
+    remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
+    opened = run_all(
+        lambda source, _: _reopen(places, source, moved.get(source.role)),
+        plan.sources,
+        total_bytes=0,
+        progress=Silence(),
+        workers=len(plan.sources) if remote else 1,
+    )
+    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
+
+
+def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
+    """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
+    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
+    now = {shard.name: shard for shard in checkpoint.files}
+    for file in planned.files:
+        shard = now.get(file.name)
+        same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
+        if not same or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
+            raise StalePlanError(f"{checkpoint.path_of(file.name)}: not the {planned.role} file that was planned; plan again")
+    return checkpoint
+
+
+def _version() -> str:
+    from importlib.metadata import version  # loads a mail parser; a plan does without
+
+    return version("lswap-core")
