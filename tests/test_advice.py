@@ -89,7 +89,7 @@ def test_csv_and_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (["analyze", *PAIR, "--profiles"], "--json alone"),
         (["merge", *PAIR, "--auto"], "either --base or --changes"),
         (["merge", *PAIR, "--auto", *BASE, "--top", "2"], "leave out --top"),
-        (["plan", *PAIR, "--bottom", "2", *BASE], "serve --auto and --ramp mav"),
+        (["plan", *PAIR, "--bottom", "2", *BASE], "nothing here needs --base"),
         (["plan", *PAIR, "--bottom", "2", "--transition", "1", "--ramp", "mav"], "either --base or --changes"),
         (["plan", "--math", "lang", "--lang", "math", "--auto", *BASE], "nothing speaks for a layer swap"),
     ],
