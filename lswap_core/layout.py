@@ -9,6 +9,7 @@ from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint import Shard
 from lswap_core.draft import Draft
 from lswap_core.errors import RecipeError
+from lswap_core.expressions import Copy
 from lswap_core.header import Header, build_header, reference_order
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
 
@@ -42,9 +43,10 @@ def _source_file(shard: Shard) -> SourceFile:
 
 def _keeps_shapes(draft: Draft) -> bool:
     """Names, dtypes and shapes are the host's."""
-    host = draft.host
+    host, plain = draft.host, draft.host.adapter is None
     return draft.tensors.keys() == host.tensors.keys() and all(
-        made_of.shape == host.tensors[name].shape and made_of.dtype == host.dtype_of(name)
+        (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is host.tensors[name])  # most are
+        or (made_of.shape == host.tensors[name].shape and made_of.dtype == host.dtype_of(name))
         for name, made_of in draft.tensors.items()
     )
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from lswap_core.errors import RecipeError
 
@@ -130,14 +131,14 @@ class Stack:
 
     def layer_of(self, name: str) -> int | None:
         """Number of the layer that `name` belongs to, or None outside the stack."""
-        # A stack's prefix is what stands before a name's first number, so nothing else need be looked for.
-        before = f"{self.prefix}."
-        if not name.startswith(before):
-            return None
-        number, dot, _ = name[len(before) :].partition(".")
-        if not (dot and number.isascii() and number.isdecimal() and len(number) < 10) or (number[0] == "0" and number != "0"):
-            return None
-        return layer if (layer := int(number)) < self.count else None
+        found = _in_stack(self.prefix).match(name)
+        return layer if found is not None and (layer := int(found[1])) < self.count else None
+
+
+@lru_cache(maxsize=64)
+def _in_stack(prefix: str) -> re.Pattern[str]:
+    """A stack's prefix is what stands before a name's first number, so nothing else need be looked for; see `split_layer`."""
+    return re.compile(re.escape(prefix) + r"\.(0|[1-9][0-9]{0,8})\.")
 
 
 def find_stack(
@@ -150,9 +151,10 @@ def find_stack(
     RecipeError, naming the candidates, unless exactly one stack qualifies.
     """
     numbers: dict[str, set[int]] = {}
-    for name in names:
-        if found := split_layer(name):
-            numbers.setdefault(found[0], set()).add(found[1])
+    # A layer has many tensors, which all begin alike.
+    for head in {name[: found.end()] for name in names if (found := _NUMBERED.search(name)) is not None}:
+        if (at := split_layer(f"{head}.")) is not None:
+            numbers.setdefault(at[0], set()).add(at[1])
     whole = {p: len(seen) for p, seen in numbers.items() if seen == set(range(len(seen)))}
     shown = ", ".join(f"{p} ({len(seen)} layers)" for p, seen in sorted(numbers.items())) or "none"
     if prefix is not None:

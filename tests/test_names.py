@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_core.errors import RecipeError
@@ -125,3 +125,17 @@ def test_selectors_are_an_algebra() -> None:
     shown = str(~(low | heads) & layers(1, 2))
     assert shown == "(~(layers(0, 2, 'm.layers') | named('lm_*', 'nothing')) & layers(1, 2))"
     assert str(one_of(["a"])) == "one_of(1 names)"
+
+
+COMPONENTS = st.sampled_from(["model", "layers", "a", "0", "3", "07", "12", "123456789", "1234567890", "x7", "", "weight"])
+NAMES = st.lists(COMPONENTS, min_size=1, max_size=6).map(".".join)
+
+
+@settings(max_examples=300)
+@given(names=st.lists(NAMES, min_size=1, max_size=6), other=NAMES, count=st.sampled_from([1, 4, 13, 10**9]))
+def test_a_layer_of_a_stack_is_what_the_first_number_says(names: list[str], other: str, count: int) -> None:
+    for prefix in {found[0] for name in names if (found := split_layer(name))}:
+        for name in (*names, other):
+            found = split_layer(name)
+            said = found[1] if found and found[0] == prefix and found[1] < count else None
+            assert Stack(prefix, count).layer_of(name) == said
