@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
-LOWER_ROWS = lswap_core/errors.py,lswap_core/dtypes.py,lswap_core/difference.py,lswap_core/sizes.py,lswap_core/header.py,lswap_core/names.py,lswap_core/checkpoint.py,lswap_core/expressions.py,lswap_core/options.py,lswap_core/draft.py,lswap_core/compatibility.py,lswap_core/wire.py,lswap_core/documents.py,lswap_core/plan.py,lswap_core/manifest.py,lswap_core/recipe.py,lswap_core/baselines.py,lswap_core/runs.py,lswap_core/shares.py,lswap_core/arrangement.py,lswap_core/layout.py,lswap_core/ports.py,lswap_core/changes.py,lswap_core/kinship.py,lswap_core/suggestion.py,lswap_core/lora.py
+LOWER_ROWS = lswap_core/errors.py,lswap_core/dtypes.py,lswap_core/difference.py,lswap_core/sizes.py,lswap_core/header.py,lswap_core/names.py,lswap_core/checkpoint.py,lswap_core/expressions.py,lswap_core/options.py,lswap_core/draft.py,lswap_core/compatibility.py,lswap_core/wire.py,lswap_core/documents.py,lswap_core/plan.py,lswap_core/manifest.py,lswap_core/zones.py,lswap_core/recipe.py,lswap_core/baselines.py,lswap_core/runs.py,lswap_core/shares.py,lswap_core/arrangement.py,lswap_core/layout.py,lswap_core/ports.py,lswap_core/changes.py,lswap_core/kinship.py,lswap_core/suggestion.py,lswap_core/lora.py
 
 .PHONY: demo test test-all check clean
 

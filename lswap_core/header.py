@@ -25,6 +25,8 @@ MAX_HEADER_BYTES = 100_000_000
 """The reference's own limit."""
 MAX_RANK = 64
 """Neither numpy nor torch can hold a tensor of more dimensions."""
+_REMEMBERED_BYTES = 1 << 20
+"""Larger headers, of thousands of tensors in one file, are not kept in memory beyond their use."""
 _FIELDS = ("dtype", "shape", "data_offsets")
 _FIELD_SET = frozenset(_FIELDS)
 
@@ -94,6 +96,8 @@ def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
 
     Experts tuned from one base mostly have the same headers, so the last ones are remembered.
     """
+    if len(raw) > _REMEMBERED_BYTES:
+        return _parse_header(raw, data_size, path)
     try:
         return _parse_known(raw, data_size)
     except FormatError:

@@ -72,7 +72,8 @@ def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
 
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
-    from lswap_core.recipe import LayerSwap, parse_layers
+    from lswap_core.recipe import LayerSwap
+    from lswap_core.zones import parse_layers
 
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:

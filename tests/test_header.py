@@ -200,3 +200,11 @@ def test_a_config_may_hold_infinities_as_python_writes_them() -> None:
     for text, allowed in ((raw, False), (b'{"a": NaN}', True)):
         with pytest.raises(FormatError, match="is not JSON"):
             parse_object(text, path="f", infinities=allowed)
+
+
+@pytest.mark.parametrize(("padding", "kept"), [(8, True), (2 << 20, False)])
+def test_equal_headers_are_one_value_unless_they_are_large(padding: int, kept: bool) -> None:
+    text = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}' + b" " * padding
+    first, again = (parse_header(bytes(bytearray(text)), data_size=1, path=path) for path in ("f", "g"))
+    assert first == again
+    assert (first is again) is kept

@@ -139,3 +139,7 @@ def test_a_layer_of_a_stack_is_what_the_first_number_says(names: list[str], othe
             found = split_layer(name)
             said = found[1] if found and found[0] == prefix and found[1] < count else None
             assert Stack(prefix, count).layer_of(name) == said
+
+
+def test_numbers_spelt_otherwise_make_no_layers() -> None:
+    assert find_stack(["h.0.w", "h.1.w", "h.07.w", "07.w"]) == Stack("h", 2)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lswap_core.display import counted, one_line
 from lswap_core.errors import RecipeError
 from lswap_core.options import PARTS
-from lswap_core.recipe import parse_layers
 from lswap_core.sizes import format_size
+from lswap_core.zones import parse_layers
 
 if TYPE_CHECKING:
     from lswap_eval.ablate import Pair, Run
