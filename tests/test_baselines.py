@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import Blend, LayerSwap, MismatchError, TaskSum, merge, open_checkpoint, soup, verify
+from lswap_core import Blend, LayerSwap, MismatchError, RecipeError, TaskSum, merge, open_checkpoint, soup, verify
 from lswap_core.cli import main
 from lswap_core.names import module_of
 from tests import oracle
@@ -189,3 +189,21 @@ def test_a_soup_blends_what_there_is_outside_the_layers(tmp_path: Path, trio: di
     made = swap.draft(**experts)
     assert made.tensors
     assert all(isinstance(made_of, Blend) for made_of in made.tensors.values())
+
+
+def test_a_swap_of_a_kind_that_no_tensor_is_of(tmp_path: Path) -> None:
+    model = {f"h.{n}.x.weight": Tensor("F32", (1,), bytes(4)) for n in range(2)}
+    for role in ("math", "lang"):
+        write_model(tmp_path / role, model)
+    experts = {role: open_checkpoint(tmp_path / role, role=role) for role in ("math", "lang")}
+    with pytest.raises(RecipeError, match="--swap attn: no tensor of these layers is recognised as such"):
+        LayerSwap(bottom=1, swap=("attn",)).draft(**experts)
+
+
+def test_layers_are_not_reverted_to_a_base_of_another_shape(tmp_path: Path, trio: dict[str, Model]) -> None:
+    write_model(tmp_path / "other", {**trio["base"], "model.norm.weight": Tensor("F32", (4,), bytes(16))})
+    with pytest.raises(MismatchError, match=r"'model.norm.weight' has shape \[8\] in math, \[4\] in base"):
+        merge(
+            LayerSwap(bottom=1, revert_layers=(2,)),
+            math=tmp_path / "math", lang=tmp_path / "lang", base=tmp_path / "other", into=tmp_path / "out",
+        )  # fmt: skip
