@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lswap_core.display import one_line
@@ -24,6 +25,12 @@ def say(line: str) -> None:
 def print_json(value: Any) -> None:
     """Print a value as the library serialises it."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def load_tables() -> None:
+    """Load what `print_table` needs, to save the time later."""
+    for name in ("rich.box", "rich.console", "rich.markup", "rich.table"):
+        import_module(name)
 
 
 def print_table(table: Table) -> None:

@@ -89,6 +89,11 @@ class StalePlanError(LswapError):
     exit_code: ClassVar[int] = 5
 
 
+def became_shorter(path: object) -> StalePlanError:
+    """What to raise where a file ends before its tensors do."""
+    return StalePlanError(f"{path}: became shorter while it was read; plan again")
+
+
 class VerificationError(_ListingError):
     """An output differs from its manifest or its sources; `issues` holds every difference."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lswap_core.checkpoint import Role, TensorRef
 from lswap_core.difference import DifferenceStats
@@ -14,6 +14,14 @@ from lswap_core.runs import Run
 
 Tally = Callable[[int], None]
 """Called with a number of bytes as they are done. It may raise to stop the work between two pieces."""
+
+
+class FileRange(NamedTuple):
+    """Where a tensor's bytes begin in an open file, and what messages call the file."""
+
+    descriptor: int
+    begin: int
+    path: str
 
 
 class Source(Protocol):
@@ -109,6 +117,18 @@ class Kernels(Protocol):
 
     def stats(self, x: memoryview, y: memoryview, *, dtype: DType, before: DifferenceStats = ...) -> DifferenceStats:
         """`before` with the statistics of one chunk added."""
+
+    def stats_of_files(
+        self,
+        ranges: Sequence[FileRange],
+        pairs: Sequence[tuple[int, int]],
+        count: int,
+        *,
+        dtype: DType,
+        before: Sequence[DifferenceStats],
+        scratch: memoryview,
+    ) -> list[DifferenceStats]:
+        """`before`, one for each pair of ranges, with the statistics of one chunk added; the files are read for it."""
 
     def cast(self, x: memoryview, *, dtype: DType, out: memoryview, to: DType) -> None:
         """Round one chunk from `dtype` to `to`."""

@@ -21,7 +21,7 @@ from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.kernels import _device
 from lswap_core.kernels.batch import STATISTICS, Operands, from_row, to_row
-from lswap_core.kernels.contract import check_weight
+from lswap_core.kernels.checks import check_weight
 
 __all__ = ["blend_stats", "blend_stats_batch", "difference"]
 

@@ -18,7 +18,6 @@ constexpr Table kBestFirst[] = {
 #endif
     baseline_isa};
 constexpr int32_t kIsas = int32_t(sizeof kBestFirst / sizeof kBestFirst[0]);
-constexpr size_t kSizes[LSWAP_DTYPES] = {8, 4, 2, 2, 1, 1};
 
 const Isa *usable(int32_t number) {
   if (number < 0 || number >= kIsas || !kBestFirst[number]().runs()) return nullptr;

@@ -13,6 +13,7 @@ constexpr size_t kLanes = 16;    // element i of a block belongs to lane i mod 1
 constexpr size_t kSums = 5;      // sum |d|, sum d^2, <x,y>, |x|^2, |y|^2
 
 constexpr size_t kStreamed = 16;
+constexpr size_t kSizes[LSWAP_DTYPES] = {8, 4, 2, 2, 1, 1};  // bytes of an element
 
 // Everything in the statistics that may be added up in any order.
 struct Counts {

@@ -1,4 +1,5 @@
 """`blend_stats`, `stats`, `blend_many` and `cast`: the arithmetic of layer swapping; and the sums of its neighbours.
+`stats_of_files` is `stats` of tensors that lie in files.
 
 Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors,
 TIES and low-rank changes have one implementation.
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lswap_core.kernels.backend import BackendUnavailable
     from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
+    from lswap_core.kernels.files import stats_of_files
     from lswap_core.kernels.sums import Largest, add_low_rank, add_task_vectors, merge_ties, to_fp32
 
 _HOME = {
     "BackendUnavailable": "backend",
     **dict.fromkeys(("available_backends", "blend_many", "blend_stats", "cast", "stats"), "contract"),
+    "stats_of_files": "files",
     **dict.fromkeys(("Largest", "add_low_rank", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
 }
 
 __all__ = [
     "BackendUnavailable", "Largest", "add_low_rank", "add_task_vectors", "available_backends", "blend_many", "blend_stats",
-    "cast", "merge_ties", "stats", "to_fp32",
+    "cast", "merge_ties", "stats", "stats_of_files", "to_fp32",
 ]  # fmt: skip
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
 
-Bytes = NDArray[np.uint8]
+if TYPE_CHECKING:  # the native kernels over files do without numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+Bytes: TypeAlias = "NDArray[np.uint8]"
 
 
 class BackendUnavailable(ValueError):  # noqa: N818 - it names a state of this machine

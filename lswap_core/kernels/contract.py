@@ -11,9 +11,10 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
-from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
-from lswap_core.dtypes import DTYPES, DType
+from lswap_core.difference import DifferenceStats
+from lswap_core.dtypes import DType
 from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
+from lswap_core.kernels.checks import check_before, check_weight, checked_dtype
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.generic]
 
@@ -45,12 +46,12 @@ def blend_stats(
     the result continues them, so a tensor may be cut wherever a chunk begins at a multiple of 1,024 elements, and the
     sums have the same bits as for the whole. Raises ValueError for anything else.
     """
-    kind = _dtype("dtype", dtype)
+    kind = checked_dtype("dtype", dtype)
     views = {"x": _view("x", x), "y": _view("y", y), "out": _view("out", out)}
     check_weight("weight", weight)
     _check_sizes(kind, views)
     _check_out(views)
-    _check_before(before)
+    check_before(before)
     return _chosen(backend).blend_stats(views["x"], views["y"], float(weight), kind, views["out"], before)
 
 
@@ -58,10 +59,10 @@ def stats(
     x: Buffer, y: Buffer, *, dtype: DType | str, before: DifferenceStats = DifferenceStats(), backend: str = "auto"
 ) -> DifferenceStats:
     """How x and y differ, as `blend_stats` tells it, without writing anything."""
-    kind = _dtype("dtype", dtype)
+    kind = checked_dtype("dtype", dtype)
     views = {"x": _view("x", x), "y": _view("y", y)}
     _check_sizes(kind, views)
-    _check_before(before)
+    check_before(before)
     return _chosen(backend).stats(views["x"], views["y"], kind, before)
 
 
@@ -73,7 +74,7 @@ def blend_many(
 
     weights: from 0 to 1 each, 1 together (to 1e-6), as for a soup of models. Buffers as for `blend_stats`.
     """
-    kind = _dtype("dtype", dtype)
+    kind = checked_dtype("dtype", dtype)
     if not inputs or len(inputs) != len(weights):
         raise ValueError(f"{len(inputs)} inputs and {len(weights)} weights; expected as many weights as inputs, at least one")
     for number, weight in enumerate(weights):
@@ -93,7 +94,7 @@ def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend
     """Out = x rounded from `dtype` to `to`, to nearest, ties to even; overflow gives infinity (NaN where the type has
     none), NaN is canonical. Buffers as for `blend_stats`, as many elements in each. Raises ValueError.
     """
-    source, target = _dtype("dtype", dtype), _dtype("to", to)
+    source, target = checked_dtype("dtype", dtype), checked_dtype("to", to)
     x_view, out_view = _view("x", x), _view("out", out)
     count, rest = divmod(x_view.nbytes, source.bits // 8)
     if rest:
@@ -104,14 +105,6 @@ def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend
     _chosen(backend).cast(x_view, source, out_view, target)
 
 
-def _dtype(name: str, value: DType | str) -> DType:
-    dtype = DTYPES.get(str(value))
-    if dtype is None or not dtype.blendable:
-        known = ", ".join(d.name for d in DTYPES.values() if d.blendable)
-        raise ValueError(f"{name} is {value}; the kernels compute in {known}")
-    return dtype
-
-
 def _view(name: str, buffer: Buffer) -> Bytes:
     try:
         view = memoryview(buffer)  # type: ignore[arg-type]
@@ -120,12 +113,6 @@ def _view(name: str, buffer: Buffer) -> Bytes:
     if not view.contiguous:
         raise ValueError(f"{name} is not contiguous")
     return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
-
-
-def check_weight(name: str, weight: float) -> None:
-    """Raises ValueError, with the name, for what is no share."""
-    if not (type(weight) in (int, float) and 0 <= weight <= 1):
-        raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
 
 
 def _check_sizes(dtype: DType, views: dict[str, Bytes]) -> None:
@@ -144,11 +131,6 @@ def _check_out(views: dict[str, Bytes]) -> None:
     for name, view in views.items():
         if view is not out and np.may_share_memory(out, view):
             raise ValueError(f"out and {name} overlap in memory")
-
-
-def _check_before(before: DifferenceStats) -> None:
-    if before.count % BLOCK_ELEMENTS:
-        raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
 
 
 def _names() -> list[str]:

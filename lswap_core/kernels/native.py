@@ -11,10 +11,13 @@ from pathlib import Path
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
-from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
+from lswap_core.errors import became_shorter
+from lswap_core.kernels.backend import BackendUnavailable, Bytes
+from lswap_core.ports import FileRange
 
 LIBRARY = "liblswap_cpu.so"
-_ABI = 1
+_ABI = 2
+_FILE_ENDED, _READ_FAILED = 4, 5
 _DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 LARGE_FROM_BYTES = 8 << 20
 """Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
@@ -29,6 +32,31 @@ class _Stats(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares")),
         *((name, ctypes.c_uint64) for name in ("differing", "x_nonfinite", "y_nonfinite")),
     ]
+
+    @classmethod
+    def of(cls, stats: DifferenceStats) -> _Stats:
+        return cls(
+            stats.sum_abs, stats.sum_squares, stats.max_abs, stats.dot, stats.x_squares, stats.y_squares,
+            stats.differing, stats.x_nonfinite, stats.y_nonfinite,
+        )  # fmt: skip
+
+    def value(self, count: int) -> DifferenceStats:
+        return DifferenceStats(
+            count, self.differing, self.sum_abs, self.sum_squares, self.max_abs, self.dot, self.x_squares, self.y_squares,
+            self.x_nonfinite, self.y_nonfinite,
+        )  # fmt: skip
+
+
+class _Range(ctypes.Structure):
+    """struct lswap_range."""
+
+    _fields_ = (("begin", ctypes.c_uint64), ("descriptor", ctypes.c_int32))
+
+
+class _Pair(ctypes.Structure):
+    """struct lswap_pair."""
+
+    _fields_ = (("x", ctypes.c_uint32), ("y", ctypes.c_uint32))
 
 
 class Native:
@@ -53,6 +81,32 @@ class Native:
         """See `lswap_core.kernels.stats`; arguments are checked there."""
         return self._blend(x, y, 0, dtype, None, before)
 
+    def stats_of_files(
+        self,
+        ranges: Sequence[FileRange],
+        pairs: Sequence[tuple[int, int]],
+        count: int,
+        dtype: DType,
+        before: Sequence[DifferenceStats],
+        scratch: memoryview,
+    ) -> list[DifferenceStats]:
+        """See `lswap_core.kernels.stats_of_files`; arguments are checked there."""
+        found = (_Stats * len(pairs))(*map(_Stats.of, before))
+        failed, error = ctypes.c_uint32(), ctypes.c_int32()
+        status = self._library.lswap_stats_files(
+            self._isa, _DTYPES[dtype.name],
+            (_Range * len(ranges))(*(_Range(each.begin, each.descriptor) for each in ranges)), len(ranges),
+            (_Pair * len(pairs))(*(_Pair(x, y) for x, y in pairs)), len(pairs), count,
+            ctypes.byref(ctypes.c_uint8.from_buffer(scratch)), scratch.nbytes, found,
+            ctypes.byref(failed), ctypes.byref(error),
+        )  # fmt: skip
+        if status == _FILE_ENDED:
+            raise became_shorter(ranges[failed.value].path)
+        if status == _READ_FAILED:
+            raise OSError(error.value, os.strerror(error.value), ranges[failed.value].path)
+        _check(status)
+        return [one.value(earlier.count + count) for one, earlier in zip(found, before, strict=True)]
+
     def blend_many(self, inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None:
         """See `lswap_core.kernels.blend_many`; arguments are checked there."""
         count = len(inputs)
@@ -72,26 +126,20 @@ class Native:
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: int | None, before: DifferenceStats
     ) -> DifferenceStats:
         count, large = x.nbytes * 8 // dtype.bits, self._is_large(x)
-        s = _Stats(
-            before.sum_abs, before.sum_squares, before.max_abs, before.dot, before.x_squares, before.y_squares,
-            before.differing, before.x_nonfinite, before.y_nonfinite,
-        )  # fmt: skip
+        s = _Stats.of(before)
         _check(
             self._library.lswap_blend_stats(
                 self._isa, _DTYPES[dtype.name], x.ctypes.data, y.ctypes.data, weight, out, count,
                 self._threads if large else 1, large, ctypes.byref(s),
             )
         )  # fmt: skip
-        return DifferenceStats(
-            before.count + count, s.differing, s.sum_abs, s.sum_squares, s.max_abs, s.dot, s.x_squares, s.y_squares,
-            s.x_nonfinite, s.y_nonfinite,
-        )  # fmt: skip
+        return s.value(before.count + count)
 
     def _is_large(self, data: Bytes) -> bool:
         return data.nbytes >= self._large_from_bytes
 
 
-def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
     """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
     unless told otherwise. Raises BackendUnavailable.
     """
@@ -100,7 +148,7 @@ def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES
     return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
 
 
-def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
     """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
     library = open_library()
     known = instruction_sets()
@@ -132,6 +180,7 @@ def open_library() -> ctypes.CDLL:
         ("lswap_isa_name", ctypes.c_char_p, [i32]),
         ("lswap_isa_runs", i32, [i32]),
         ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
+        ("lswap_stats_files", i32, [i32, i32, pointer, u32, pointer, u32, u64, pointer, u64, pointer, pointer, pointer]),
         ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
         ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
     ):

@@ -15,7 +15,7 @@ from typing import Self
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
 from lswap_core.documents import is_unicode, parse_object
-from lswap_core.errors import FormatError, RecipeError, StalePlanError, located
+from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.runs import Run
@@ -100,7 +100,7 @@ class LocalSource:
             with located(self.path_of(ref.role, ref.file)):
                 count = os.preadv(fd, [buffer[at - end :]], at)
             if count == 0:
-                raise StalePlanError(f"{self.path_of(ref.role, ref.file)}: became shorter while it was read; plan again")
+                raise became_shorter(self.path_of(ref.role, ref.file))
             at += count
 
     def descriptor(self, role: Role, file: str) -> int | None:

@@ -29,7 +29,7 @@ def load_neon() -> Backend:
     compiler, emulator = "aarch64-linux-gnu-g++", "qemu-aarch64"
     if shutil.which(compiler) is None:
         raise BackendUnavailable(f"there is no {compiler}")
-    binary = _built(compiler, ("api", "baseline"))
+    binary = _built(compiler, ("api", "files", "baseline"))
     if shutil.which(emulator) is None:
         raise BackendUnavailable(f"it compiles, but there is no {emulator} to run it")
     return Emulated([emulator, str(binary)])

@@ -19,9 +19,16 @@ extern "C" {
 #endif
 
 /* Goes up whenever a signature or a structure changes. */
-#define LSWAP_ABI 1
+#define LSWAP_ABI 2
 
-enum lswap_status { LSWAP_OK = 0, LSWAP_NO_SUCH_ISA = 1, LSWAP_NO_SUCH_DTYPE = 2 };
+enum lswap_status {
+  LSWAP_OK = 0,
+  LSWAP_NO_SUCH_ISA,
+  LSWAP_NO_SUCH_DTYPE,
+  LSWAP_TOO_LITTLE_SCRATCH,
+  LSWAP_FILE_ENDED,
+  LSWAP_READ_FAILED
+};
 
 enum lswap_dtype { LSWAP_F64 = 0, LSWAP_F32, LSWAP_F16, LSWAP_BF16, LSWAP_F8_E4M3, LSWAP_F8_E5M2, LSWAP_DTYPES };
 
@@ -29,6 +36,17 @@ enum lswap_dtype { LSWAP_F64 = 0, LSWAP_F32, LSWAP_F16, LSWAP_BF16, LSWAP_F8_E4M
 struct lswap_stats {
   double sum_abs, sum_squares, max_abs, dot, x_squares, y_squares;
   uint64_t differing, x_nonfinite, y_nonfinite;
+};
+
+/* Where a tensor's bytes begin in an open file. */
+struct lswap_range {
+  uint64_t begin;
+  int32_t descriptor;
+};
+
+/* Which two of several ranges to compare. */
+struct lswap_pair {
+  uint32_t x, y;
 };
 
 LSWAP_API int32_t lswap_abi(void);
@@ -44,6 +62,15 @@ LSWAP_API int32_t lswap_isa_runs(int32_t isa);
  * large for them (where it is aligned to 16 bytes; ignored elsewhere). */
 LSWAP_API int32_t lswap_blend_stats(int32_t isa, int32_t dtype, const void *x, const void *y, double weight, void *out,
                                     uint64_t count, uint32_t threads, int32_t streamed, struct lswap_stats *stats);
+
+/* The statistics of pairs of ranges of `count` elements each: every range is read once, stats[k] goes on with pairs[k].
+ * scratch: memory to read into, shared out among the ranges, room for a block of 1,024 elements of each at least; best
+ * what stays in the second-level cache. Where a file ends too soon or cannot be read, failed is the number of its range,
+ * error (of the latter) is errno's value, and the statistics are of no use. */
+LSWAP_API int32_t lswap_stats_files(int32_t isa, int32_t dtype, const struct lswap_range *ranges, uint32_t range_count,
+                                    const struct lswap_pair *pairs, uint32_t pair_count, uint64_t count,
+                                    uint8_t *scratch, uint64_t scratch_bytes, struct lswap_stats *stats,
+                                    uint32_t *failed, int32_t *error);
 
 /* out[i] = round(sum of weights[k] * inputs[k][i]), first input first; there is at least one. */
 LSWAP_API int32_t lswap_blend_many(int32_t isa, int32_t dtype, const void *const *inputs, const double *weights,
