@@ -1,7 +1,7 @@
 """`blend_stats`, `stats`, `blend_many` and `cast`: the arithmetic of layer swapping; and the sums of its neighbours.
 
-Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors,
-TIES and low-rank changes have one implementation.
+Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors
+and TIES have one implementation, low-rank changes the native one and their definition, `low_rank`.
 Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order; `out` is always the
 caller's. Arguments are checked once, here, before a backend sees them.
 
@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lswap_core.kernels.backend import BackendUnavailable
     from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
-    from lswap_core.kernels.sums import Largest, add_low_rank, add_task_vectors, merge_ties, to_fp32
+    from lswap_core.kernels.low_rank import add_low_rank
+    from lswap_core.kernels.sums import Largest, add_task_vectors, merge_ties, to_fp32
 
 _HOME = {
     "BackendUnavailable": "backend",
     **dict.fromkeys(("available_backends", "blend_many", "blend_stats", "cast", "stats"), "contract"),
-    **dict.fromkeys(("Largest", "add_low_rank", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
+    "add_low_rank": "low_rank",
+    **dict.fromkeys(("Largest", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
 }
 
 __all__ = [

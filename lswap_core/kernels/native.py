@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
-from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
+from lswap_core.kernels.backend import BackendUnavailable, Bytes
 
 LIBRARY = "liblswap_cpu.so"
-_ABI = 1
+_ABI = 2
 _DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 LARGE_FROM_BYTES = 8 << 20
 """Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
@@ -68,6 +71,16 @@ class Native:
         numbers = _DTYPES[source.name], _DTYPES[target.name]
         _check(self._library.lswap_cast(self._isa, numbers[0], x.ctypes.data, numbers[1], out.ctypes.data, elements, threads))
 
+    def change_of(
+        self, left: NDArray[np.float32], right: NDArray[np.float32], scale: float, *, first: int, count: int
+    ) -> NDArray[np.float32]:
+        """See `lswap_core.kernels.low_rank.ChangeOf`."""
+        sides = np.ascontiguousarray(left), np.ascontiguousarray(right)
+        change = np.empty(count, np.float32)
+        addresses = [side.ctypes.data for side in sides]
+        _check(self._library.lswap_low_rank(self._isa, *addresses, *right.shape, scale, first, change.ctypes.data, count))
+        return change
+
     def _blend(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: int | None, before: DifferenceStats
     ) -> DifferenceStats:
@@ -91,7 +104,7 @@ class Native:
         return data.nbytes >= self._large_from_bytes
 
 
-def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
     """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
     unless told otherwise. Raises BackendUnavailable.
     """
@@ -100,7 +113,7 @@ def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES
     return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
 
 
-def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Backend:
+def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
     """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
     library = open_library()
     known = instruction_sets()
@@ -134,6 +147,7 @@ def open_library() -> ctypes.CDLL:
         ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
         ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
         ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
+        ("lswap_low_rank", i32, [i32, pointer, pointer, u64, u64, ctypes.c_double, u64, pointer, u64]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
