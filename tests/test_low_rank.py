@@ -17,6 +17,7 @@ from lswap_core.kernels import low_rank, native
 from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.low_rank import MOST_TERMS, chain_terms, change_of
 from tests.conformance.backends import backend_or_skip
+from tests.products import torch_adds_up_so
 
 NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 IMPLEMENTATIONS = [*(f"native, {isa}" for isa in ("avx512", "avx2", "baseline", "neon")), "native, neon in qemu"]
@@ -163,11 +164,55 @@ def test_the_definition_serves_where_there_is_no_library(monkeypatch: pytest.Mon
     assert low_rank._best.__wrapped__() == change_of
 
 
-def torch_adds_up_so() -> bool:
-    """Whether a product of matrices has these bits on this machine; its library may have another order on other processors."""
-    left, right = factors("normal", 40, 24, 56, seed=9)
-    product = torch.from_numpy(left) @ torch.from_numpy(right)
-    return product.numpy().reshape(-1).tobytes() == change_of(left, right, 1.0, first=0, count=40 * 56).tobytes()
+def one_by_one(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    total = np.zeros((len(left), right.shape[1]), np.float32)
+    for k in range(len(right)):
+        total += left[:, k, None] * right[k]
+    return total
+
+
+def in_halves(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    half = len(right) // 2
+    return in_halves(left[:, :half], right[:half]) + in_halves(left[:, half:], right[half:]) if half else left * right
+
+
+def backwards(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return change_of(left[:, ::-1], right[::-1], 1.0, first=0, count=len(left) * right.shape[1]).reshape(len(left), -1)
+
+
+def exactly(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """But for fp64, which has 29 bits more than the bounds ask for."""
+    return left.astype(np.float64) @ right.astype(np.float64)
+
+
+def by_blas(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return left @ right
+
+
+@pytest.mark.parametrize("size", [0.002, 0.02])
+@pytest.mark.parametrize("rank", [1, 8, 64, 256])
+@pytest.mark.parametrize("order", [one_by_one, in_halves, backwards, exactly, by_blas])
+def test_another_order_of_sums_comes_as_near_as_the_readme_says(order: Any, rank: int, size: float) -> None:
+    """With T = |base| + |scale| (|B| |A|): both within (rank + 3) 2^-24 T of the exact value in fp32, and within one unit in the
+    last place of T of each other in 16 bits.
+    """
+    rng, scale = np.random.default_rng(rank), 1.5
+    left, right = factors("normal", 300, rank, 200)
+    shrunk = np.float32(np.sqrt(size / scale / np.sqrt(rank)))
+    left, right = left * shrunk, right * shrunk
+    for name, least in (("F32", 2.0**-126), ("BF16", 2.0**-126), ("F16", 2.0**-14)):
+        base = (rng.standard_normal((300, 200)) * 0.02).astype(NUMPY[name])
+        wide = base.astype(np.float32)
+        ours = wide + change_of(left, right, scale, first=0, count=base.size).reshape(base.shape)
+        theirs = wide + order(left, right).astype(np.float32) * np.float32(scale)
+        exact = wide.astype(np.float64) + scale * exactly(left, right)
+        terms = np.abs(wide.astype(np.float64)) + scale * exactly(np.abs(left), np.abs(right))
+        for sums in (ours, theirs):
+            assert (np.abs(sums - exact) <= (rank + 3) * 2.0**-24 * terms).all()
+        if name != "F32":
+            unit = 2.0 ** (np.floor(np.log2(np.maximum(terms, least))) - ml_dtypes.finfo(NUMPY[name]).nmant)
+            rounded = [sums.astype(NUMPY[name]).astype(np.float64) for sums in (ours, theirs)]
+            assert (np.abs(rounded[0] - rounded[1]) <= unit).all()
 
 
 @pytest.mark.parametrize("rank", [1, 2, 7, 8, 16, 64, 100, 128, 192, 193, 255, 256, 257, 384, 400, 512])
