@@ -302,6 +302,16 @@ def test_the_plus_of_a_path_that_exists_is_part_of_it(tmp_path: Path, capsys: py
     assert main(["inspect", f"{tmp_path}/none+{adapter}"]) == 1
 
 
+def test_there_is_one_adapter_after_the_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, adapter, other = write_base(tmp_path / "base"), write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b")
+    assert main(["inspect", f"{base}+"]) == 4
+    assert capsys.readouterr().err == f"lswap_core: error: {base}+: there is nothing after the plus; expected BASE+ADAPTER\n"
+    assert main(["inspect", f"{base}+{adapter}+{other}"]) == 4
+    error = capsys.readouterr().err
+    assert f"{adapter} and {other} are two adapters over one base; expected one: merge {base}+{adapter} first" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("inside", ["base", "adapter"])
 def test_no_output_lies_in_base_or_adapter(inside: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter")
