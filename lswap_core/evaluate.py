@@ -171,12 +171,14 @@ class Evaluator:
         return rounded
 
     def _factors(self, side: str, operand: Adapted) -> tuple[Any, Any]:
-        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns); the last ones of a side are kept."""
+        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns), each in the order of its rows; the last
+        ones of a side are kept.
+        """
         use = f"{side} factors"
         kept: tuple[Adapted, tuple[Any, Any]] | None = self._buffers.__dict__.get(use)
         if kept is None or kept[0] != operand:
             a, b = (self._matrix(ref) for ref in (operand.a, operand.b))
-            kept = self._buffers.__dict__[use] = (operand, (a.T, b.T) if operand.transposed else (b, a))
+            kept = self._buffers.__dict__[use] = (operand, (a.T.copy(), b.T.copy()) if operand.transposed else (b, a))
         return kept[1]
 
     def _matrix(self, ref: TensorRef) -> Any:

@@ -40,7 +40,8 @@ class Copy(_OfOneTensor):
 
 @dataclass(frozen=True, slots=True)
 class Adapted(_OfOneTensor):
-    """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once.
+    """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once; see
+    `lswap_core.kernels.low_rank` for the exact arithmetic.
 
     a: (rank, n), b: (m, rank); `ref` is (m, n), or (n, m) where `transposed`. See Hu et al., LoRA, arXiv 2106.09685.
     """

@@ -1,4 +1,4 @@
-"""Task vectors, TIES and low-rank changes against independent implementations."""
+"""Task vectors and TIES against independent implementations."""
 
 from __future__ import annotations
 
@@ -102,35 +102,3 @@ def test_ties_is_what_peft_gives(density: float, weights: tuple[float, float]) -
     expected = base + np.float32(0.8) * merged.numpy()
     assert np.abs(out - expected).max() <= np.spacing(np.abs(expected)).max()
     assert (out == expected).mean() > 0.999
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize(("shape", "rank"), [((7, 5), 2), ((300, 257), 8), ((3, 70_001), 4), ((1, 1), 1)])
-def test_a_low_rank_change(shape: tuple[int, int], rank: int, transposed: bool) -> None:
-    rng = np.random.default_rng(3)
-    x = rng.standard_normal(shape).astype(np.float32)
-    left, right = (rng.standard_normal(s).astype(np.float32) for s in ((shape[0], rank), (rank, shape[1])))
-    if transposed:  # as views, which is how the evaluator has them
-        left, right = np.ascontiguousarray(left.T).T, np.ascontiguousarray(right.T).T
-    exact = x.astype(np.float64) + 0.5 * (left.astype(np.float64) @ right.astype(np.float64))
-    whole = np.full_like(x, np.nan)
-    kernels.add_low_rank(view(x), left, right, 0.5, first=0, dtype=DTYPES["F32"], out=view(whole), to=DTYPES["F32"])
-    assert np.abs(whole - exact).max() < 1e-5
-    pieces = np.full(x.size, np.nan, np.float32)
-    for part in chunks(x.size, rng):
-        given_ = view(x.reshape(-1)[part])
-        kernels.add_low_rank(
-            given_, left, right, 0.5, first=part.start, dtype=DTYPES["F32"], out=view(pieces[part]), to=DTYPES["F32"]
-        )
-    assert pieces.tobytes() == whole.tobytes()
-
-
-def test_a_low_rank_change_is_rounded_once() -> None:
-    rng = np.random.default_rng(4)
-    x = rng.standard_normal((64, 64)).astype(ml_dtypes.bfloat16)
-    left, right = rng.standard_normal((64, 2)).astype(np.float32), rng.standard_normal((2, 64)).astype(np.float32)
-    acc = left[:, :1] * right[:1] + left[:, 1:] * right[1:]
-    for to in NUMPY:
-        out = np.zeros((64, 64), NUMPY[to])
-        kernels.add_low_rank(view(x), left, right, 2.0, first=0, dtype=DTYPES["BF16"], out=view(out), to=DTYPES[to])
-        assert out.tobytes() == (x.astype(np.float32) + np.float32(2) * acc).astype(NUMPY[to]).tobytes()

@@ -168,4 +168,21 @@ int32_t lswap_cast(int32_t isa, int32_t source, const void *x, int32_t target, v
   return LSWAP_OK;
 }
 
+int32_t lswap_low_rank(int32_t isa, const float *left, const float *right, uint64_t rank, uint64_t columns, double scale,
+                       uint64_t first, float *change, uint64_t count) {
+  const lswap::Isa *with = lswap::usable(isa);
+  if (!with) return LSWAP_NO_SUCH_ISA;
+  while (count) {  // the rest of a row, whole rows, a part of a row
+    const size_t row = size_t(first / columns), column = size_t(first % columns);
+    const bool whole = !column && count >= columns;
+    const size_t rows = whole ? size_t(count / columns) : 1;
+    const size_t width = whole ? size_t(columns) : std::min<size_t>(size_t(columns) - column, size_t(count));
+    with->low_rank(left + row * rank, right + column, size_t(rank), size_t(columns), rows, width, float(scale), change);
+    first += rows * width;
+    change += rows * width;
+    count -= rows * width;
+  }
+  return LSWAP_OK;
+}
+
 }  // extern "C"

@@ -11,9 +11,9 @@
 #define LSWAP_NAME "avx2"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,f16c,fma")
 #endif
 
 namespace lswap {
@@ -34,6 +34,7 @@ LSWAP_INLINE Bits8 narrow_8(Bits32 v) {
 }
 LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm256_max_ps(a, b); }
 LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm256_max_pd(a, b); }
+LSWAP_INLINE Floats fused(float a, Floats b, Floats c) { return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c); }
 LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
 LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { _mm256_stream_si256(reinterpret_cast<__m256i *>(to), __m256i(v)); }
 LSWAP_INLINE void end_stream() { _mm_sfence(); }
@@ -50,7 +51,9 @@ struct F16 : Format<float, uint16_t> {
   LSWAP_INLINE Codes encode(Values v) { return Codes(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)); }
 };
 
-bool runs() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
+bool runs() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma");
+}
 
 #include "kernels.inc.h"
 

@@ -28,6 +28,7 @@ LSWAP_INLINE Bits16 narrow_16(Bits32 v) { return __builtin_convertvector(v, Bits
 LSWAP_INLINE Bits8 narrow_8(Bits32 v) { return __builtin_convertvector(v, Bits8); }
 LSWAP_INLINE Floats largest(Floats a, Floats b) { return _mm512_maskz_max_ps(0xffff, a, b); }
 LSWAP_INLINE Doubles largest(Doubles a, Doubles b) { return _mm512_maskz_max_pd(0xff, a, b); }
+LSWAP_INLINE Floats fused(float a, Floats b, Floats c) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c); }
 LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { _mm_stream_si128(reinterpret_cast<__m128i *>(to), __m128i(v)); }
 LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { _mm512_stream_si512(reinterpret_cast<__m512i *>(to), __m512i(v)); }
 LSWAP_INLINE void end_stream() { _mm_sfence(); }

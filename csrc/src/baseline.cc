@@ -53,6 +53,22 @@ LSWAP_INLINE void stream_16(uint8_t *to, Vector<int64_t, 2> v) { store(to, v); }
 LSWAP_INLINE void end_stream() {}
 #endif
 LSWAP_INLINE void stream_whole(uint8_t *to, Whole v) { stream_16(to, v); }
+#if defined(__aarch64__)
+LSWAP_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+#else
+// The product is exact in fp64, so rounding the sum twice is rounding it once, unless the first rounding ends halfway
+// between two values of fp32: a call for those few, and for what may be subnormal, whose halves are elsewhere.
+LSWAP_INLINE float fused(float a, float b, float c) {
+  const double sum = double(a) * double(b) + double(c);
+  const bool halfway = (bits_as<uint64_t>(sum) & 0x1fffffff) == 0x10000000;
+  const bool tiny = __builtin_fabs(sum) < double(__FLT_MIN__) && sum != 0;
+  return __builtin_expect(halfway || tiny, 0) ? __builtin_fmaf(a, b, c) : float(sum);
+}
+#endif
+LSWAP_INLINE Floats fused(float a, Floats b, Floats c) {
+  for (size_t i = 0; i < sizeof(Floats) / sizeof(float); ++i) c[i] = fused(a, b[i], c[i]);
+  return c;
+}
 LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) | (odd & 0xffff0000u); }
 
 #include "formats.inc.h"

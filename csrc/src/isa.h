@@ -27,6 +27,9 @@ using BlendStats = void (*)(const uint8_t *x, const uint8_t *y, double weight, u
 using BlendMany = void (*)(const uint8_t *const *inputs, const double *weights, size_t inputs_count, size_t begin,
                            uint8_t *out, size_t count);
 using Cast = void (*)(const uint8_t *x, uint8_t *out, size_t count);
+// A rectangle of a low-rank change: `rows` rows of `left` by the first `width` columns of `right`, which has `columns`.
+using LowRank = void (*)(const float *left, const float *right, size_t rank, size_t columns, size_t rows, size_t width,
+                         float scale, float *change);
 
 struct Isa {
   const char *name;
@@ -36,6 +39,7 @@ struct Isa {
   BlendStats blend_stats_streamed[LSWAP_DTYPES];  // out is aligned to kStreamed bytes
   BlendMany blend_many[LSWAP_DTYPES];
   Cast cast[LSWAP_DTYPES][LSWAP_DTYPES];  // [source][target]
+  LowRank low_rank;
 };
 
 const Isa &baseline_isa();

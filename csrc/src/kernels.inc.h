@@ -1,5 +1,6 @@
 // The kernels, once for all instruction sets; see vectors.inc.h.
 
+#include "low_rank.inc.h"
 #include "sums.inc.h"
 
 constexpr size_t kLine = 64;  // bytes of a cache line
@@ -319,4 +320,5 @@ const Isa kTable = {LSWAP_NAME,
                     {LSWAP_EACH_FORMAT(LSWAP_BLEND)},
                     {LSWAP_EACH_FORMAT(LSWAP_STREAM)},
                     {LSWAP_EACH_FORMAT(LSWAP_MANY)},
-                    {LSWAP_EACH_FORMAT(LSWAP_CASTS)}};
+                    {LSWAP_EACH_FORMAT(LSWAP_CASTS)},
+                    low_rank};

@@ -1,6 +1,6 @@
 // Vectors of one instruction set. Included into a namespace per instruction set, after LSWAP_VECTOR_BYTES is set; then
-// come that instruction set's own widen(), narrow_8(), narrow_16(), largest(), high_halves(), stream_16() and stream_whole(),
-// formats.inc.h, its F16, and kernels.inc.h.
+// come that instruction set's own widen(), narrow_8(), narrow_16(), largest(), fused(), high_halves(), stream_16() and
+// stream_whole(), formats.inc.h, its F16, and kernels.inc.h.
 
 #define LSWAP_INLINE static inline __attribute__((always_inline))
 

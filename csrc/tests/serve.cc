@@ -9,7 +9,7 @@
 
 namespace {
 
-enum Operation : int32_t { kIsaRuns, kBlendStats, kBlendMany, kCast };
+enum Operation : int32_t { kIsaRuns, kBlendStats, kBlendMany, kCast, kLowRank };
 
 struct Request {
   int32_t operation, isa, dtype, target;
@@ -19,6 +19,7 @@ struct Request {
   uint32_t misalignment[3];  // of the inputs (the second also of all after it) and of the output, from 64 bytes
   double weight;
   lswap_stats stats;
+  uint64_t rank, columns, first;
 };
 
 void read(void *to, size_t bytes) {
@@ -82,6 +83,11 @@ int main() {
       case kCast:
         status = lswap_cast(request.isa, request.dtype, addresses[0], request.target, out.data(), request.count,
                             request.threads);
+        break;
+      case kLowRank:
+        status = lswap_low_rank(request.isa, static_cast<const float *>(addresses[0]),
+                                static_cast<const float *>(addresses[1]), request.rank, request.columns, request.weight,
+                                request.first, reinterpret_cast<float *>(out.data()), request.count);
         break;
     }
     if (!out.guarded()) return 3;

@@ -1,8 +1,8 @@
 """`blend_stats`, `stats`, `blend_many` and `cast`: the arithmetic of layer swapping; and the sums of its neighbours.
 `stats_of_files` is `stats` of tensors that lie in files.
 
-Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors,
-TIES and low-rank changes have one implementation.
+Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors
+and TIES have one implementation, low-rank changes the native one and their definition, `low_rank`.
 Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order; `out` is always the
 caller's. Arguments are checked once, here, before a backend sees them.
 
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from lswap_core.kernels.backend import BackendUnavailable
     from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
     from lswap_core.kernels.files import stats_of_files
-    from lswap_core.kernels.sums import Largest, add_low_rank, add_task_vectors, merge_ties, to_fp32
+    from lswap_core.kernels.low_rank import add_low_rank
+    from lswap_core.kernels.sums import Largest, add_task_vectors, merge_ties, to_fp32
 
 _HOME = {
     "BackendUnavailable": "backend",
     **dict.fromkeys(("available_backends", "blend_many", "blend_stats", "cast", "stats"), "contract"),
+    "add_low_rank": "low_rank",
     "stats_of_files": "files",
-    **dict.fromkeys(("Largest", "add_low_rank", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
+    **dict.fromkeys(("Largest", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
 }
 
 __all__ = [

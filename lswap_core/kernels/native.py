@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
@@ -15,8 +16,12 @@ from lswap_core.errors import became_shorter
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
 from lswap_core.ports import FileRange
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 LIBRARY = "liblswap_cpu.so"
-_ABI = 2
+_ABI = 3
 _FILE_ENDED, _READ_FAILED = 4, 5
 _DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 LARGE_FROM_BYTES = 8 << 20
@@ -122,6 +127,18 @@ class Native:
         numbers = _DTYPES[source.name], _DTYPES[target.name]
         _check(self._library.lswap_cast(self._isa, numbers[0], x.ctypes.data, numbers[1], out.ctypes.data, elements, threads))
 
+    def change_of(
+        self, left: NDArray[np.float32], right: NDArray[np.float32], scale: float, *, first: int, count: int
+    ) -> NDArray[np.float32]:
+        """See `lswap_core.kernels.low_rank.ChangeOf`."""
+        import numpy as np  # here, since statistics of files do without
+
+        sides = np.ascontiguousarray(left), np.ascontiguousarray(right)
+        change = np.empty(count, np.float32)
+        addresses = [side.ctypes.data for side in sides]
+        _check(self._library.lswap_low_rank(self._isa, *addresses, *right.shape, scale, first, change.ctypes.data, count))
+        return change
+
     def _blend(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: int | None, before: DifferenceStats
     ) -> DifferenceStats:
@@ -183,6 +200,7 @@ def open_library() -> ctypes.CDLL:
         ("lswap_stats_files", i32, [i32, i32, pointer, u32, pointer, u32, u64, pointer, u64, pointer, pointer, pointer]),
         ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
         ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
+        ("lswap_low_rank", i32, [i32, pointer, pointer, u64, u64, ctypes.c_double, u64, pointer, u64]),
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -1,5 +1,5 @@
-"""Sums over sources that are no averages: task vectors, TIES, and low-rank changes. In numpy, in one order, so that every
-machine gives the same bits; buffers are sound, the evaluator's own.
+"""Sums over sources that are no averages: task vectors and TIES. In numpy, in one order, so that every machine gives the same
+bits; buffers are sound, the evaluator's own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from lswap_core.dtypes import DType
 from lswap_core.kernels.reference import Bits, Floats, decode, encode
 
 _DIGIT_BITS = 16
-_TILE_ELEMENTS = 64 * 1024
 
 
 def add_task_vectors(
@@ -101,42 +100,6 @@ class Largest:
     def threshold(self) -> int:
         """The least magnitude that counts; above all where none does."""
         return self._found if self.passes else 1 << self._width
-
-
-def add_low_rank(
-    x: memoryview,
-    left: NDArray[np.float32],
-    right: NDArray[np.float32],
-    scale: float,
-    *,
-    first: int,
-    dtype: DType,
-    out: memoryview,
-    to: DType,
-) -> None:
-    """Out = round(x + scale * (left @ right)) for the elements of a matrix from `first` on, in the order of its rows.
-
-    left: (rows, rank); right: (rank, columns). Products are added up over the rank from 0 on, every operation rounded to
-    fp32, then rounded once, from fp32 to `to`; a product of matrices by a BLAS would depend on the machine.
-    """
-    columns = right.shape[1]
-    bits, target = _bits(x, dtype), _bits(out, to)
-    begin = 0
-    with np.errstate(all="ignore"):
-        while begin < bits.size:
-            row, column = divmod(first + begin, columns)
-            if column or columns > _TILE_ELEMENTS:  # the rest of a row, or a part of it
-                stop = min(columns, column + _TILE_ELEMENTS, column + bits.size - begin)
-                rows, part = slice(row, row + 1), slice(column, stop)
-            else:
-                count = max(1, min(_TILE_ELEMENTS, bits.size - begin) // columns)
-                rows, part = slice(row, row + count), slice(0, min(columns, bits.size - begin))
-            change = np.zeros((rows.stop - rows.start, part.stop - part.start), np.float32)
-            for rank in range(right.shape[0]):
-                change += left[rows, rank, None] * right[rank, part]
-            piece = slice(begin, begin + change.size)
-            target[piece] = encode(decode(bits[piece], dtype) + np.float32(scale) * change.reshape(-1), to)
-            begin += change.size
 
 
 def to_fp32(data: memoryview, dtype: DType) -> NDArray[np.float32]:

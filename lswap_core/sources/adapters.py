@@ -31,12 +31,17 @@ def open_adapted(base_path: str | Path, adapter_path: str | Path, role: Role, na
     Reads headers and small files only. Raises FormatError for anything malformed, RecipeError for an adapter that is no
     plain LoRA, MismatchError for one that does not fit the base, OSError for what cannot be read.
     """
+    if not str(adapter_path):
+        raise RecipeError(f"{base_path}+: there is nothing after the plus; expected BASE+ADAPTER")
     base = open_local(base_path, role)
     root = Path(adapter_path)
     where = str(root.absolute())
     if not is_unicode(where):
         raise RecipeError(f"the path {where!r} is no Unicode text, which plans and manifests are; rename it")
     if not os.path.lexists(root):
+        if (several := _sides(str(adapter_path))) is not None:
+            what = f"{several[0]} and {several[1]} are two adapters over one base; expected one"
+            raise RecipeError(f"{what}: merge {base_path}+{several[0]} first, and put the other over the output")
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(root))
     if not os.path.lexists(root / CONFIG_FILE):
         raise FormatError(f"no adapter: there is no {CONFIG_FILE} in it", path=str(root))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lswap_core.difference import DifferenceStats
 from lswap_core.dtypes import DType
@@ -20,9 +21,9 @@ from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
 CSRC = Path(__file__).parents[2] / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-pthread", "-static")
 DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-REQUEST = "<4i3Q2Ii3Id6d3Q"
+REQUEST = "<4i3Q2Ii3Id6d3Q3Q"
 STATS = "<6d3Q"
-ISA_RUNS, BLEND_STATS, BLEND_MANY, CAST = range(4)
+ISA_RUNS, BLEND_STATS, BLEND_MANY, CAST, LOW_RANK = range(5)
 
 
 def load_neon() -> Backend:
@@ -76,6 +77,16 @@ class Emulated:
         count = x.nbytes * 8 // source.bits
         self._ask(CAST, DTYPES.index(source.name), DTYPES.index(target.name), (x,), count, out)
 
+    def change_of(
+        self, left: NDArray[np.float32], right: NDArray[np.float32], scale: float, *, first: int, count: int
+    ) -> NDArray[np.float32]:
+        sides = [np.frombuffer(np.ascontiguousarray(side).tobytes(), np.uint8) for side in (left, right)]
+        longest = max(side.nbytes for side in sides)
+        padded = [np.pad(side, (0, longest - side.nbytes)) for side in sides]
+        change = np.empty(count, np.float32)
+        self._ask(LOW_RANK, 0, 0, padded, count, change.view(np.uint8), weight=scale, matrix=(*right.shape, first))
+        return change
+
     def _statistics(
         self, x: Bytes, y: Bytes, weight: float, dtype: DType, out: Bytes, before: DifferenceStats
     ) -> DifferenceStats:
@@ -102,6 +113,7 @@ class Emulated:
         weight: float = 0,
         weights: Sequence[float] | None = None,
         stats: Sequence[float] = (0.0,) * 6 + (0,) * 3,
+        matrix: Sequence[int] = (0, 0, 0),
     ) -> tuple[int, list[float], list[int]]:
         input_bytes = inputs[0].nbytes if inputs else 0
         off = [data.ctypes.data % 64 for data in inputs][:2]
@@ -109,7 +121,7 @@ class Emulated:
         shares = list(weights or [0.0] * len(inputs))
         request = struct.pack(
             REQUEST, operation, self._isa, dtype, target, count, input_bytes, out.nbytes, len(inputs), 2, 0,
-            *off, out.ctypes.data % 64, weight, *stats,
+            *off, out.ctypes.data % 64, weight, *stats, *matrix,
         )  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None

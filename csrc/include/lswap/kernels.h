@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 /* Goes up whenever a signature or a structure changes. */
-#define LSWAP_ABI 2
+#define LSWAP_ABI 3
 
 enum lswap_status {
   LSWAP_OK = 0,
@@ -79,6 +79,11 @@ LSWAP_API int32_t lswap_blend_many(int32_t isa, int32_t dtype, const void *const
 /* out[i] = x[i], rounded to another type. */
 LSWAP_API int32_t lswap_cast(int32_t isa, int32_t source, const void *x, int32_t target, void *out, uint64_t count,
                              uint32_t threads);
+
+/* change[i] = scale * (left @ right)[first + i] in fp32, the matrix numbered row by row. left: (rows, rank) and right:
+ * (rank, columns), fp32, row-major. See lswap_core/kernels/low_rank.py for the order of the sums. */
+LSWAP_API int32_t lswap_low_rank(int32_t isa, const float *left, const float *right, uint64_t rank, uint64_t columns,
+                                 double scale, uint64_t first, float *change, uint64_t count);
 
 #ifdef __cplusplus
 }
