@@ -16,8 +16,9 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Silence
 from lswap_core.shares import Part
-from lswap_core.sinks.building import Build, Terms
+from lswap_core.sinks.building import Build
 from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.records import Terms
 from lswap_core.sinks.shared import Gathering, SharedSink
 from lswap_core.sources.places import local_places
 from lswap_core.traffic import Traffic
