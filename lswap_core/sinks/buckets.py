@@ -159,15 +159,16 @@ class Place:
         with told(self.url(name)):
             self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan})
 
-    def claim(self, name: str, data: bytes, plan: str) -> None:
-        """Write a small object that must not be there yet; RecipeError where it is. Stores that cannot tell are believed."""
+    def claim(self, name: str, data: bytes, plan: str) -> bool:
+        """Write a small object that must not be there yet; False where it is. Stores that cannot tell are believed."""
         try:
             with told(self.url(name)):
                 self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
         except StalePlanError:
-            raise RecipeError(f"{self.url()} is being written by another process; wait for it or choose another --out") from None
+            return False
         except UnknownCallError:
             self.put(name, data, plan)
+        return True
 
     def get(self, name: str) -> bytes:
         """All of a small object. GoneError."""
