@@ -9,8 +9,9 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, OutputFile, Plan
 from lswap_core.ports import Silence, Tally
 from lswap_core.sinks.buckets import GoneError, Place
+from lswap_core.sinks.origins import CALLS_AT_A_TIME
 from lswap_core.sinks.parting import Part
-from lswap_core.sinks.resuming import CALLS_AT_A_TIME, is_complete
+from lswap_core.sinks.resuming import is_complete
 
 
 def put_together(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from threading import Lock, local
 
 from lswap_core.digests import RunDigests
+from lswap_core.errors import LswapError
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
 from lswap_core.plan import Plan
 from lswap_core.ports import Source, Tally
 from lswap_core.runs import Run
 from lswap_core.sinks.assembly import Assembly
-from lswap_core.sinks.buckets import Place, UnknownCallError
+from lswap_core.sinks.buckets import LostUploadError, Place, UnknownCallError
 from lswap_core.sinks.origins import Origins
 from lswap_core.sinks.parting import Part
 from lswap_core.traffic import Traffic
@@ -36,8 +37,12 @@ class Sender:
         *,
         options: WriteOptions,
         traffic: Traffic,
+        on_loss: Callable[[str], LswapError] | None = None,
     ) -> None:
-        """parts: of all files. ids: of the uploads, by file. etags: of the parts that the store has already."""
+        """parts: of all files. ids: of the uploads, by file. etags: of the parts that the store has already. on_loss: called
+        with the name of a file of which the store no longer has the upload; returns what is raised.
+        """
+        self._on_loss = on_loss
         self.parts, self.origins, self._ids = parts, origins, ids
         self._place, self._options, self._traffic = place, options, traffic
         self._etags = dict(etags)
@@ -123,14 +128,22 @@ class Sender:
             tally(stop - at)
 
     def _deliver(self, file: str, part: Part, data: bytearray | None) -> None:
+        try:
+            etag = self._send(file, part, data)
+        except LostUploadError:
+            if self._on_loss is None:
+                raise
+            raise self._on_loss(file) from None
+        with self._lock:
+            self._etags[file, part.number] = etag
+
+    def _send(self, file: str, part: Part, data: bytearray | None) -> str:
         upload = self._ids[file]
         if part.origin is None:
             assert data is not None
-            etag = self._place.send(file, upload, part.number, data)
-        else:
-            url, version = self.origins[part.origin.role, part.origin.file]
-            begin = part.origin.begin
-            etag = self._place.splice(file, upload, part.number, url, version, begin, begin + part.size_bytes)
-            self._traffic.add("splice", part.size_bytes)
-        with self._lock:
-            self._etags[file, part.number] = etag
+            return self._place.send(file, upload, part.number, data)
+        url, version = self.origins[part.origin.role, part.origin.file]
+        begin = part.origin.begin
+        etag = self._place.splice(file, upload, part.number, url, version, begin, begin + part.size_bytes)
+        self._traffic.add("splice", part.size_bytes)
+        return etag
