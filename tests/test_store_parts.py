@@ -17,18 +17,35 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from lswap_core import LayerSwap, Part, RecipeError, WriteOptions, apply_part, execute, lay_out, merge, open_checkpoint, publish
+from lswap_core import (
+    LayerSwap,
+    Part,
+    RecipeError,
+    WriteOptions,
+    apply_part,
+    execute,
+    executor,
+    kernels,
+    lay_out,
+    merge,
+    open_checkpoint,
+    publish,
+)
 from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.errors import FormatError, SourceError
+from lswap_core.evaluate import Evaluator
 from lswap_core.expressions import Blend
+from lswap_core.manifest import StepRecord
 from lswap_core.plan import Plan
+from lswap_core.ports import Silence
 from lswap_core.sinks import store_parts
 from lswap_core.sinks.joint import Joint
 from lswap_core.sinks.records import Terms
+from lswap_core.sinks.store_parts import StorePartSink
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
 from tests.build import Pair, llama_pair, tree, unmeasured
-from tests.test_store_outputs import MIB, SWAP, make_plan, seams, shards
+from tests.test_store_outputs import MIB, SWAP, make_plan, open_local, seams, shards
 
 OUT = "s3://models/out"
 STATE = ".lswap-partial/state.json"
@@ -435,6 +452,26 @@ def test_two_that_publish_at_once(store: Store, small: Case) -> None:
     said = [process.communicate(timeout=60)[1] for process in both]
     assert min(process.returncode for process in both) == 0, said
     assert all(process.returncode in (0, 4, 7) for process in both), said
+    assert store.tree("models", "out") == small.expected
+    assert store.uploads("models") == []
+
+
+def test_workers_that_are_at_it_when_all_is_published_leave_nothing(store: Store, small: Case) -> None:
+    """One has sent all of its part by then, the other goes on sending."""
+
+    def send(sink: StorePartSink) -> list[StepRecord]:
+        evaluator = Evaluator(source, kernels)
+        return executor.run(small.plan, source, sink, evaluator, progress=Silence(), workers=1, steps=sink.steps)
+
+    with open_local(small.plan) as source:
+        first, second = (StorePartSink(OUT, small.plan, Part(number, 2), source) for number in (1, 2))
+        records = send(first)
+        do(small.plan, 2)
+        publish(small.plan, into=OUT)
+        first.seal(records)
+        store.refuse = lambda e: ("404 Not Found", "NoSuchUpload") if "partNumber" in e["QUERY_STRING"] else None
+        with pytest.raises(RecipeError, match="was published or given up by another process meanwhile"):
+            send(second)
     assert store.tree("models", "out") == small.expected
     assert store.uploads("models") == []
 

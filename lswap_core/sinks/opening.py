@@ -106,10 +106,10 @@ def find_parts(
             build.check(Terms(plan.digest, parts or terms.parts, options.digest))
         return None if terms is None else terms.parts
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks import buckets, meeting
+    from lswap_core.sinks import buckets, rendezvous
 
     check_options(options)
-    place = meeting.Meeting(buckets.connect(1), url, plan)
+    place = rendezvous.Rendezvous(buckets.connect(1), url, plan)
     joint = place.find()
     if joint is not None:
         place.check(joint, Terms(plan.digest, parts or joint.terms.parts, options.digest), options)

@@ -15,10 +15,10 @@ from lswap_core.runs import Run
 from lswap_core.shares import Part
 from lswap_core.sinks.buckets import GoneError, UnknownCallError, connect
 from lswap_core.sinks.completing import put_small, put_together
-from lswap_core.sinks.meeting import LOST, Meeting
 from lswap_core.sinks.options import check_options
 from lswap_core.sinks.origins import CALLS_AT_A_TIME, confirm_origins
 from lswap_core.sinks.records import Terms, covers, gather, tell_missing
+from lswap_core.sinks.rendezvous import LOST, Rendezvous
 from lswap_core.sinks.resuming import is_complete
 from lswap_core.sinks.sending import Key, Sender
 from lswap_core.sinks.stores import CONNECTIONS
@@ -52,28 +52,28 @@ class StorePartSink:
         """
         check_options(options)
         self._client = connect(CONNECTIONS)
-        self._meeting = Meeting(self._client, destination, plan)
+        self._rendezvous = Rendezvous(self._client, destination, plan)
         self._part, self._options, self._traffic = part, options, traffic or Traffic()
-        self._joint = self._meeting.join(Terms(plan.digest, part.count, options.digest), source, options)
+        self._joint = self._rendezvous.join(Terms(plan.digest, part.count, options.digest), source, options)
         self._allotment = self._joint.allot(plan)
         self._share = self._allotment.shares[part.number - 1]
         self.steps = self._share.steps
         """What this part is to do."""
         self._lock = Lock()
         if restart:
-            self._meeting.forget(part)
+            self._rendezvous.forget(part)
 
     @property
     def is_done(self) -> bool:
         """The part has been done, by whomever."""
-        done = self._meeting.done(self._part, self._joint)
+        done = self._rendezvous.done(self._part, self._joint)
         return done is not None and covers(done[0], self.steps) and done[1].keys() == self._share.parts
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
         """See `lswap_core.ports.Writer`: a part that was cut off is done from its beginning."""
         joint, parts = self._joint, self._allotment.parts
         self._sender = Sender(
-            self._meeting.place, plan, parts, joint.origins, joint.uploads, {},
+            self._rendezvous.place, plan, parts, joint.origins, joint.uploads, {},
             options=self._options, traffic=self._traffic, on_loss=self._lose,
         )  # fmt: skip
         self._sender.begin({(file, part.number) for file, of in parts.items() for part in of} - self._share.parts)
@@ -99,14 +99,14 @@ class StorePartSink:
         origins = [parts[file][number - 1].origin for file, number in self._share.parts]
         used = {(origin.role, origin.file) for origin in origins if origin is not None}
         confirm_origins(self._client, {file: self._joint.origins[file] for file in used})
-        self._meeting.note(self._part, self._joint, records, self._sender.etags)
+        self._rendezvous.note(self._part, self._joint, records, self._sender.etags)
 
     def close(self) -> None:
         """Nothing is open."""
 
     def _lose(self, file: str) -> LswapError:
         with self._lock:
-            return self._meeting.lose(self._joint, file)
+            return self._rendezvous.lose(self._joint, file)
 
 
 class StoreGathering:
@@ -116,14 +116,14 @@ class StoreGathering:
         """RecipeError where the place is not empty, where a part is missing or one of another plan, or where the store has not
         what parts sent: their records are taken back then.
         """
-        self._meeting = Meeting(connect(CONNECTIONS), destination, plan)
-        self._place = place = self._meeting.place
+        self._rendezvous = Rendezvous(connect(CONNECTIONS), destination, plan)
+        self._place = place = self._rendezvous.place
         self._plan = plan
-        joint = self._meeting.find()
+        joint = self._rendezvous.find()
         if joint is None:
             raise RecipeError(f"there are no parts of {place.url()}; make them first, as `lswap_core apply PLAN --part 1/1`")
-        if self._meeting.is_published:
-            self._meeting.clear()  # what was left when publishing was cut off after its last visible act
+        if self._rendezvous.is_published:
+            self._rendezvous.clear()  # what was left when publishing was cut off after its last visible act
             raise RecipeError(f"{place.url()} is published already; an output is never written over, choose another --out")
         self._joint = joint
         allotment = joint.allot(plan)
@@ -135,7 +135,7 @@ class StoreGathering:
         self._small: dict[str, bytes] = {}
 
         def read(part: Part) -> list[StepRecord] | None:
-            done = self._meeting.done(part, joint)
+            done = self._rendezvous.done(part, joint)
             if done is None or done[1].keys() != allotment.shares[part.number - 1].parts:
                 return None
             self._etags |= done[1]
@@ -161,7 +161,7 @@ class StoreGathering:
         """Shards appear first, then the small files, the index, and the manifest at last. What was left beside them goes."""
         put_together(self._place, self._plan, self._parts, self._joint.uploads, self._etags, complete=self._complete)
         put_small(self._place, self._plan, self._small)
-        self._meeting.clear()
+        self._rendezvous.clear()
 
     def _check(self, shares: list[frozenset[Key]]) -> None:
         """Hold what parts tell against what the store says it has, where it can say so."""
@@ -182,11 +182,11 @@ class StoreGathering:
 
         run_all(look, self._plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
         if lost:
-            self._meeting.replace_lost(self._joint, lost)
+            self._rendezvous.replace_lost(self._joint, lost)
         wrong |= {(file, part.number) for file in lost for part in self._parts[file]}
         again = [number for number, parts in enumerate(shares, 1) if parts & wrong]
         for number in again:
-            self._meeting.forget(Part(number, len(shares)))
+            self._rendezvous.forget(Part(number, len(shares)))
         if again:
             file, _ = min(wrong)
             why = LOST if file in lost else "the store has not what its parts sent, as where two workers did one of them in turns"

@@ -31,12 +31,14 @@ from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
 from lswap_core.traffic import Traffic
 
 _RECORD = re.compile(re.escape(FOLDER) + PART_FILE)
+LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"
+"""What to say of a file."""
 _DISCARD = "discard it with --restart and without --part, once nobody works on it"
 Done = tuple[list[StepRecord], dict[Key, str]]
 """What a part has done: the records of its steps, and ETags."""
 
 
-class Meeting:
+class Rendezvous:
     """The small objects of one destination and plan. Safe to use from several threads."""
 
     def __init__(self, client: Any, url: str, plan: Plan) -> None:
@@ -97,18 +99,23 @@ class Meeting:
         return records, etags
 
     def note(self, part: Part, joint: Joint, records: Sequence[StepRecord], etags: Mapping[Key, str]) -> None:
-        """Record that a part is done. RecipeError where the uploads that it was sent to are not those of the output any more."""
+        """Record that a part is done; nothing where all of the output is by now. RecipeError where the uploads that it went to
+        are not those of the output any more.
+        """
         name = FOLDER + part_file(part)
         sent: dict[str, dict[str, Any]] = {}
         for (file, number), etag in sorted(etags.items()):
             sent.setdefault(file, {"upload": joint.uploads[file], "etags": []})["etags"].append([number, etag])
-        self._confirm(joint)
+        if not self._goes_on(joint):
+            return
         self.place.put(name, encode_part(part, joint.terms, records, {"sent": sent}), joint.terms.plan)
         try:
-            self._confirm(joint)
+            stays = self._goes_on(joint)
         except RecipeError:
-            self.place.delete(name)  # published or given up in this moment: nobody else would remove it
+            self.forget(part)
             raise
+        if not stays:
+            self.forget(part)  # published in this moment: nobody else would remove it
 
     def forget(self, part: Part) -> None:
         """Take back that a part is done."""
@@ -119,7 +126,7 @@ class Meeting:
         lost ones counts for nothing from then on. RecipeError where the output was published or given up instead.
         """
         current = self._current()
-        if current is None or any(self._is_there(file) for file in files):
+        if current is None or current.terms != joint.terms or any(self._is_there(file) for file in files):
             raise RecipeError(f"{self.place.url()}: was published or given up by another process meanwhile; look what is there")
         lost = [file for file in files if current.uploads[file] == joint.uploads[file]]
         if lost:
@@ -159,16 +166,18 @@ class Meeting:
         alike = find_alike(self._client, self._plan, origins)
         ids: dict[str, str] = {}
         found: Joint | None = None
+        told = False
         try:
             begin_uploads(self.place, self._plan, [file.name for file in self._plan.files], ids)
             joint = Joint(terms, options.copy_method, origins, alike, ids)
             if not self._can_splice(joint, options):
                 joint = replace(joint, origins={}, alike={})
+            told = True  # cut off from here on, nobody knows whether others count on these uploads
+            told = self.place.claim(STATE_FILE, joint.to_json(), terms.plan)
             # What is there is what counts: some stores let two make an object that must not be there yet.
-            if self.place.claim(STATE_FILE, joint.to_json(), terms.plan):
-                found = self._current()
+            found = self._current() if told else None
         finally:
-            if found is None or found.uploads != ids:
+            if not told or (found is not None and found.uploads != ids):
                 self._abort(ids)
         names = self.place.names() if found is not None else set()
         visible = {name for name in names if not _is_told(name)}
@@ -190,11 +199,15 @@ class Meeting:
         sender = Sender(self.place, self._plan, parts, joint.origins, joint.uploads, {}, options=options, traffic=Traffic())
         return sender.can_splice({(file, number) for _, file, number in sorted(spliced)[:1]})
 
-    def _confirm(self, joint: Joint) -> None:
+    def _goes_on(self, joint: Joint) -> bool:
+        """False where the output is published by now. RecipeError where it was given up, or goes to other uploads."""
         current = self._current()
+        if current is None and self.is_published:
+            return False
         if current is None or current.uploads != joint.uploads:
-            what = "was published, given up or begun anew" if current is None else "has begun uploads anew"
-            raise RecipeError(f"{self.place.url()}: another process {what} meanwhile; this part does not count, do it again")
+            what = "the output was given up" if current is None else "uploads were begun anew"
+            raise RecipeError(f"{self.place.url()}: {what} by another process meanwhile, so that this part does not count")
+        return True
 
     def _current(self) -> Joint | None:
         try:
@@ -220,7 +233,3 @@ class Meeting:
 def _is_told(name: str) -> bool:
     """It is one of the small objects that workers leave each other."""
     return name == STATE_FILE or _RECORD.fullmatch(name) is not None
-
-
-LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"
-"""What to say of a file."""
