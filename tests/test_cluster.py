@@ -294,3 +294,11 @@ def test_options_that_do_not_go_together(
     assert main(["apply", str(case.file), "--out", str(tmp_path / "out"), *more]) == 4
     assert said in capsys.readouterr().err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_store_that_takes_no_parts_is_refused(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", str(case.file), "--out", "gs://bucket/merged", "--engine", "ray"]) == 4
+    assert (
+        "gs://bucket/merged: parts are built in a directory that all workers share, or in an s3:// store"
+        in capsys.readouterr().err
+    )
