@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from lswap_core.execution import (
     are_remote,
     complete,
     merged_sources,
+    near,
     prepare,
     sidecar_bytes,
     threads_for,
@@ -33,7 +34,7 @@ from lswap_core.ports import Progress, Silence
 from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.places import Places, Travel, local_places
+from lswap_core.sources.places import Places, Travel
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
@@ -87,14 +88,14 @@ def read_plan(path: StrPath) -> Plan:
 
 def write_plan(plan: Plan, path: StrPath) -> None:
     """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
-    place = check_destination(path, _near(path, (source.location for source in plan.sources)))
+    place = check_destination(path, near(path, (source.location for source in plan.sources)))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
     """Raise what `execute` would where `into` is an impossible place."""
-    check_place(into, _near(into, (source.location for source in plan.sources)))
+    check_place(into, near(into, (source.location for source in plan.sources)))
 
 
 def travel(plan: Plan) -> Travel | None:
@@ -125,8 +126,8 @@ def execute(
     ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into))
     places, checkpoints, threads, evaluator_of = ready
     sidecars = sidecar_bytes(plan, checkpoints[plan.host])
-    near = _near(into, (checkpoint.location for checkpoint in checkpoints.values()))
-    with closing(open_sink(into, sources=near, options=options, traffic=traffic, restart=restart)) as sink:
+    sources = near(into, (checkpoint.location for checkpoint in checkpoints.values()))
+    with closing(open_sink(into, sources=sources, options=options, traffic=traffic, restart=restart)) as sink:
         try:
             with places.source(checkpoints) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
@@ -213,13 +214,6 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
     threads = threads_for(workers, remote=are_remote(first, second))
     with places.source({"math": first, "lang": second}) as source:
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
-
-
-def _near(place: StrPath, locations: Iterable[str]) -> list[str]:
-    """Of the places that sources lie in, those of the kind of `place`: URLs, or local paths."""
-    if is_url(place):
-        return [location for location in locations if is_url(location)]
-    return [local for location in locations for local in local_places(location)]
 
 
 def analyze(

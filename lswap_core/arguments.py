@@ -53,7 +53,9 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
 
     publish = commands.add_parser("publish", help="put the parts that `apply --part` made together under the final name")
     publish.add_argument("plan", metavar="PLAN", help="the JSON file that `plan` wrote")
-    publish.add_argument("--out", metavar="DIR", help="the output that the parts are of (default: ./MATH+LANG-b4u2t2)")
+    publish.add_argument(
+        "--out", metavar="OUT", help="the output that the parts are of, DIR or s3://bucket/prefix (default: ./MATH+LANG-b4u2t2)"
+    )
     _add_locations(publish, "where {role} lies now, if not where it was planned")
     _add_running(publish, run["publish"])
 
@@ -174,7 +176,9 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
     writing.add_argument(
         "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
     )
-    writing.add_argument("--restart", action="store_true", help="discard what an unfinished run left, and begin anew")
+    writing.add_argument(
+        "--restart", action="store_true", help="discard what an unfinished run left (with --part: that part), and begin anew"
+    )
     writing.add_argument("--push", metavar="ORG/NAME", help="put the output on the hub as well, private")
     writing.add_argument("--public", action="store_true", help="with --push: for everyone to see")
 

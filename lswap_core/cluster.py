@@ -1,4 +1,4 @@
-"""Parts of a plan as tasks of a Ray cluster, over a filesystem that its nodes share. Loaded only for `--engine ray`.
+"""Parts of a plan as tasks of a Ray cluster, over a filesystem that its nodes share or a store. Loaded only for `--engine ray`.
 
 Ray schedules, tells of dead nodes and starts their tasks elsewhere; a task is one call of `parts.apply_part`, which may be made
 any number of times. So nothing is kept in Ray, and what a cluster leaves undone may be done by hand.
@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import RecipeError
@@ -21,6 +20,7 @@ from lswap_core.parts import apply_part, check_parts, publish
 from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Silence
 from lswap_core.shares import Part
+from lswap_core.sinks.opening import is_url
 
 LOCAL = "local"
 """The address of a cluster that is started on this machine alone and for this call alone."""
@@ -46,7 +46,7 @@ def execute_on_ray(
     restart: bool = False,
 ) -> Manifest:
     """`execute` on a Ray cluster. Every node must see the sources and the output's directory under the same paths, and have this
-    package.
+    package; for an output at `s3://`, its environment must give access to the store.
 
     address: of a running cluster, `auto` for the one that this machine belongs to; by default RAY_ADDRESS or, without that,
     `local`. parts: by default as many as an unfinished build has, else some for each task that can run at once. workers: threads
@@ -56,7 +56,7 @@ def execute_on_ray(
     if parts is not None and parts < 1:
         raise RecipeError(f"--parts is {parts}; expected 1 or more")
     found = check_parts(plan, into, parts, options)
-    place = Path(os.path.abspath(into))
+    place = os.fspath(into) if is_url(into) else os.path.abspath(into)
     there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
     with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
         threads, slots = _slots(ray, workers)
@@ -68,7 +68,7 @@ def execute_on_ray(
             max_retries=_RETRIES,
             scheduling_strategy="SPREAD",
         )
-        given = ray.put((plan.to_json(), str(place), there, threads, device, options, restart))
+        given = ray.put((plan.to_json(), place, there, threads, device, options, restart))
         pending = [task.remote(given, number, count) for number in range(1, count + 1)]
         bar = progress or Silence()
         bar.begin(sum(step.size_bytes for step in plan.steps))
@@ -78,7 +78,9 @@ def execute_on_ray(
                 bar.advance(ray.get(done[0]))
         except BaseException as error:
             _cancel(ray, pending)
-            error.add_note(f"parts that are done are kept beside {place}; the same command goes on from there")
+            error.add_note(
+                f"parts that are done are kept {'in' if is_url(place) else 'beside'} {place}; the same command goes on from there"
+            )
             if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, Exception):
                 raise _with_notes(error.cause, error) from None
             raise

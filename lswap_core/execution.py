@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lswap_core import kernels, report
@@ -14,7 +14,8 @@ from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.parallel import run_all
 from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
 from lswap_core.ports import Output, Silence, Source
-from lswap_core.sources.places import Places, is_remote
+from lswap_core.sinks.opening import is_url
+from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.streaming import StreamingEvaluator
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -72,6 +73,13 @@ def complete(
     sink.put(MANIFEST_FILE, manifest.to_json().encode())
     sink.publish()
     return manifest
+
+
+def near(place: StrPath, locations: Iterable[str]) -> list[str]:
+    """Of the places that sources lie in, those of the kind of `place`: URLs, or local paths."""
+    if is_url(place):
+        return [location for location in locations if is_url(location)]
+    return [local for location in locations for local in local_places(location)]
 
 
 def default_workers(*, remote: bool = False) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lswap_core.errors import RecipeError
@@ -84,17 +84,22 @@ def divide(plan: Plan, count: int) -> list[tuple[Step, ...]]:
     home: dict[str, int] = {}
     for kind in (True, False):
         of_kind = [run for run in every if run.copied is kind]
-        sizes = [work_bytes(run.steps) for run in of_kind]
-        total, at = sum(sizes), 0
-        for run, size in zip(of_kind, sizes, strict=True):
-            # By its middle, in whole numbers: no machine rounds otherwise. What has no bytes at the very end is the last part's.
-            number = min((2 * at + size) * count // max(2 * total, 1), count - 1)
+        for run, number in zip(of_kind, spread([work_bytes(run.steps) for run in of_kind], count), strict=True):
             home |= dict.fromkeys((step.name for step in run.steps), number)
-            at += size
     parts: list[list[Step]] = [[] for _ in range(count)]
     for step in plan.steps:
         parts[home[step.name]].append(step)
     return [tuple(steps) for steps in parts]
+
+
+def spread(sizes: Sequence[int], count: int) -> list[int]:
+    """For each of a row of things of these sizes, to which of `count` neighbours it goes, from 0 on: evenly, in their order."""
+    total, at, numbers = sum(sizes), 0, []
+    for size in sizes:
+        # By its middle, in whole numbers: no machine rounds otherwise. What has no bytes at the very end is the last one's.
+        numbers.append(min((2 * at + size) * count // max(2 * total, 1), count - 1))
+        at += size
+    return numbers
 
 
 def work_bytes(steps: Iterable[Step]) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
+import pytest
 from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
@@ -29,6 +33,7 @@ Refusal = tuple[str, str] | tuple[str, str, str]
 class Store:
     """A running store. uploaded: bytes of every body that a key was sent. calls: method, path and query of every request.
     refuse: looked at before a request is answered.
+    before: called then. answering: requests that are under way.
     """
 
     endpoint: str
@@ -36,6 +41,14 @@ class Store:
     calls: list[tuple[str, str, str]] = field(default_factory=list)
     refuse: Callable[[Environ], Refusal | None] = lambda _: None
     before: Callable[[Environ], None] = lambda _: None
+    answering: int = 0
+
+    def settle(self) -> None:
+        """Wait until nothing that it was told is under way in it."""
+        until = time.monotonic() + 60
+        while self.answering and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not self.answering
 
     @property
     def environment(self) -> dict[str, str]:
@@ -80,9 +93,18 @@ def moto_store() -> Iterator[Store]:
     """moto's S3 server. Its state is the process's, so names of buckets are for one test each."""
     app = DomainDispatcherApplication(create_backend_app)
     store = Store("")
-    lock = threading.Lock()
+    lock, writing = threading.Lock(), threading.Lock()
 
     def counted(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with lock:
+            store.answering += 1
+        try:
+            return answered(environ, start_response)
+        finally:
+            with lock:
+                store.answering -= 1
+
+    def answered(environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
         if (refusal := store.refuse(environ)) is not None:
             status, code, *message = refusal
@@ -95,7 +117,9 @@ def moto_store() -> Iterator[Store]:
             store.calls.append((environ["REQUEST_METHOD"], path, query))
             if environ["REQUEST_METHOD"] == "PUT":
                 store.uploaded[path] = store.uploaded.get(path, 0) + int(environ.get("CONTENT_LENGTH") or 0)
-        answer: Iterable[bytes] = app(environ, start_response)
+        # One write at a time, as far as anybody can tell: so a store has it, and moto has not.
+        with writing if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
+            answer: Iterable[bytes] = app(environ, start_response)
         return answer
 
     server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=_Quiet)
@@ -108,6 +132,43 @@ def moto_store() -> Iterator[Store]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def localbucket_store(root: Path) -> Iterator[Store]:
+    """Another S3-compatible server, by other people; it knows neither ListParts nor ListMultipartUploads, and no metadata."""
+    localbucket = pytest.importorskip("localbucket", reason="no second S3-compatible server is installed")
+    root.mkdir()
+    quiet = {"data_root": root, "log_message": lambda *_: None}
+    handler = type("Handler", (localbucket.S3Handler,), quiet)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield Store(f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def use(store: Store, monkeypatch: pytest.MonkeyPatch, nowhere: Path) -> None:
+    """Point the programs of this machine to a store and to no other. nowhere: a path at which nothing is."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(nowhere))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nowhere))
+
+
+def empty(store: Store, bucket: str) -> None:
+    """Remove a bucket with all that it holds."""
+    client = store.client()
+    for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ()):
+        client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    for key in [e["Key"] for e in client.list_objects_v2(Bucket=bucket).get("Contents", ())]:
+        client.delete_object(Bucket=bucket, Key=key)
+    client.delete_bucket(Bucket=bucket)
 
 
 class BucketSource:

@@ -1,6 +1,7 @@
 """A Ray cluster on this machine: a head without processors and two nodes with one each, all on the loopback interface.
 
-    python tests/ray_nodes.py      # prints a JSON object; then reads lines: `kill` kills the first node; at the end of input, all
+    python tests/ray_nodes.py      # prints a JSON object; then reads lines: `kill` kills the first node, `add` adds one and
+                                   prints the number of its process; at the end of input, all are killed
 
 `address`: of the cluster; `raylets`: the processes that are the nodes, whose children do the work.
 """
@@ -31,6 +32,9 @@ if __name__ == "__main__":
             if line.strip() == "kill":
                 cluster.remove_node(nodes.pop(0), allow_graceful=False)
                 print(flush=True)  # noqa: T201
+            elif line.strip() == "add":
+                nodes.append(cluster.add_node(**one, num_cpus=1))
+                print(nodes[-1].all_processes["raylet"][0].process.pid, flush=True)  # noqa: T201
     finally:
         cluster.shutdown()
         shutil.rmtree(place, ignore_errors=True)

@@ -21,6 +21,7 @@ import pytest
 from lswap_core import LayerSwap, WriteOptions, execute, lay_out, open_checkpoint
 from lswap_core.api import write_plan
 from lswap_core.cli import main
+from tests.buckets import Store, moto_store
 from tests.build import llama_pair, tree, unmeasured
 from tests.faults.merging import SWAP, SWAP_ARGUMENTS, make_merging
 from tests.ray_nodes import LOOPBACK
@@ -40,18 +41,33 @@ class Nodes:
     raylets: list[int]
 
     def kill_first(self) -> None:
+        assert self._tell("kill") == "\n"
+        self.raylets.pop(0)
+
+    def add(self) -> None:
+        self.raylets.append(int(self._tell("add")))
+
+    def _tell(self, what: str) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("kill\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
-        assert self.process.stdout.readline() == "\n"
-        self.raylets.pop(0)
+        return self.process.stdout.readline()
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def store() -> Iterator[Store]:
+    """An object store, with an empty bucket `cluster`."""
+    with moto_store() as server:
+        server.client().create_bucket(Bucket="cluster")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def nodes(store: Store) -> Iterator[Nodes]:
+    """Every node may write to the store, as the machines of a cluster may."""
     argv = [sys.executable, str(Path(__file__).parent / "ray_nodes.py")]
-    environment = {**unmeasured(), "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**unmeasured(), **store.environment, "PYTHONPATH": str(Path(__file__).parent.parent)}
     process = subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
@@ -79,10 +95,12 @@ class Case:
     expected: dict[str, bytes]
 
     @contextmanager
-    def start(self, out: Path, nodes: Nodes, *more: str) -> Iterator[subprocess.Popen[str]]:
+    def start(
+        self, out: Path | str, nodes: Nodes, *more: str, copy_method: str = "read_write", **environ: str
+    ) -> Iterator[subprocess.Popen[str]]:
         argv = [sys.executable, "-m", "lswap_core", "apply", str(self.file), "--out", str(out), "--quiet", "--engine", "ray"]
-        argv += ["--address", nodes.address, "--copy-method", "read_write", *more]
-        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=unmeasured() | LOOPBACK) as driver:
+        argv += ["--address", nodes.address, "--copy-method", copy_method, *more]
+        with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=unmeasured() | LOOPBACK | environ) as driver:
             try:
                 yield driver
             finally:
@@ -191,6 +209,27 @@ def test_a_node_that_dies_in_the_middle_of_a_part(case: Case, nodes: Nodes, tmp_
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_towards_a_store_where_a_node_dies_in_the_middle_of_a_part(case: Case, nodes: Nodes, store: Store) -> None:
+    nodes.add()
+    client = store.client()
+
+    def done() -> list[str]:
+        there = client.list_objects_v2(Bucket="cluster", Prefix="out/").get("Contents", ())
+        assert all(entry["Key"].startswith("out/.lswap-partial/") for entry in there)
+        return [entry["Key"] for entry in there if "/part-" in entry["Key"]]
+
+    with case.start("s3://cluster/out", nodes, "--parts", str(COUNT), copy_method="auto", **store.environment) as driver:
+        stopped = stop_a_task(nodes.raylets[0], driver)
+        wait_for(done, driver)
+        assert len(done()) < COUNT
+        nodes.kill_first()
+        stopped.kill()
+        _, said = driver.communicate(timeout=_PATIENCE_SECONDS)
+    assert (driver.returncode, said) == (0, "")
+    assert store.tree("cluster", "out") == case.expected
+    assert store.uploads("cluster") == []
+
+
 @pytest.fixture
 def ray_place() -> Iterator[str]:
     """Where Ray may put its sockets, whose paths must be short."""
@@ -257,6 +296,9 @@ def test_options_that_do_not_go_together(
     assert os.listdir(tmp_path) == []
 
 
-def test_an_output_in_a_store_is_refused(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["apply", str(case.file), "--out", "s3://bucket/merged", "--engine", "ray"]) == 4
-    assert "s3://bucket/merged: parts are built in a directory that all workers share" in capsys.readouterr().err
+def test_a_store_that_takes_no_parts_is_refused(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", str(case.file), "--out", "gs://bucket/merged", "--engine", "ray"]) == 4
+    assert (
+        "gs://bucket/merged: parts are built in a directory that all workers share, or in an s3:// store"
+        in capsys.readouterr().err
+    )

@@ -22,15 +22,15 @@ F16 = DTYPES["F16"]
 STORED: set[tuple[Role, str]] = {("math", "m"), ("lang", "l")}
 
 
-def output(pieces: list[tuple[str, int]], *, shift: int = 0) -> OutputFile:
-    """A file of pieces, (kind, bytes). Copies lie in their source where they lie in the output, or `shift` bytes further."""
-    header = build_header({f"t{n:06d}": (F16, (size // 2,)) for n, (_, size) in enumerate(pieces)}, {"format": "pt"})
+def output(pieces: list[tuple[str, int]], *, shift: int = 0, name: str = "model.safetensors", first: int = 0) -> OutputFile:
+    """A file of pieces, (kind, bytes). Copies lie in their source where they lie in the output, or `shift` bytes further. first: number of the first."""
+    header = build_header({f"t{n:06d}": (F16, (size // 2,)) for n, (_, size) in enumerate(pieces, first)}, {"format": "pt"})
     made_of: list[Expression] = []
     for (kind, _), info in zip(pieces, header.tensors.values(), strict=True):
         begin, end = header.data_begin + info.begin + shift, header.data_begin + info.end + shift
         refs = {r: TensorRef(r, r[0], info.dtype, info.shape, begin, end) for r in ("math", "lang", "base")}  # type: ignore[arg-type]
         made_of.append(Blend(Copy(refs["math"]), Copy(refs["lang"]), 0.5) if kind == "blend" else Copy(refs[kind]))
-    return OutputFile("model.safetensors", header, tuple(made_of))
+    return OutputFile(name, header, tuple(made_of))
 
 
 def check(file: OutputFile, parts: tuple[Part, ...]) -> None:

@@ -336,12 +336,6 @@ def test_somebody_elses_directory_of_that_name_does_not_lose_the_parts(case: Cas
     assert tree(build_of(tmp_path / "out")) == before
 
 
-def test_a_bucket_is_no_directory_to_share(case: Case) -> None:
-    for act in (lambda into: apply_part(case.plan, Part(1, 2), into=into), lambda into: publish(case.plan, into=into)):
-        with pytest.raises(RecipeError, match="s3://bucket/out: parts are built in a directory that all workers share"):
-            act("s3://bucket/out")
-
-
 def test_a_stranger_in_the_way(case: Case, tmp_path: Path) -> None:
     build_of(tmp_path / "out").mkdir()
     (build_of(tmp_path / "out") / "mine").write_text("x")

@@ -32,7 +32,18 @@ from lswap_core.ports import Silence
 from lswap_core.sinks.stores import StoreSink
 from lswap_core.sources.local import LocalSource
 from lswap_core.traffic import Traffic
-from tests.buckets import KEYS, BucketSource, Environ, Refusal, Store, large_pair, moto_store
+from tests.buckets import (
+    KEYS,
+    BucketSource,
+    Environ,
+    Refusal,
+    Store,
+    empty,
+    large_pair,
+    localbucket_store,
+    moto_store,
+    use,
+)
 from tests.build import Pair, llama_pair, tree
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
@@ -49,23 +60,13 @@ def server() -> Iterator[Store]:
 @pytest.fixture
 def store(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """The server, with nothing in it but an empty bucket `models`."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    use(server, monkeypatch, tmp_path / "none")
     server.client().create_bucket(Bucket="models")
     server.uploaded.clear()
     server.calls.clear()
     yield server
     server.refuse, server.before = (lambda _: None), (lambda _: None)
-    client = server.client()
-    for upload in client.list_multipart_uploads(Bucket="models").get("Uploads", ()):
-        client.abort_multipart_upload(Bucket="models", Key=upload["Key"], UploadId=upload["UploadId"])
-    for key in [e["Key"] for e in client.list_objects_v2(Bucket="models").get("Contents", ())]:
-        client.delete_object(Bucket="models", Key=key)
-    client.delete_bucket(Bucket="models")
+    empty(server, "models")
 
 
 @pytest.fixture(scope="module")
@@ -508,21 +509,12 @@ def one_line(pair: Pair, into: str, advice: str, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Another S3-compatible server, by other people; it knows neither ListParts nor ListMultipartUploads."""
-    localbucket = pytest.importorskip("localbucket", reason="no second S3-compatible server is installed")
-    monkeypatch.setattr(localbucket.S3Handler, "data_root", tmp_path / "buckets", raising=False)
-    monkeypatch.setattr(localbucket.S3Handler, "log_message", lambda *_: None)
-    (tmp_path / "buckets").mkdir()
-    with ThreadingHTTPServer(("127.0.0.1", 0), localbucket.S3Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        other = Store(f"http://127.0.0.1:{server.server_port}")
+    """A server that knows fewer calls."""
+    with localbucket_store(tmp_path / "buckets") as other:
         for name, value in other.environment.items():
             monkeypatch.setenv(name, value)
         other.client().create_bucket(Bucket="models")
         yield other
-        server.shutdown()
-        thread.join()
 
 
 def test_a_second_server_gives_the_same_bytes(second: Store, pair: Pair, expected: dict[str, bytes]) -> None:

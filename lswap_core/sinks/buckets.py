@@ -34,6 +34,10 @@ class GoneError(SourceError):
     """There is no such object or upload."""
 
 
+class LostUploadError(GoneError):
+    """There is no such upload, or no longer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """An object: its size, and its ETag, which tells one content from another."""
@@ -159,15 +163,16 @@ class Place:
         with told(self.url(name)):
             self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan})
 
-    def claim(self, name: str, data: bytes, plan: str) -> None:
-        """Write a small object that must not be there yet; RecipeError where it is. Stores that cannot tell are believed."""
+    def claim(self, name: str, data: bytes, plan: str) -> bool:
+        """Write a small object that must not be there yet; False where it is. Stores that cannot tell are believed."""
         try:
             with told(self.url(name)):
                 self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
         except StalePlanError:
-            raise RecipeError(f"{self.url()} is being written by another process; wait for it or choose another --out") from None
+            return False
         except UnknownCallError:
             self.put(name, data, plan)
+        return True
 
     def get(self, name: str) -> bytes:
         """All of a small object. GoneError."""
@@ -229,7 +234,9 @@ def told(where: str) -> Iterator[None]:
 def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
     code, message = str(error.get("Code", "")), str(error.get("Message", "")).rstrip(".")
     status = str(answer.get("HTTPStatusCode", ""))
-    if code in {"NoSuchUpload", "NoSuchKey", "404", "NotFound"}:
+    if code == "NoSuchUpload":
+        raise LostUploadError(f"{where}: the store has no such upload, or no longer; another process may have ended it") from None
+    if code in {"NoSuchKey", "404", "NotFound"}:
         raise GoneError(f"{where}: is not there, or no longer; another process may have removed it") from None
     if code in _UNKNOWN_CALL or status in {"501", "405"}:
         raise UnknownCallError(f"{where}: the store does not know a call that this needs: {message or code}") from None

@@ -12,43 +12,27 @@ else of the same plan.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-import xxhash
-
-from lswap_core.documents import Node, parse_object
-from lswap_core.errors import FormatError, RecipeError, located
+from lswap_core.errors import RecipeError, located
 from lswap_core.manifest import StepRecord
 from lswap_core.shares import Part
 from lswap_core.sinks.durable import sync_directory, write_all
-from lswap_core.sinks.journal import record_from_json, record_to_json
-from lswap_core.wire import check_format
+from lswap_core.sinks.records import PART_FILE, Terms, decode, decode_part, encode, encode_part, part_file, refuse_terms
 
 FORMAT = "lswap-build/1"
-PART_FORMAT = "lswap-part/1"
 OUTPUT = "output"
 _BUILD_FILE = "build.json"
 _FRESH = ".fresh-"
-_OURS = re.compile(rf"{re.escape(_FRESH)}.*|part-\d+-of-\d+\.json|{OUTPUT}|{re.escape(_BUILD_FILE)}")
+_OURS = re.compile(rf"{re.escape(_FRESH)}.*|{PART_FILE}|{OUTPUT}|{re.escape(_BUILD_FILE)}")
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What the parts of one output agree on: the plan's digest, how many parts, the kind of digests."""
-
-    plan: str
-    parts: int
-    digest: str
 
 
 class Build:
@@ -79,11 +63,8 @@ class Build:
 
     def terms(self) -> Terms | None:
         """What was agreed on; None where nobody has begun. FormatError where that cannot be read."""
-        path = self.path / _BUILD_FILE
-        document = _read(path, FORMAT)
-        if document is None:
-            return None
-        return Terms(document["plan"].text(), document["parts"].integer(low=1), document["digest"].text())
+        raw = _read(self.path / _BUILD_FILE)
+        return None if raw is None else Terms.of(decode(raw, FORMAT, str(self.path / _BUILD_FILE)))
 
     def check(self, terms: Terms) -> None:
         """RecipeError where the terms of those who build there are others."""
@@ -91,33 +72,23 @@ class Build:
         if found is None:
             raise RecipeError(f"{self.path} was removed by another process while this one began; start it again")
         if found != terms:
-            raise self._refusal(found, terms)
+            raise refuse_terms(found, terms, self.path, "remove that directory once nobody works in it")
 
     def records(self, part: Part, terms: Terms) -> list[StepRecord] | None:
         """The records of a part; None where it is not done, or its file is damaged. RecipeError where it was done on other
         terms.
         """
-        path = self.path / _part_file(part)
-        try:
-            document = _read(path, PART_FORMAT)
-            if document is None:
-                return None
-            done = Terms(document["plan"].text(), document["parts"].integer(), document["digest"].text())
-            records = [record_from_json(entry) for entry in document["steps"].elements()]
-        except FormatError:
-            return None
-        if done != terms or document["part"].value != part.number:
-            raise RecipeError(f"{path} does not belong to this merge; remove it and run `lswap_core apply PLAN --part {part}`")
-        return records
+        path = self.path / part_file(part)
+        found = None if (raw := _read(path)) is None else decode_part(raw, part, terms, str(path))
+        return None if found is None else found[0]
 
     def note(self, part: Part, terms: Terms, records: Sequence[StepRecord]) -> None:
         """Record that a part is done. What it wrote must be durable already."""
-        done = {"format": PART_FORMAT, **asdict(terms), "part": part.number, "steps": [*map(record_to_json, records)]}
-        self.put(self.path / _part_file(part), _encode(done))
+        self.put(self.path / part_file(part), encode_part(part, terms, records))
 
     def forget(self, part: Part) -> None:
         """Take back that a part is done, durably."""
-        (self.path / _part_file(part)).unlink(missing_ok=True)
+        (self.path / part_file(part)).unlink(missing_ok=True)
         sync_directory(self.path)
 
     def put(self, path: Path, data: bytes) -> None:
@@ -142,7 +113,7 @@ class Build:
             self.path.rmdir()
 
     def _found(self, terms: Terms) -> None:
-        fresh = self._fresh(_encode({"format": FORMAT, **asdict(terms)}))
+        fresh = self._fresh(encode({"format": FORMAT, **asdict(terms)}))
         try:
             os.link(fresh, self.path / _BUILD_FILE)
             fresh.unlink()
@@ -173,39 +144,10 @@ class Build:
             what = f"{self.path} is in the way and not of this program's making ({strangers[0]} is in it)"
             raise RecipeError(f"{what}; move it or choose another --out")
 
-    def _refusal(self, found: Terms, wanted: Terms) -> RecipeError:
-        what, instead = f"begun with --digest {found.digest}", f"with --digest {wanted.digest}"
-        if found.parts != wanted.parts:
-            what, instead = f"divided into {found.parts} parts", f"into {wanted.parts}"
-        if found.plan != wanted.plan:
-            what, instead = "of another plan", "of this one"
-        return RecipeError(
-            f"{self.path} holds an unfinished merge {what}, not {instead}; finish that first, "
-            "or remove that directory once nobody works in it"
-        )
 
-
-def _part_file(part: Part) -> str:
-    return f"part-{part.number}-of-{part.count}.json"
-
-
-def _encode(document: dict[str, Any]) -> bytes:
-    return json.dumps(document | {"sum": _sum(document)}, ensure_ascii=False).encode() + b"\n"
-
-
-def _read(path: Path, expected: str) -> Node | None:
-    """What `_encode` wrote; None where there is no file, FormatError where it is another."""
+def _read(path: Path) -> bytes | None:
+    """All of a file; None where there is none."""
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
-    document = Node(parse_object(raw, path=str(path)), path=str(path))
-    check_format(document, expected)
-    if document["sum"].text() != _sum({name: value for name, value in document.value.items() if name != "sum"}):
-        raise document.refuse("it is damaged: its sum is not that of the rest")
-    return document
-
-
-def _sum(document: dict[str, Any]) -> str:
-    """Of the values, as Python writes them: numbers that were read back are written the same."""
-    return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())

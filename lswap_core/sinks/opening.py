@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
+from lswap_core.plan import Plan
+from lswap_core.ports import Source
+from lswap_core.shares import Part
+from lswap_core.sinks.building import Build
 from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.options import check_options
 from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.records import Terms
+from lswap_core.sinks.shared import Gathering, SharedSink
 from lswap_core.traffic import Traffic
 
 if TYPE_CHECKING:
+    from lswap_core.sinks.store_parts import StoreGathering, StorePartSink
     from lswap_core.sinks.stores import StoreSink
     from lswap_core.sinks.streams import StreamSink
 
@@ -53,6 +61,70 @@ def open_sink(
     from lswap_core.sinks.stores import StoreSink
 
     return StoreSink(url, options=options, traffic=traffic, restart=restart)
+
+
+def open_part(
+    into: str | os.PathLike[str],
+    plan: Plan,
+    part: Part,
+    source: Source,
+    *,
+    sources: Iterable[str],
+    options: WriteOptions,
+    traffic: Traffic | None,
+    restart: bool,
+) -> SharedSink | StorePartSink:
+    """The sink for one part of an output at `into`, which this begins or joins. RecipeError for an impossible place."""
+    if not is_url(into):
+        return SharedSink(into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
+    url = _checked_shared_url(os.fspath(into), sources)
+    from lswap_core.sinks.store_parts import StorePartSink
+
+    return StorePartSink(url, plan, part, source, options=options, traffic=traffic, restart=restart)
+
+
+def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str]) -> Gathering | StoreGathering:
+    """The parts of an output at `into`, all of them done. RecipeError for an impossible place, or where some are not."""
+    if not is_url(into):
+        return Gathering(into, plan, sources=sources)
+    url = _checked_shared_url(os.fspath(into), sources)
+    from lswap_core.sinks.store_parts import StoreGathering
+
+    return StoreGathering(url, plan)
+
+
+def find_parts(
+    into: str | os.PathLike[str], plan: Plan, parts: int | None, *, sources: Iterable[str], options: WriteOptions
+) -> int | None:
+    """The number of parts in which an output is being built already, None where it is not. Raises what `open_part` would where
+    `into` is an impossible place, or is being built otherwise than is asked for here; parts: None for any number.
+    """
+    if not is_url(into):
+        build = Build(check_destination(into, sources))
+        terms = build.terms()
+        if terms is not None:
+            build.check(Terms(plan.digest, parts or terms.parts, options.digest))
+        return None if terms is None else terms.parts
+    url = _checked_shared_url(os.fspath(into), sources)
+    from lswap_core.sinks import buckets, rendezvous
+
+    check_options(options)
+    place = rendezvous.Rendezvous(buckets.connect(1), url, plan)
+    joint = place.find()
+    if joint is not None:
+        place.check(joint, Terms(plan.digest, parts or joint.terms.parts, options.digest), options)
+    return None if joint is None else joint.terms.parts
+
+
+def _checked_shared_url(url: str, sources: Iterable[str]) -> str:
+    place = _checked_url(url, sources)
+    if not place.startswith("s3://"):
+        scheme = place.partition("://")[0]
+        raise RecipeError(
+            f"{place}: parts are built in a directory that all workers share, or in an s3:// store; to {scheme}:// one process "
+            "sends every shard as one stream"
+        )
+    return place
 
 
 def _checked_url(url: str, sources: Iterable[str]) -> str:

@@ -13,8 +13,8 @@ from lswap_core.ports import Silence, Source, Tally
 from lswap_core.runs import is_plain
 from lswap_core.sinks.buckets import SCHEME, look, read_head
 from lswap_core.sinks.parting import Part, part_file
-from lswap_core.sinks.resuming import CALLS_AT_A_TIME
 
+CALLS_AT_A_TIME = 8
 Origins = Mapping[tuple[Role, str], tuple[str, str]]
 """URL and ETag of source files, by role and name."""
 
@@ -49,18 +49,23 @@ def confirm_origins(client: Any, origins: Origins) -> None:
     run_all(confirm, list(origins.values()), total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
 
 
-def part_files(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Part, ...]]:
-    """The parts of every output file. Where a source file begins as the output file does, one part has header and data."""
+def find_alike(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Role, str]]:
+    """Of output files that begin as a source file does, that source file: one part of them has header and data."""
 
-    def part(file: OutputFile, _: Tally) -> tuple[Part, ...]:
-        alike: tuple[Role, str] | None = None
+    def look(file: OutputFile, _: Tally) -> tuple[Role, str] | None:
         first = next(iter(file.steps()), None)
-        if first is not None and is_plain(first):
-            ref, head = first.made_of.refs[0], file.header.encode()
-            origin = origins.get((ref.role, ref.file))
-            if origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head:
-                alike = ref.role, ref.file
-        return part_file(file, origins, alike)
+        if first is None or not is_plain(first):
+            return None
+        ref, head = first.made_of.refs[0], file.header.encode()
+        origin = origins.get((ref.role, ref.file))
+        found = origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head
+        return (ref.role, ref.file) if found else None
 
-    found = run_all(part, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    return {file.name: parts for file, parts in zip(plan.files, found, strict=True)}
+    found = run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    return {file.name: theirs for file, theirs in zip(plan.files, found, strict=True) if theirs is not None}
+
+
+def part_files(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Part, ...]]:
+    """The parts of every output file."""
+    alike = find_alike(client, plan, origins)
+    return {file.name: part_file(file, origins.keys(), alike.get(file.name)) for file in plan.files}

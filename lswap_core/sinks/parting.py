@@ -5,8 +5,10 @@ Limits of S3, which compatible stores share: 10,000 parts to an object, each of 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lswap_core.checkpoint import Role
 from lswap_core.errors import RecipeError
@@ -51,7 +53,9 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class Stretch:
+    """Bytes [begin, end) of an output file that are sent or, where there is an origin, copied by the store."""
+
     begin: int
     end: int
     origin: Origin | None
@@ -60,14 +64,30 @@ class _Stretch:
     def size(self) -> int:
         return self.end - self.begin
 
-    def cut(self, begin: int, end: int) -> _Stretch:
-        return _Stretch(begin, end, self.origin and self.origin.after(begin - self.begin))
+    def cut(self, begin: int, end: int) -> Stretch:
+        """Bytes [begin, end) of it, which count from the file's first."""
+        return Stretch(begin, end, self.origin and self.origin.after(begin - self.begin))
+
+
+@dataclass(frozen=True, slots=True)
+class Stretches:
+    """All of an output file, first to last. Each may be a part, and so may what it is cut into if the pieces are no smaller
+    than `least_bytes`; the file's last one may be of any size.
+    """
+
+    of: tuple[Stretch, ...]
+    least_bytes: int
 
 
 def part_file(
     file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None
 ) -> tuple[Part, ...]:
-    """The parts of an output file, first to last; together they are the file.
+    """The parts of an output file, first to last; together they are the file. See `stretch_file`, of which they are made."""
+    return cut_parts(file.name, stretch_file(file, stored, header_of))
+
+
+def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None) -> Stretches:
+    """What of an output file is sent and what the store copies.
 
     stored: source files, by role and name, from which the store can copy. header_of: the one that begins with the output
     file's very header, if there is one. Of bytes that could be copied, at most 5 MiB for each stretch of others travel,
@@ -75,37 +95,59 @@ def part_file(
     """
     size = file.header.file_size
     if size > MOST_PARTS * MOST_BYTES:
-        raise RecipeError(f"{file.name} would have {size} bytes, more than {MOST_PARTS} parts of 5 GiB; choose a --shard-size")
+        raise _too_large(file.name)
     stretches = list(_joined(_stretches(file, stored, header_of)))
     factor = 1
     while True:
         least = LEAST_BYTES * factor
-        parts = list(
-            _cut(_padded(stretches, least), min(SENT_BYTES * factor, MOST_BYTES), min(SPLICED_BYTES * factor, MOST_BYTES))
-        )
-        if len(parts) <= MOST_PARTS:
-            return tuple(Part(number, part.begin, part.end, part.origin) for number, part in enumerate(parts, 1))
+        padded = _padded(stretches, least)
+        if len(list(_cut(padded, factor))) <= MOST_PARTS:
+            return Stretches(tuple(padded), least)
         factor *= 2
 
 
-def _stretches(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None) -> Iterator[_Stretch]:
-    yield _Stretch(0, file.header.data_begin, None if header_of is None else Origin(*header_of, 0))
+def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[Part, ...]:
+    """The parts that a file of that name is made of. cuts: offsets at which a part is to end and the next to begin; they leave
+    pieces of `least_bytes` or more. What is sent and what is copied does not hang on them. RecipeError for too many of them.
+    """
+    pieces = list(_cut_at(stretches.of, sorted(cuts)))
+    factor = stretches.least_bytes // LEAST_BYTES
+    while len(parts := list(_cut(pieces, factor))) > MOST_PARTS:
+        if factor * SENT_BYTES >= MOST_BYTES:
+            raise _too_large(name)
+        factor *= 2
+    return tuple(Part(number, part.begin, part.end, part.origin) for number, part in enumerate(parts, 1))
+
+
+def _too_large(name: str) -> RecipeError:
+    return RecipeError(f"{name} would take more than {MOST_PARTS} parts, of 5 GiB at most; choose a --shard-size")
+
+
+def _cut_at(stretches: Iterable[Stretch], cuts: list[int]) -> Iterator[Stretch]:
+    for stretch in stretches:
+        ends = [stretch.begin, *cuts[bisect_right(cuts, stretch.begin) : bisect_left(cuts, stretch.end)], stretch.end]
+        for begin, end in pairwise(ends):
+            yield stretch.cut(begin, end)
+
+
+def _stretches(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None) -> Iterator[Stretch]:
+    yield Stretch(0, file.header.data_begin, None if header_of is None else Origin(*header_of, 0))
     for step in file.steps():
         ref = step.made_of.refs[0]
         copied = is_plain(step) and (ref.role, ref.file) in stored
-        yield _Stretch(step.begin, step.end, Origin(ref.role, ref.file, ref.begin) if copied else None)
+        yield Stretch(step.begin, step.end, Origin(ref.role, ref.file, ref.begin) if copied else None)
 
 
-def _joined(stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
+def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
     """Neighbours that go on where the one before ends, in the source too, as one."""
-    pending: _Stretch | None = None
+    pending: Stretch | None = None
     for stretch in stretches:
         if stretch.size == 0:
             continue
         if pending is None:
             pending = stretch
         elif (pending.origin and pending.origin.after(pending.size)) == stretch.origin:
-            pending = _Stretch(pending.begin, stretch.end, pending.origin)
+            pending = Stretch(pending.begin, stretch.end, pending.origin)
         else:
             yield pending
             pending = stretch
@@ -113,14 +155,14 @@ def _joined(stretches: Iterable[_Stretch]) -> Iterator[_Stretch]:
         yield pending
 
 
-def _padded(stretches: Iterable[_Stretch], least: int) -> list[_Stretch]:
+def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
     """What is copied in stretches of `least` bytes or more, and what is sent between them, too, the last stretch excepted.
 
     What is sent and too short takes bytes from what is copied before or after it, or swallows that.
     """
-    short = [_Stretch(s.begin, s.end, s.origin if s.size >= least else None) for s in stretches]
+    short = [Stretch(s.begin, s.end, s.origin if s.size >= least else None) for s in stretches]
     left = list(reversed(list(_joined(short))))
-    done: list[_Stretch] = []
+    done: list[Stretch] = []
     while left:
         stretch = left.pop()
         if stretch.origin is not None or stretch.size >= least or not left:
@@ -129,23 +171,25 @@ def _padded(stretches: Iterable[_Stretch], least: int) -> list[_Stretch]:
         need, after = least - stretch.size, left.pop()
         if after.size - need >= least or (not left and after.size > need):
             left.append(after.cut(after.begin + need, after.end))
-            done.append(_Stretch(stretch.begin, after.begin + need, None))
+            done.append(Stretch(stretch.begin, after.begin + need, None))
         elif done and done[-1].origin is not None and done[-1].size - need >= least:
             before = done.pop()
-            done += [before.cut(before.begin, before.end - need), _Stretch(before.end - need, stretch.end, None)]
+            done += [before.cut(before.begin, before.end - need), Stretch(before.end - need, stretch.end, None)]
             left.append(after)
         else:
             end = after.end
             if left and left[-1].origin is None:
                 end = left.pop().end
-            left.append(_Stretch(stretch.begin, end, None))
+            left.append(Stretch(stretch.begin, end, None))
     return done
 
 
-def _cut(stretches: list[_Stretch], sent: int, spliced: int) -> Iterator[_Stretch]:
+def _cut(stretches: list[Stretch], factor: int) -> Iterator[Stretch]:
     """Stretches in parts, none of which is larger than is said: equal ones but for what is sent at the end of a file, where
     all but the last are as large as can be. So a file that is sent whole suits stores that want parts of one size.
+    factor: how many times larger than usual they may be.
     """
+    sent, spliced = min(SENT_BYTES * factor, MOST_BYTES), min(SPLICED_BYTES * factor, MOST_BYTES)
     for stretch in stretches:
         most = sent if stretch.origin is None else spliced
         count = -(-stretch.size // most)

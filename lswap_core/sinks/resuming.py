@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lswap_core.documents import parse_object
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.options import DigestKind
 from lswap_core.parallel import run_all
 from lswap_core.plan import OutputFile, Plan
-from lswap_core.ports import Silence
+from lswap_core.ports import Silence, Tally
+from lswap_core.sinks import joint
 from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError
+from lswap_core.sinks.joint import Joint
+from lswap_core.sinks.origins import CALLS_AT_A_TIME
 from lswap_core.sinks.parting import Part
-from lswap_core.sinks.uploads import STATE_FILE, State
-
-CALLS_AT_A_TIME = 8
+from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ def check_empty(place: Place) -> None:
     """RecipeError where something is there and no unfinished merge of this program's, of which `find_state` judges."""
     names = place.names()
     if names and STATE_FILE not in names:
-        raise _not_empty(place, min(names))
+        raise not_empty(place, min(names))
 
 
 def find_state(place: Place, plan: Plan, digest: DigestKind, *, restart: bool) -> State | None:
@@ -40,34 +42,64 @@ def find_state(place: Place, plan: Plan, digest: DigestKind, *, restart: bool) -
     an unfinished merge of another plan. restart: nothing is; uploads, objects and state of an earlier run are removed.
     """
     names = place.names()
-    state = _read_state(place, damaged_is_none=restart) if STATE_FILE in names else None
-    if state is not None and not restart and (state.plan, state.digest) != (plan.digest, digest):
+    state = _known_state(place, damaged_is_none=restart) if STATE_FILE in names else None
+    if isinstance(state, Joint) and not restart:
+        what = f"{place.url()} holds an unfinished merge in {state.terms.parts} parts"
+        raise RecipeError(
+            f"{what}; go on with --part and `lswap_core publish`, or discard it with --restart once nobody works on it"
+        )
+    if isinstance(state, State) and not restart and (state.plan, state.digest) != (plan.digest, digest):
         what = "of another plan" if state.plan != plan.digest else f"begun with --digest {state.digest}"
         raise RecipeError(f"{place.url()} holds an unfinished merge {what}; finish that first, or discard it with --restart")
-    visible = names - {STATE_FILE}
-    ours = {name for name in visible if place.look(name).plan == state.plan} if state is not None and state.publishing else set()
+    kept = {name for name in names if name.startswith(FOLDER)} if STATE_FILE in names else set()
+    visible = names - kept
+    publishing = state.terms.plan if isinstance(state, Joint) else state.plan if state is not None and state.publishing else None
+    ours = set() if publishing is None else {name for name in visible if is_ours(place, name, publishing)}
     if strange := sorted(visible - ours):
-        raise _not_empty(place, strange[0])
+        raise not_empty(place, strange[0])
     if not restart:
-        return state
-    _abort_strays(place, plan, state, Uploads())
-    for name in (*ours, *({STATE_FILE} & names)):
+        return state if isinstance(state, State) else None
+    abort_strays(place, plan, _told(state), {})
+    for name in (*sorted(ours), *sorted(kept - {STATE_FILE}), *(kept & {STATE_FILE})):
         place.delete(name)
     return None
 
 
-def _not_empty(place: Place, name: str) -> RecipeError:
+def not_empty(place: Place, name: str) -> RecipeError:
+    """The error for a place where something is."""
     what = f"{place.url()} is not empty ({name})"
     return RecipeError(f"{what}; an output is never written over, choose another --out or remove it")
 
 
-def _read_state(place: Place, *, damaged_is_none: bool) -> State | None:
+def is_ours(place: Place, name: str, plan: str) -> bool:
+    """An object was made by a run of the plan with that digest."""
     try:
-        return State.from_json(place.get(STATE_FILE), path=place.url(STATE_FILE))
+        return place.look(name).plan == plan
+    except GoneError:
+        return False
+
+
+def read_state(place: Place) -> State | Joint:
+    """What a run keeps there, of one process or of several. GoneError, FormatError."""
+    raw, path = place.get(STATE_FILE), place.url(STATE_FILE)
+    in_parts = parse_object(raw, path=path).get("format") == joint.FORMAT
+    return Joint.from_json(raw, path=path) if in_parts else State.from_json(raw, path=path)
+
+
+def _known_state(place: Place, *, damaged_is_none: bool) -> State | Joint | None:
+    try:
+        return read_state(place)
     except FormatError:
         if damaged_is_none:
             return None
         raise
+
+
+def _told(state: State | Joint | None) -> set[tuple[str, str]]:
+    """The uploads that a state tells of."""
+    if isinstance(state, Joint):
+        return set(state.uploads.items())
+    return set() if state is None else {(name, upload.id) for name, upload in state.uploads.items()}
 
 
 def take_up(place: Place, plan: Plan, state: State | None, parts: Mapping[str, tuple[Part, ...]], uploads: Uploads) -> None:
@@ -93,13 +125,19 @@ def take_up(place: Place, plan: Plan, state: State | None, parts: Mapping[str, t
                 uploads.etags[file.name, part.number] = etag
 
     run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    _abort_strays(place, plan, state, uploads)
+    abort_strays(place, plan, _told(state), uploads.ids)
     absent = [file.name for file in plan.files if file.name not in uploads.ids and file.name not in uploads.complete]
 
-    def start(name: str, _: object) -> None:
-        uploads.ids[name] = place.begin(name, plan.digest)
+    begin_uploads(place, plan, absent, uploads.ids)
 
-    run_all(start, absent, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+
+def begin_uploads(place: Place, plan: Plan, names: Sequence[str], ids: dict[str, str]) -> None:
+    """Begin an upload for each of these files; their ids are put into `ids`, as far as it gets."""
+
+    def begin(name: str, _: Tally) -> None:
+        ids[name] = place.begin(name, plan.digest)
+
+    run_all(begin, names, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
 
 
 def is_complete(place: Place, file: OutputFile, plan: Plan) -> bool:
@@ -111,13 +149,12 @@ def is_complete(place: Place, file: OutputFile, plan: Plan) -> bool:
     return (found.size, found.plan) == (file.header.file_size, plan.digest)
 
 
-def _abort_strays(place: Place, plan: Plan, state: State | None, uploads: Uploads) -> None:
-    """Abort unfinished uploads of this plan's files and of those that a state tells of, but for the ones taken up."""
-    told = set() if state is None else {(name, upload.id) for name, upload in state.uploads.items()}
+def abort_strays(place: Place, plan: Plan, told: Collection[tuple[str, str]], ids: Mapping[str, str]) -> None:
+    """Abort unfinished uploads of this plan's files and those that are `told` of, by name and id, but for `ids`."""
     names = {name for name, _ in told} | {file.name for file in plan.files}
     try:
         listed = {(name, upload) for name, upload in place.uploads() if name in names}
     except UnknownCallError:
         listed = set()
-    for name, upload in (told | listed) - set(uploads.ids.items()):
+    for name, upload in (set(told) | listed) - set(ids.items()):
         place.abort(name, upload)

@@ -12,19 +12,18 @@ from threading import Lock
 from lswap_core.errors import RecipeError, located
 from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import OutputFile, Plan, Step
+from lswap_core.plan import OutputFile, Plan
 from lswap_core.ports import Source, Tally
 from lswap_core.runs import Run
 from lswap_core.shares import Part, divide
-from lswap_core.sinks.building import Build, Terms
+from lswap_core.sinks.building import Build
 from lswap_core.sinks.durable import sync, sync_directory, write_all
 from lswap_core.sinks.earlier import is_intact
 from lswap_core.sinks.moving import Mover
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.placing import WRITTEN, check_space, try_copying
+from lswap_core.sinks.records import Terms, covers, gather
 from lswap_core.traffic import Traffic
-
-_SHOWN_PARTS = 8
 
 
 class SharedSink:
@@ -172,10 +171,10 @@ class Gathering:
             )
         if terms.plan != plan.digest:
             raise RecipeError(f"{build.path} holds the parts of another plan; give that plan, or choose another --out")
-        self._plan = plan
         self.digest = terms.digest
         """The kind of digests that the parts were made with."""
-        self.records = self._gather(terms)
+        steps = divide(plan, terms.parts)
+        self.records = gather(plan, steps, lambda part: build.records(part, terms), build.path)
         """Of every step, in the plan's order."""
         if wrong := [file.name for file in plan.files if not is_intact(build.output, file, WRITTEN)]:
             what = f"{build.output / wrong[0]} is not what the parts made: its size or its header is another, or it is gone"
@@ -214,34 +213,3 @@ class Gathering:
             error.add_note(f"{build.destination} is complete, but a power cut may take its name from it")
             raise
         build.remove()
-
-    def _gather(self, terms: Terms) -> list[StepRecord]:
-        every: dict[str, StepRecord] = {}
-        missing = []
-        for number, steps in enumerate(divide(self._plan, terms.parts), 1):
-            part = Part(number, terms.parts)
-            records = self._build.records(part, terms)
-            if records is None:
-                missing.append(number)
-            elif not covers(records, steps):
-                what = f"part {number} of {part.count} in {self._build.path} was made by another version, which divides otherwise"
-                raise RecipeError(f"{what}; run `lswap_core apply PLAN --part {part}` again")
-            else:
-                every |= {record.name: record for record in records}
-        if missing:
-            raise RecipeError(_missing(missing, terms.parts))
-        return [every[step.name] for step in self._plan.steps]
-
-
-def covers(records: Iterable[StepRecord], steps: Iterable[Step]) -> bool:
-    """The records are those of the steps."""
-    return [record.name for record in records] == [step.name for step in steps]
-
-
-def _missing(numbers: list[int], count: int) -> str:
-    again = f"run `lswap_core apply PLAN --part {numbers[0]}/{count}`"
-    if len(numbers) == 1:
-        return f"part {numbers[0]} of {count} is missing; {again}"
-    shown = ", ".join(map(str, numbers[:_SHOWN_PARTS]))
-    more = f" and {len(numbers) - _SHOWN_PARTS} more" if len(numbers) > _SHOWN_PARTS else ""
-    return f"parts {shown}{more} of {count} are missing; {again} and so on"

@@ -15,7 +15,8 @@ from lswap_core.manifest import StepRecord, parse_statistics
 from lswap_core.wire import check_format
 
 FORMAT = "lswap-upload/1"
-STATE_FILE = ".lswap-partial/state.json"
+FOLDER = ".lswap-partial/"
+STATE_FILE = FOLDER + "state.json"
 
 
 @dataclass(frozen=True, slots=True)
