@@ -154,7 +154,7 @@ def _show_decisions(plan: Plan) -> None:
     from lswap_core import report
 
     if plan.swap is not None:
-        print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
+        print_table(report.layer_table(plan.swap, plan.sizes()))
     for note in report.plan_notes(plan):
         say(f"- {note}")
 

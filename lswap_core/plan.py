@@ -135,10 +135,14 @@ class Plan:
         """Every step, in the order of files and offsets. They are independent: any order gives the same output."""
         return tuple(step for file in self.files for step in file.steps())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every tensor of the output, by name, in the order of `steps`."""
+        return {name: info.end - info.begin for file in self.files for name, info in file.header.tensors.items()}
+
     @cached_property
     def read_bytes(self) -> int:
         """Tensor bytes that executing reads."""
-        return sum(ref.size_bytes for step in self.steps for ref in step.made_of.refs)
+        return sum(ref.end - ref.begin for file in self.files for made_of in file.made_of for ref in made_of.refs)
 
     @cached_property
     def write_bytes(self) -> int:
@@ -158,7 +162,7 @@ class Plan:
 
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
-        what = counted(len(self.steps), "tensor")
+        what = counted(sum(len(file.made_of) for file in self.files), "tensor")
         if self.swap is not None and not self.swap.shares:
             what = f"{self.swap.options['method']} of {what}"
         elif self.swap is not None:

@@ -28,6 +28,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     try:
         return _planned(arguments)
     finally:
+        gc.freeze()  # nor is there later
         gc.enable()
 
 
