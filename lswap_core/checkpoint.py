@@ -137,17 +137,7 @@ class Checkpoint:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        names = [shard.header.tensors for shard in self.shards]
-        if len(set().union(*names)) == sum(map(len, names)):
-            return
-        home: dict[str, str] = {}
-        for shard in self.shards:
-            for name in shard.header.tensors:
-                if name in home:
-                    raise FormatError(
-                        f"is also in {home[name]}; a tensor has one place", path=self.path_of(shard.name), tensor=name
-                    )
-                home[name] = shard.name
+        _ = self._home  # a tensor that is there twice is refused now
 
     @property
     def files(self) -> tuple[Shard, ...]:
@@ -166,6 +156,27 @@ class Checkpoint:
         return self._own if self.adapter is None else MappingProxyType({**self._own, **self.adapter.replaced})
 
     @cached_property
+    def _home(self) -> Mapping[str, Shard]:
+        """The shard that each tensor is in. FormatError for one that is in two."""
+        home: dict[str, Shard] = {}
+        for shard in self.shards:
+            if not home.keys().isdisjoint(shard.header.tensors):
+                twice = next(name for name in shard.header.tensors if name in home)
+                what = f"is also in {home[twice].name}; a tensor has one place"
+                raise FormatError(what, path=self.path_of(shard.name), tensor=twice)
+            home |= dict.fromkeys(shard.header.tensors, shard)
+        return home
+
+    def find(self, name: str) -> TensorRef | None:
+        """One of `tensors`, without references to all the others being made: of lang, a swap takes a few."""
+        if self.adapter is not None:
+            return self.tensors.get(name)
+        if (shard := self._home.get(name)) is None:
+            return None
+        info, start = shard.header.tensors[name], shard.header.data_begin
+        return TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
+
+    @cached_property
     def _own(self) -> Mapping[str, TensorRef]:
         """Every tensor as it is without the adapter."""
         found: dict[str, TensorRef] = {}
@@ -179,7 +190,7 @@ class Checkpoint:
 
     def dtype_of(self, name: str) -> DType:
         """The dtype in which a tensor is used. What an adapter has in full is rounded to the dtype of what it replaces."""
-        return self._own[name].dtype
+        return self._home[name].header.tensors[name].dtype
 
     @cached_property
     def text_config(self) -> Mapping[str, Any]:

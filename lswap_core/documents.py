@@ -141,23 +141,24 @@ class Node:
         return Node(value, path=self._path, where=f"{self._where}.{where}" if self._where else where, tensor=self._tensor)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._object()
+        return key in self.members()
 
     def __getitem__(self, key: str) -> Node:
         """A member of an object that must be there."""
-        table = self._object()
+        table = self.members()
         if key not in table:
             raise self.refuse(f"{key!r} is missing")
         return self._inner(table[key], key)
 
-    def _object(self) -> dict[str, Any]:
+    def members(self) -> dict[str, Any]:
+        """An object as it is."""
         if not isinstance(self.value, dict):
             raise self._expected("an object")
         return self.value
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Members of an object."""
-        for key, value in self._object().items():
+        for key, value in self.members().items():
             yield key, self._inner(value, key)
 
     def elements(self, count: int | None = None) -> list[Node]:

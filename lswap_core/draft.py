@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
 from lswap_core.documents import is_unicode
 from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
@@ -182,7 +182,7 @@ class Draft:
         taken: dict[str, Operand] = {}
         issues = []
         for name in names:
-            wanted, ref = self.tensors[name], source.tensors.get(name)
+            wanted, ref = self.tensors[name], source.find(name)
             if ref is None:
                 issues.append(f"tensor {name!r} is not in {source.role}")
             elif ref.shape != wanted.shape:
@@ -190,7 +190,7 @@ class Draft:
             elif (had := source.dtype_of(name)) != wanted.dtype and not (cast and had.blendable and wanted.dtype.blendable):
                 issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {had}")
             else:
-                taken[name] = operand_in(operand_of(source, name), wanted.dtype)
+                taken[name] = operand_in(_operand(source, name, ref), wanted.dtype)
         if issues:
             raise MismatchError(f"{source.location} does not fit", issues)
         return taken
@@ -218,7 +218,10 @@ class Draft:
 
 def operand_of(source: Checkpoint, name: str) -> Operand:
     """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
-    ref = source.tensors[name]
+    return _operand(source, name, source.tensors[name])
+
+
+def _operand(source: Checkpoint, name: str, ref: TensorRef) -> Operand:
     if source.adapter is None:
         return Copy(ref)
     change = source.adapter.low_rank.get(name)
