@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import chain, pairwise
-from operator import itemgetter, sub
+from functools import lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -30,7 +29,6 @@ _REMEMBERED_BYTES = 1 << 20
 """Larger headers, of thousands of tensors in one file, are not kept in memory beyond their use."""
 _FIELDS = ("dtype", "shape", "data_offsets")
 _FIELD_SET = frozenset(_FIELDS)
-_IN_ORDER = itemgetter(*_FIELDS)
 
 
 class TensorInfo(NamedTuple):
@@ -40,10 +38,6 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
-
-
-_info = partial(tuple.__new__, TensorInfo)
-"""From a tuple of its fields, without a call in Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +113,19 @@ def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
     if not raw.startswith(b"{"):
         raise FormatError(f"the header must begin with '{{', not with {bytes(raw[:1])!r}", path=path)
     entries = parse_object(raw, path=path, blame=lambda trail: trail[0], shallow=True)
-    metadata = entries.get(METADATA, {})
-    if (at_once := _tensors_at_once(entries, data_size)) is not None:
-        return Header(MappingProxyType(at_once), MappingProxyType(_parse_metadata(metadata, path)), raw)
+    metadata: Mapping[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
     for name, value in entries.items():
         if name == METADATA:
-            _parse_metadata(value, path)
-        else:
-            tensors[name] = info = _parse_tensor(name, value, path)
-            if data_size is not None and info.end > data_size:
-                what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
-                raise FormatError(what, path=path, tensor=name)
+            metadata = _parse_metadata(value, path)
+            continue
+        try:
+            tensors[name] = info = _tensor_info(value)
+        except ValueError as error:
+            raise FormatError(str(error), path=path, tensor=name) from None
+        if data_size is not None and info.end > data_size:
+            what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
+            raise FormatError(what, path=path, tensor=name)
     at = 0
     ordered = tensors
     if any(x.begin > y.begin or (x.begin == y.begin and x.end > y.end) for x, y in pairwise(tensors.values())):
@@ -143,30 +138,6 @@ def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
     if data_size not in (None, at):
         raise FormatError(f"the tensors take {at} bytes, but the file has {data_size} bytes of data", path=path)
     return Header(MappingProxyType(ordered), MappingProxyType(metadata), raw)
-
-
-def _tensors_at_once(entries: Mapping[str, Any], data_size: int | None) -> dict[str, TensorInfo] | None:
-    """The tensors of a header that lists them in the order of their bytes, as serialisers do, and in which nothing is wrong
-    with any of them; None for every other header. It goes by columns, for a large model has 100,000 rows: that takes 0.05 s
-    where one after the other takes 0.2 s.
-    """
-    described = dict(entries)
-    described.pop(METADATA, None)
-    try:
-        dtype_names, shapes, offsets = zip(*map(_IN_ORDER, described.values()), strict=True)
-        plain = {*map(type, shapes), *map(type, offsets)} == {list} and {*map(len, described.values())} == {len(_FIELDS)}
-        if not plain or not {*map(type, chain(*shapes, *offsets))} <= {int}:
-            return None
-        begins, ends = zip(*offsets, strict=True)
-        kinds = list(zip(dtype_names, map(tuple, shapes), strict=True))
-        known = {kind: _parse_shape(kind[0], *kind[1]) for kind in set(kinds)}
-    except (KeyError, TypeError, ValueError):
-        return None
-    dtypes, dims, sizes = zip(*map(known.__getitem__, kinds), strict=True)
-    starts = (0, *ends[:-1])  # begins, if there are no holes; sizes are not negative, so the last end is the largest
-    if begins != starts or tuple(map(sub, ends, starts)) != sizes or ends[-1] > MAX_SIZE or data_size not in (None, ends[-1]):
-        return None
-    return dict(zip(described, map(_info, zip(dtypes, dims, starts, ends, strict=True)), strict=True))
 
 
 def build_header(
@@ -228,13 +199,6 @@ def _not_a_dtype(name: object) -> ValueError:
 
 def _not_a_shape(shape: object) -> ValueError:
     return ValueError(f"its shape must be a list of sizes from 0 to 2^63 - 1, not {shape!r:.60}")
-
-
-def _parse_tensor(name: str, value: object, path: str) -> TensorInfo:
-    try:
-        return _tensor_info(value)
-    except ValueError as error:
-        raise FormatError(str(error), path=path, tensor=name) from None
 
 
 def _tensor_info(value: object) -> TensorInfo:

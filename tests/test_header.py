@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from contextlib import nullcontext
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -72,39 +70,6 @@ def test_what_is_built_is_parsed_back(table: dict, said: dict) -> None:
     assert again == header
     assert dict(again.metadata) == said
     assert (LENGTH_BYTES + len(header.raw)) % 8 == 0
-
-
-@given(tables, metadata)
-def test_a_header_read_by_columns_is_the_one_read_tensor_by_tensor(table: dict, said: dict) -> None:
-    built = build_header(table, said)
-    data_size = built.file_size - built.data_begin
-    with mock.patch("lswap_core.header._tensors_at_once", return_value=None):
-        one_by_one = parse_header(built.raw + b" ", data_size=data_size, path="x")
-    by_columns = parse_header(built.raw + b"  ", data_size=data_size, path="x")
-    assert dict(by_columns.tensors) == dict(one_by_one.tensors)
-    assert list(by_columns.tensors) == list(one_by_one.tensors)
-    assert {type(number) for info in by_columns.tensors.values() for number in (*info.shape, info.begin, info.end)} <= {int}
-    assert by_columns.metadata == one_by_one.metadata == said
-
-
-@given(tables, st.data())
-def test_what_is_wrong_is_seen_by_columns_too(table: dict, data: st.DataObject) -> None:
-    """A value of a valid header becomes another: both ways of reading take it for the same, or refuse it in the same words."""
-    document = json.loads(build_header(table, {}).raw)
-    entry = document[data.draw(st.sampled_from(sorted(table)))] if table else document
-    where = data.draw(st.sampled_from(["dtype", "shape", "data_offsets", "other"]))
-    odd = st.sampled_from([None, True, 0, 1, 1.0, -1, "F32", "U8", "", [], [1], [0, 0], [1, 1.0], [True], [[0]], {}, 2**63])
-    entry[where] = data.draw(odd | st.lists(odd, max_size=3))
-    raw = json.dumps(document).encode()
-    outcomes = []
-    for way in (nullcontext(), mock.patch("lswap_core.header._tensors_at_once", return_value=None)):
-        raw += b" "  # another text, as the last headers are remembered
-        with way:
-            try:
-                outcomes.append(repr(dict(parse_header(raw, data_size=None, path="x").tensors)))
-            except FormatError as error:
-                outcomes.append(str(error))
-    assert outcomes[0] == outcomes[1]
 
 
 @given(tables)
