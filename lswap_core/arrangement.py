@@ -131,4 +131,6 @@ def _roundness(size: int) -> int:
 
 
 def _size(expression: Expression) -> int:
+    if isinstance(expression, Copy) and expression.cast is None:
+        return expression.ref.end - expression.ref.begin
     return size_in_bytes(expression.dtype, expression.shape)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,7 +29,7 @@ def parse_role(text: str) -> Role:
     raise RecipeError(f"unknown role {text!r}; a source is one of {', '.join(ROLES)}")
 
 
-class TensorRef(NamedTuple):  # made in a third of a frozen dataclass's time; a large model has 100,000
+class TensorRef(NamedTuple):
     """Where a tensor's bytes are: `begin` and `end` are absolute and half-open in `file`, a name within the source."""
 
     role: Role
@@ -41,6 +42,10 @@ class TensorRef(NamedTuple):  # made in a third of a frozen dataclass's time; a 
     @property
     def size_bytes(self) -> int:
         return self.end - self.begin
+
+
+_ref = partial(tuple.__new__, TensorRef)
+"""From a tuple of its fields, without a call in Python: a large model has 100,000."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,9 @@ class Shard:
         """Digest of header and sample: tells a shard from those of the other fine-tunes of its base, whose headers are
         the same, without reading it all.
         """
-        return hashlib.sha256(self.header.encode() + self.sample).hexdigest()
+        digest = hashlib.sha256(self.header.encode())
+        digest.update(self.sample)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -130,14 +137,7 @@ class Checkpoint:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        home: dict[str, str] = {}
-        for shard in self.shards:
-            for name in shard.header.tensors:
-                if name in home:
-                    raise FormatError(
-                        f"is also in {home[name]}; a tensor has one place", path=self.path_of(shard.name), tensor=name
-                    )
-                home[name] = shard.name
+        _ = self._home  # a tensor that is there twice is refused now
 
     @property
     def files(self) -> tuple[Shard, ...]:
@@ -156,19 +156,41 @@ class Checkpoint:
         return self._own if self.adapter is None else MappingProxyType({**self._own, **self.adapter.replaced})
 
     @cached_property
+    def _home(self) -> Mapping[str, Shard]:
+        """The shard that each tensor is in. FormatError for one that is in two."""
+        home: dict[str, Shard] = {}
+        for shard in self.shards:
+            if not home.keys().isdisjoint(shard.header.tensors):
+                twice = next(name for name in shard.header.tensors if name in home)
+                what = f"is also in {home[twice].name}; a tensor has one place"
+                raise FormatError(what, path=self.path_of(shard.name), tensor=twice)
+            home |= dict.fromkeys(shard.header.tensors, shard)
+        return home
+
+    def find(self, name: str) -> TensorRef | None:
+        """One of `tensors`, without references to all the others being made: of lang, a swap takes a few."""
+        if self.adapter is not None:
+            return self.tensors.get(name)
+        if (shard := self._home.get(name)) is None:
+            return None
+        info, start = shard.header.tensors[name], shard.header.data_begin
+        return TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
+
+    @cached_property
     def _own(self) -> Mapping[str, TensorRef]:
         """Every tensor as it is without the adapter."""
-        found = {
-            name: TensorRef(self.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
-            for shard in self.shards
-            for start in (shard.header.data_begin,)
-            for name, info in shard.header.tensors.items()
-        }
+        found: dict[str, TensorRef] = {}
+        for shard in self.shards:
+            tensors, start = shard.header.tensors, shard.header.data_begin
+            dtypes, shapes, _, ends = zip(*tensors.values(), strict=True) if tensors else ((), (), (), ())
+            at = [start, *map(start.__add__, ends)]  # tensors have no holes between them: each begins where another ended
+            fields = zip(repeat(self.role), repeat(shard.name), dtypes, shapes, at, at[1:])  # `at` is longer
+            found.update(zip(tensors, map(_ref, fields), strict=True))
         return MappingProxyType(found)
 
     def dtype_of(self, name: str) -> DType:
         """The dtype in which a tensor is used. What an adapter has in full is rounded to the dtype of what it replaces."""
-        return self._own[name].dtype
+        return self._home[name].header.tensors[name].dtype
 
     @cached_property
     def text_config(self) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ from lswap_core.display import counted
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
-from lswap_core.planning_cli import make_plan
+from lswap_core.planning_cli import make_plan, stored_plan
 from lswap_core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
-    return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
+    try:
+        return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
+    finally:
+        gc.unfreeze()  # what `uncollected` froze
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -57,9 +61,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
         return run_part(arguments, _write_options(arguments), _locations(arguments))
-    from lswap_core import api, report
+    from lswap_core import report
 
-    plan = api.read_plan(arguments.plan)
+    plan = stored_plan(arguments)
     return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
 
 
@@ -154,7 +158,7 @@ def _show_decisions(plan: Plan) -> None:
     from lswap_core import report
 
     if plan.swap is not None:
-        print_table(report.layer_table(plan.swap, {step.name: step.size_bytes for step in plan.steps}))
+        print_table(report.layer_table(plan.swap, plan.sizes()))
     for note in report.plan_notes(plan):
         say(f"- {note}")
 

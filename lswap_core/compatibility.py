@@ -53,6 +53,9 @@ def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> 
 
 def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iterator[str]:
     """What keeps the tensors of two checkpoints from being combined, one sentence each."""
+    adapted = math.adapter is not None or other.adapter is not None
+    if not adapted and [s.header.raw for s in math.shards] == [s.header.raw for s in other.shards]:
+        return  # fine-tunes of one base mostly have its headers, to the byte
     role = other.role
     for name in other.tensors:
         if name not in math.tensors:

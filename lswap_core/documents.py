@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Self
 
 from lswap_core.errors import FormatError
@@ -24,9 +25,13 @@ class _Repeating(dict[str, Any]):
     name: str
 
 
-def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None, infinities: bool = False) -> dict[str, Any]:
+def parse_object(
+    raw: bytes, *, path: str, blame: Blame = lambda _: None, infinities: bool = False, shallow: bool = False
+) -> dict[str, Any]:
     """A JSON object: strict UTF-8, no name twice in any object, no NaN, no text that is not Unicode, no NUL in the names
     at the top. Anything else is a FormatError, however deep or large. infinities: allow `Infinity`, as Python writes it.
+    shallow: the document is likely to be nothing but objects in an object, as headers and indexes are, and is read the
+    faster if so.
     """
 
     def constant(text: str) -> float:
@@ -52,7 +57,10 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None, infini
     try:
         # A call for every integer is a good part of reading a large header; Python alone is right but for -0.
         integer = _integer if b"-0" in raw else None
-        value = json.loads(str(raw, "utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_int=integer)
+        read = partial(json.loads, str(raw, "utf-8"), parse_constant=constant, parse_int=integer)
+        value = read() if shallow else None
+        if not _has_every_name(value, raw):
+            value = read(object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise FormatError(f"not UTF-8 at byte {error.start}", path=path) from None
     except RecursionError:
@@ -77,6 +85,15 @@ def parse_object(raw: bytes, *, path: str, blame: Blame = lambda _: None, infini
                         f"{text!r} holds half a surrogate pair, which is no Unicode text", path=path, tensor=blame(named)
                     )
     return value
+
+
+def _has_every_name(value: object, raw: bytes) -> bool:
+    """No name in `raw`, read as `value`, can have been there twice. A document has a colon behind every name, and so at most
+    as many names as colons: where that many were kept, at the top and right below it, none was lost.
+    """
+    if not isinstance(value, dict):
+        return False
+    return len(value) + sum(len(held) for held in value.values() if isinstance(held, dict)) == raw.count(b":")
 
 
 def _integer(text: str) -> int | float:
@@ -124,23 +141,24 @@ class Node:
         return Node(value, path=self._path, where=f"{self._where}.{where}" if self._where else where, tensor=self._tensor)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._object()
+        return key in self.members()
 
     def __getitem__(self, key: str) -> Node:
         """A member of an object that must be there."""
-        table = self._object()
+        table = self.members()
         if key not in table:
             raise self.refuse(f"{key!r} is missing")
         return self._inner(table[key], key)
 
-    def _object(self) -> dict[str, Any]:
+    def members(self) -> dict[str, Any]:
+        """An object as it is."""
         if not isinstance(self.value, dict):
             raise self._expected("an object")
         return self.value
 
     def items(self) -> Iterator[tuple[str, Node]]:
         """Members of an object."""
-        for key, value in self._object().items():
+        for key, value in self.members().items():
             yield key, self._inner(value, key)
 
     def elements(self, count: int | None = None) -> list[Node]:

@@ -11,11 +11,22 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint import Checkpoint, Role, TensorRef
 from lswap_core.documents import is_unicode
 from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
-from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32, operand_in, rounded_to
+from lswap_core.expressions import (
+    Adapted,
+    Blend,
+    Copy,
+    Expression,
+    Operand,
+    TaskVectors,
+    copies,
+    in_fp32,
+    operand_in,
+    rounded_to,
+)
 from lswap_core.header import METADATA
 from lswap_core.names import Selector, modules_with_scale
 
@@ -42,7 +53,7 @@ class SwapRecord:
 class Draft:
     """Output tensor name -> expression. `host` is the checkpoint that gives layout, config and tokenizer."""
 
-    tensors: Mapping[str, Expression]
+    tensors: MappingProxyType[str, Expression]
     host: Checkpoint
     sources: Mapping[Role, Checkpoint]
     tags: Mapping[str, str]
@@ -51,13 +62,15 @@ class Draft:
     @classmethod
     def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
         """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
-        copies = {name: operand_of(checkpoint, name) for name in checkpoint.tensors}
+        refs = checkpoint.tensors
+        plain = checkpoint.adapter is None
+        taken = dict(zip(refs, copies(refs.values()), strict=True)) if plain else {n: operand_of(checkpoint, n) for n in refs}
         sources = {source.role: source for source in (checkpoint, *others)}
-        return cls(MappingProxyType(copies), checkpoint, MappingProxyType(sources), MappingProxyType({}))
+        return cls(MappingProxyType(taken), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
     def select(self, selector: Selector) -> list[str]:
         """Names that `selector` matches, in order; SelectionError where there are none."""
-        chosen = [name for name in self.tensors if selector(name)]
+        chosen = selector.among(self.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(self.tensors)} tensors")
         return chosen
@@ -89,16 +102,16 @@ class Draft:
         """
         chosen = self.select(selector)
         taken = self._taken(chosen, source, cast)
-        return self._with({**self.tensors, **taken}, source)
+        return self._with(self.tensors | taken, source)
 
     def graft(self, selector: Selector, source: Checkpoint) -> Draft:
         """Tensors of `source` that match, added; one that the draft has already is a RecipeError."""
-        chosen = [name for name in source.tensors if selector(name)]
+        chosen = selector.among(source.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
         if taken := [name for name in chosen if name in self.tensors]:
             raise RecipeError(f"graft: {len(taken)} of the tensors are there already, the first is {taken[0]!r}; use replace")
-        return self._with({**self.tensors, **{name: operand_of(source, name) for name in chosen}}, source)
+        return self._with(self.tensors | {name: operand_of(source, name) for name in chosen}, source)
 
     def blend(
         self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
@@ -119,7 +132,7 @@ class Draft:
         y_side = self._taken(chosen, y_source, cast)
         self._refuse_uncomputable(chosen, x_side)
         blends = {name: Blend(x_side[name], y_side[name], y_weight) for name in chosen}
-        return self._with({**self.tensors, **blends}, x_source, y_source)
+        return self._with(self.tensors | blends, x_source, y_source)
 
     def add_task_vectors(
         self,
@@ -143,14 +156,14 @@ class Draft:
         self._refuse_uncomputable(chosen, base_side)
         scales = tuple(float(scale) for _, scale in experts)
         made = {n: TaskVectors(base_side[n], tuple(side[n] for side in sides), scales, density, strength) for n in chosen}
-        return self._with({**self.tensors, **made}, base, *(source for source, _ in experts))
+        return self._with(self.tensors | made, base, *(source for source, _ in experts))
 
     def cast(self, selector: Selector, dtype: DType) -> Draft:
         """The tensors that match, rounded to `dtype`. Blends are computed in the dtype of their first operand."""
         chosen = self.select(selector)
         if refused := [f"tensor {n!r} is {d}" for n in chosen for d in (self.tensors[n].dtype, dtype) if not d.blendable]:
             raise MismatchError(f"cast to {dtype}: only floating-point tensors can be cast", refused)
-        return self._with({**self.tensors, **{name: rounded_to(self.tensors[name], dtype) for name in chosen}})
+        return self._with(self.tensors | {name: rounded_to(self.tensors[name], dtype) for name in chosen})
 
     def tag(self, **tags: str) -> Draft:
         """Entries for the `__metadata__` of every output file. Only text; `format` is always `pt`."""
@@ -169,7 +182,7 @@ class Draft:
         taken: dict[str, Operand] = {}
         issues = []
         for name in names:
-            wanted, ref = self.tensors[name], source.tensors.get(name)
+            wanted, ref = self.tensors[name], source.find(name)
             if ref is None:
                 issues.append(f"tensor {name!r} is not in {source.role}")
             elif ref.shape != wanted.shape:
@@ -177,7 +190,7 @@ class Draft:
             elif (had := source.dtype_of(name)) != wanted.dtype and not (cast and had.blendable and wanted.dtype.blendable):
                 issues.append(f"tensor {name!r} is {wanted.dtype}, {source.role} has {had}")
             else:
-                taken[name] = operand_in(operand_of(source, name), wanted.dtype)
+                taken[name] = operand_in(_operand(source, name, ref), wanted.dtype)
         if issues:
             raise MismatchError(f"{source.location} does not fit", issues)
         return taken
@@ -194,18 +207,21 @@ class Draft:
             refused = [f"tensor {name!r} is {side[name].dtype} with a scale beside it" for name in scaled]
             raise MismatchError("quantised weights cannot be blended; copy these whole, as with --transition 0", refused)
 
-    def _with(self, tensors: Mapping[str, Expression], *sources: Checkpoint) -> Draft:
+    def _with(self, tensors: dict[str, Expression], *sources: Checkpoint) -> Draft:
         known = dict(self.sources)
         for source in sources:
             if known.setdefault(source.role, source) is not source and known[source.role] != source:
                 raise RecipeError(f"two sources are both {source.role}: {known[source.role].location} and {source.location}")
         # What a recipe recorded is no longer what the draft says.
-        return replace(self, tensors=MappingProxyType(dict(tensors)), sources=MappingProxyType(known), swap=None)
+        return replace(self, tensors=MappingProxyType(tensors), sources=MappingProxyType(known), swap=None)
 
 
 def operand_of(source: Checkpoint, name: str) -> Operand:
     """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
-    ref = source.tensors[name]
+    return _operand(source, name, source.tensors[name])
+
+
+def _operand(source: Checkpoint, name: str, ref: TensorRef) -> Operand:
     if source.adapter is None:
         return Copy(ref)
     change = source.adapter.low_rank.get(name)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import repeat
+from typing import NamedTuple
 
 from lswap_core.checkpoint import TensorRef
 from lswap_core.dtypes import DType
 
 
-class _OfOneTensor:
-    """What a tensor of one source has, whatever is done to it on the way."""
+class Copy(NamedTuple):
+    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
 
-    __slots__ = ()
     ref: TensorRef
-    cast: DType | None
+    cast: DType | None = None
 
     @property
     def dtype(self) -> DType:
@@ -24,14 +27,6 @@ class _OfOneTensor:
     def shape(self) -> tuple[int, ...]:
         return self.ref.shape
 
-
-@dataclass(frozen=True, slots=True)
-class Copy(_OfOneTensor):
-    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
-
-    ref: TensorRef
-    cast: DType | None = None
-
     @property
     def refs(self) -> tuple[TensorRef, ...]:
         """What it reads."""
@@ -39,7 +34,7 @@ class Copy(_OfOneTensor):
 
 
 @dataclass(frozen=True, slots=True)
-class Adapted(_OfOneTensor):
+class Adapted:
     """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once; see
     `lswap_core.kernels.low_rank` for the exact arithmetic.
 
@@ -52,6 +47,14 @@ class Adapted(_OfOneTensor):
     scale: float
     transposed: bool = False
     cast: DType | None = None
+
+    @property
+    def dtype(self) -> DType:
+        return self.cast or self.ref.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.ref.shape
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
@@ -117,6 +120,14 @@ class TaskVectors:
 Expression = Copy | Adapted | Blend | TaskVectors
 
 
+def copies(refs: Iterable[TensorRef]) -> Iterator[Copy]:
+    """Plain copies of them, made without a call in Python for each: most of a merge is copied."""
+    return map(_copy, zip(refs, repeat(None)))  # the second has no end
+
+
+_copy = partial(tuple.__new__, Copy)
+
+
 def rounded_to(made_of: Expression, dtype: DType) -> Expression:
     """The same, rounded to `dtype`. What is computed of several operands is computed in that dtype."""
     if isinstance(made_of, Blend):
@@ -129,7 +140,8 @@ def rounded_to(made_of: Expression, dtype: DType) -> Expression:
 
 def operand_in(operand: Operand, dtype: DType) -> Operand:
     """The operand rounded to `dtype`, or as it is where it has that dtype."""
-    return replace(operand, cast=None if dtype == operand.ref.dtype else dtype)
+    cast = None if dtype == operand.ref.dtype else dtype
+    return Copy(operand.ref, cast) if isinstance(operand, Copy) else replace(operand, cast=cast)
 
 
 def in_fp32(weight: float) -> float:

@@ -112,17 +112,20 @@ def _parse_known(raw: bytes, data_size: int | None) -> Header:
 def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
     if not raw.startswith(b"{"):
         raise FormatError(f"the header must begin with '{{', not with {bytes(raw[:1])!r}", path=path)
-    entries = parse_object(raw, path=path, blame=lambda trail: trail[0])
+    entries = parse_object(raw, path=path, blame=lambda trail: trail[0], shallow=True)
     metadata: Mapping[str, str] = {}
     tensors: dict[str, TensorInfo] = {}
     for name, value in entries.items():
         if name == METADATA:
             metadata = _parse_metadata(value, path)
-        else:
-            tensors[name] = info = _parse_tensor(name, value, path)
-            if data_size is not None and info.end > data_size:
-                what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
-                raise FormatError(what, path=path, tensor=name)
+            continue
+        try:
+            tensors[name] = info = _tensor_info(value)
+        except ValueError as error:
+            raise FormatError(str(error), path=path, tensor=name) from None
+        if data_size is not None and info.end > data_size:
+            what = f"its data_offsets end at {info.end}, but the file has {data_size} bytes of data"
+            raise FormatError(what, path=path, tensor=name)
     at = 0
     ordered = tensors
     if any(x.begin > y.begin or (x.begin == y.begin and x.end > y.end) for x, y in pairwise(tensors.values())):
@@ -134,7 +137,7 @@ def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
         at = info.end
     if data_size not in (None, at):
         raise FormatError(f"the tensors take {at} bytes, but the file has {data_size} bytes of data", path=path)
-    return Header(MappingProxyType(ordered), MappingProxyType(dict(metadata)), raw)
+    return Header(MappingProxyType(ordered), MappingProxyType(metadata), raw)
 
 
 def build_header(
@@ -144,13 +147,16 @@ def build_header(
     of `multiple` bytes (8 is what the reference writes).
     """
     infos: dict[str, TensorInfo] = {}
+    table: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}  # of the few kinds that the tensors of a model have
     at = 0
     for name, (dtype, shape) in tensors.items():
-        infos[name] = TensorInfo(dtype, shape, at, at := at + size_in_bytes(dtype, shape))
-    table: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    for name, info in infos.items():
-        offsets = [info.begin, info.end]
-        table[name] = {"dtype": info.dtype.name, "shape": list(info.shape), "data_offsets": offsets}
+        if (kind := (dtype.name, shape)) not in sizes:
+            sizes[kind] = size_in_bytes(dtype, shape)
+        end = at + sizes[kind]
+        infos[name] = TensorInfo(dtype, shape, at, end)
+        table[name] = {"dtype": dtype.name, "shape": shape, "data_offsets": (at, end)}
+        at = end
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-(LENGTH_BYTES + len(text)) % multiple)
     return Header(MappingProxyType(infos), MappingProxyType(dict(metadata)), text)
@@ -193,13 +199,6 @@ def _not_a_dtype(name: object) -> ValueError:
 
 def _not_a_shape(shape: object) -> ValueError:
     return ValueError(f"its shape must be a list of sizes from 0 to 2^63 - 1, not {shape!r:.60}")
-
-
-def _parse_tensor(name: str, value: object, path: str) -> TensorInfo:
-    try:
-        return _tensor_info(value)
-    except ValueError as error:
-        raise FormatError(str(error), path=path, tensor=name) from None
 
 
 def _tensor_info(value: object) -> TensorInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 from lswap_core.arrangement import arrange, split
@@ -14,6 +15,7 @@ from lswap_core.header import Header, build_header, reference_order
 from lswap_core.plan import SINGLE_FILE, OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+_METADATA_FIRST = re.compile(r'\s*\{\s*"metadata"\s*:\s*')
 
 
 def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
@@ -43,10 +45,10 @@ def _source_file(shard: Shard) -> SourceFile:
 
 def _keeps_shapes(draft: Draft) -> bool:
     """Names, dtypes and shapes are the host's."""
-    host, plain = draft.host, draft.host.adapter is None
-    return draft.tensors.keys() == host.tensors.keys() and all(
-        (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is host.tensors[name])  # most are
-        or (made_of.shape == host.tensors[name].shape and made_of.dtype == host.dtype_of(name))
+    host, refs, plain = draft.host, draft.host.tensors, draft.host.adapter is None
+    return draft.tensors.keys() == refs.keys() and all(
+        (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is refs[name])  # most are
+        or (made_of.shape == refs[name].shape and made_of.dtype == host.dtype_of(name))
         for name, made_of in draft.tensors.items()
     )
 
@@ -79,18 +81,29 @@ def _anew(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
 
 
 def _output(draft: Draft, name: str, header: Header) -> OutputFile:
-    return OutputFile(name, header, tuple(draft.tensors[tensor] for tensor in header.tensors))
+    return OutputFile(name, header, tuple(map(draft.tensors.__getitem__, header.tensors)))
 
 
 def _index(draft: Draft, files: tuple[OutputFile, ...]) -> str | None:
     """The index in the form in which transformers writes it; the host's own text where that says the same."""
     if len(files) == 1 and files[0].name == SINGLE_FILE:
         return None
-    weight_map = {tensor: file.name for file in files for tensor in file.header.tensors}
-    total_size = sum(info.end - info.begin for file in files for info in file.header.tensors.values())
-    if draft.host.index is not None:
-        host = json.loads(draft.host.index)  # parsed and checked when the checkpoint was opened
-        stated = (host.get("metadata") or {}).get("total_size")
-        if host["weight_map"] == weight_map and type(stated) is int and stated == total_size:
+    total_size = sum(file.header.file_size - file.header.data_begin for file in files)
+    if draft.host.index is not None:  # it was held against the host's shards when the checkpoint was opened
+        alike = {f.name: f.header.tensors.keys() for f in files} == {s.name: s.header.tensors.keys() for s in draft.host.shards}
+        stated = _stated_size(draft.host.index)
+        if alike and type(stated) is int and stated == total_size:
             return draft.host.index
-    return json.dumps({"metadata": {"total_size": total_size}, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    weight_map: dict[str, str] = {}
+    for file in files:
+        weight_map |= dict.fromkeys(file.header.tensors, file.name)
+    # What json.dumps gives with indent=2, but for the time: with an indent it has no code in C.
+    entries = json.dumps(weight_map, sort_keys=True, separators=(",\n    ", ": "))[1:-1]
+    return f'{{\n  "metadata": {{\n    "total_size": {total_size}\n  }},\n  "weight_map": {{\n    {entries}\n  }}\n}}\n'
+
+
+def _stated_size(index: str) -> object:
+    """What a valid index says that all tensors take, None where it does not. Most begin with it, and the rest is long."""
+    first = _METADATA_FIRST.match(index)
+    metadata = json.loads(index).get("metadata") if first is None else json.JSONDecoder().raw_decode(index, first.end())[0]
+    return (metadata or {}).get("total_size")

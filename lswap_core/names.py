@@ -8,7 +8,7 @@ here knows an architecture.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -42,6 +42,10 @@ class Selector:
 
     def __call__(self, name: str) -> bool:
         return self._matches(name)
+
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that it matches, in their order."""
+        return list(filter(self._matches, names))
 
     def __invert__(self) -> Selector:
         return Selector(lambda name: not self(name), f"~{self}")
@@ -131,14 +135,18 @@ class Stack:
 
     def layer_of(self, name: str) -> int | None:
         """Number of the layer that `name` belongs to, or None outside the stack."""
-        found = _in_stack(self.prefix).match(name)
-        return layer if found is not None and (layer := int(found[1])) < self.count else None
+        return next(self.layers_of((name,)))
+
+    def layers_of(self, names: Iterable[str]) -> Iterator[int | None]:
+        """For each of `names`, the number of the layer that it belongs to, or None outside the stack."""
+        for found in map(_in_stack(self.prefix), names):
+            yield layer if found is not None and (layer := int(found[1])) < self.count else None
 
 
 @lru_cache(maxsize=64)
-def _in_stack(prefix: str) -> re.Pattern[str]:
+def _in_stack(prefix: str) -> Callable[[str], re.Match[str] | None]:
     """A stack's prefix is what stands before a name's first number, so nothing else need be looked for; see `split_layer`."""
-    return re.compile(re.escape(prefix) + r"\.(0|[1-9][0-9]{0,8})\.")
+    return re.compile(re.escape(prefix) + r"\.(0|[1-9][0-9]{0,8})\.").match
 
 
 def find_stack(
@@ -152,7 +160,7 @@ def find_stack(
     """
     numbers: dict[str, set[int]] = {}
     # A layer has many tensors, which all begin alike.
-    for head in {name[: found.end()] for name in names if (found := _NUMBERED.search(name)) is not None}:
+    for head in {found.string[: found.end()] for found in map(_NUMBERED.search, names) if found is not None}:
         if (at := split_layer(f"{head}.")) is not None:
             numbers.setdefault(at[0], set()).add(at[1])
     whole = {p: len(seen) for p, seen in numbers.items() if seen == set(range(len(seen)))}

@@ -11,6 +11,7 @@ from lswap_core.console import print_json, progress_bar, say
 from lswap_core.display import counted
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
+from lswap_core.planning_cli import stored_plan
 from lswap_core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
-    from lswap_core import api, parts, report
+    from lswap_core import parts, report
     from lswap_core.shares import parse_part
 
     if arguments.engine != "local":
@@ -29,7 +30,7 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
     if arguments.push or arguments.public:
         raise RecipeError("--push has no effect with --part: a part is no output; push what `lswap_core publish` made")
     part = parse_part(arguments.part, os.environ)
-    plan = api.read_plan(arguments.plan)
+    plan = stored_plan(arguments)
     into = arguments.out or report.default_name(plan)
     done = parts.apply_part(
         plan,
@@ -84,9 +85,9 @@ def run_on_ray(
 
 def run_publish(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
     """Publish an output whose parts are all done."""
-    from lswap_core import api, parts, report
+    from lswap_core import parts, report
 
-    plan = api.read_plan(arguments.plan)
+    plan = stored_plan(arguments)
     into = arguments.out or report.default_name(plan)
     manifest = parts.publish(plan, into=into, locations=locations, workers=arguments.workers)
     if arguments.json:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
+from lswap_core import wire
 from lswap_core.checkpoint import Role
 from lswap_core.display import counted
 from lswap_core.documents import MAX_SIZE, Node, parse_object
@@ -21,15 +24,6 @@ from lswap_core.dtypes import DType
 from lswap_core.expressions import Expression
 from lswap_core.header import Header, parse_header
 from lswap_core.sizes import format_size
-from lswap_core.wire import (
-    check_format,
-    expression_from_json,
-    expression_to_json,
-    read_role,
-    swap_from_json,
-    swap_to_json,
-    unique_by,
-)
 
 FORMAT = "lswap-plan/1"
 SINGLE_FILE = "model.safetensors"
@@ -135,10 +129,14 @@ class Plan:
         """Every step, in the order of files and offsets. They are independent: any order gives the same output."""
         return tuple(step for file in self.files for step in file.steps())
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every tensor of the output, by name, in the order of `steps`."""
+        return {name: info.end - info.begin for file in self.files for name, info in file.header.tensors.items()}
+
     @cached_property
     def read_bytes(self) -> int:
         """Tensor bytes that executing reads."""
-        return sum(ref.size_bytes for step in self.steps for ref in step.made_of.refs)
+        return sum(ref.end - ref.begin for file in self.files for made_of in file.made_of for ref in made_of.refs)
 
     @cached_property
     def write_bytes(self) -> int:
@@ -158,7 +156,7 @@ class Plan:
 
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
-        what = counted(len(self.steps), "tensor")
+        what = counted(sum(len(file.made_of) for file in self.files), "tensor")
         if self.swap is not None and not self.swap.shares:
             what = f"{self.swap.options['method']} of {what}"
         elif self.swap is not None:
@@ -172,21 +170,29 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON text; equal plans give equal text."""
-        return json.dumps(self._document(), indent=1, ensure_ascii=False) + "\n"
+        files = []
+        for file in self.files:
+            name, header = wire.to_text(file.name), wire.to_text(file.header.raw.decode())
+            tensors = wire.expressions_to_text(zip(file.header.tensors, file.made_of, strict=True), 3)
+            files.append(f'{{\n   "name": {name},\n   "header": {header},\n   "tensors": {tensors}\n  }}')
+        members = {name: wire.to_text(value, 1) for name, value in self._document(files=()).items()}
+        members["files"] = "[\n  " + ",\n  ".join(files) + "\n ]" if files else "[]"
+        return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in members.items()) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, path: str) -> Plan:
         """The inverse of `to_json`. `path` is named in the FormatError for anything that is not a sound plan."""
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         document = Node(parse_object(raw, path=path), path=path)
-        check_format(document, FORMAT)
+        wire.check_format(document, FORMAT)
         return _parse_plan(document, path)
 
-    def _document(self) -> dict[str, Any]:
+    def _document(self, files: tuple[OutputFile, ...] | None = None) -> dict[str, Any]:
+        """The plan as JSON has it; `files` instead of its own."""
         return {
             "format": FORMAT,
             "host": self.host,
-            "swap": None if self.swap is None else swap_to_json(self.swap),
+            "swap": None if self.swap is None else wire.swap_to_json(self.swap),
             "sources": [
                 {
                     "role": source.role,
@@ -200,9 +206,9 @@ class Plan:
                 {
                     "name": file.name,
                     "header": file.header.raw.decode(),
-                    "tensors": {n: expression_to_json(e) for n, e in zip(file.header.tensors, file.made_of, strict=True)},
+                    "tensors": {n: wire.expression_to_json(e) for n, e in zip(file.header.tensors, file.made_of, strict=True)},
                 }
-                for file in self.files
+                for file in (self.files if files is None else files)
             ],
             "sidecars": [{k: getattr(s, k) for k in PlanSidecar.__slots__} for s in self.sidecars],
             "index": self.index,
@@ -213,25 +219,29 @@ class Plan:
 def _parse_plan(document: Node, path: str) -> Plan:
     sources = tuple(
         PlanSource(
-            read_role(s["role"]), s["name"].line(), s["location"].text(), tuple(map(_source_file, unique_by(s["files"], "name")))
+            wire.read_role(s["role"]),
+            s["name"].line(),
+            s["location"].text(),
+            tuple(map(_source_file, wire.unique_by(s["files"], "name"))),
         )
-        for s in unique_by(document["sources"], "role")
+        for s in wire.unique_by(document["sources"], "role")
     )
-    files = tuple(_output_file(entry, path) for entry in unique_by(document["files"], "name"))
-    sidecars = tuple(_sidecar(entry) for entry in unique_by(document["sidecars"], "name"))
+    places: dict[tuple[Role, str], wire.Place] = {(s.role, f.name): (s.role, f.name, f.size) for s in sources for f in s.files}
+    files = tuple(_output_file(entry, places, path) for entry in wire.unique_by(document["files"], "name"))
+    sidecars = tuple(_sidecar(entry) for entry in wire.unique_by(document["sidecars"], "name"))
     home: dict[str, str] = {}
     for file in files:
-        for name in file.header.tensors:
-            if name in home:
-                raise document["files"].blaming(name).refuse(f"is in {home[name]} and in {file.name}")
-            home[name] = file.name
+        if not home.keys().isdisjoint(file.header.tensors):
+            name = next(name for name in file.header.tensors if name in home)
+            raise document["files"].blaming(name).refuse(f"is in {home[name]} and in {file.name}")
+        home |= dict.fromkeys(file.header.tensors, file.name)
     index = document["index"].optional()
     if index is not None:
-        _check_index(index, files, path)
+        _check_index(index, files, home, path)
     elif len(files) != 1:
         raise document["index"].refuse(f"{len(files)} output files need an index")
     swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
-    host = read_role(document["host"])
+    host = wire.read_role(document["host"])
     if host not in {source.role for source in sources}:
         raise document["host"].refuse(f"the plan has no source {host!r}")
     plan = Plan(
@@ -241,14 +251,13 @@ def _parse_plan(document: Node, path: str) -> Plan:
         sidecars,
         None if index is None else index.text(),
         None if shard_size is None else shard_size.integer(low=1),
-        None if swap is None else swap_from_json(swap, home),
+        None if swap is None else wire.swap_from_json(swap, home),
     )
-    sizes = {(source.role, file.name): file.size for source in sources for file in source.files}
-    for step in plan.steps:
-        for ref in step.made_of.refs:
-            if ref.end > sizes.get((ref.role, ref.file), -1):
+    for name, made_of in chain.from_iterable(zip(f.header.tensors, f.made_of, strict=True) for f in files):
+        for ref in made_of.refs:
+            if (place := places.get((ref.role, ref.file))) is None or ref.end > place[2]:
                 what = f"reads {ref.role} {ref.file!r} up to {ref.end}, beyond what the plan's sources have"
-                raise document["files"].blaming(step.name).refuse(what)
+                raise document["files"].blaming(name).refuse(what)
     return plan
 
 
@@ -264,28 +273,27 @@ def _sidecar(entry: Node) -> PlanSidecar:
     return PlanSidecar(name, entry["size"].integer(), entry["sha256"].text())
 
 
-def _output_file(entry: Node, path: str) -> OutputFile:
+def _output_file(entry: Node, places: Mapping[tuple[Role, str], wire.Place], path: str) -> OutputFile:
     name = entry["name"].file_name()
     if not name.endswith(SHARD_SUFFIX):
         raise entry["name"].refuse(f"{name!r} does not end in {SHARD_SUFFIX}")
     header = parse_header(entry["header"].text().encode(), data_size=None, path=f"{path}: {name}")
-    tensors = dict(entry["tensors"].items())
-    if tensors.keys() != header.tensors.keys():
+    entries, copied = entry["tensors"], wire.copies_from_json(entry["tensors"].members(), header, places)
+    if entries.members().keys() != header.tensors.keys():
         raise entry.refuse("its header and its tensors name different things")
     if header.metadata.get("format") != "pt":
         raise entry["header"].refuse("its metadata do not say format: pt, which loaders need")
-    return OutputFile(
-        name,
-        header,
-        tuple(expression_from_json(tensors[n].blaming(n), info.dtype, info.shape) for n, info in header.tensors.items()),
+    made_of = (
+        copied.get(tensor) or wire.expression_from_json(entries[tensor].blaming(tensor), info.dtype, info.shape)
+        for tensor, info in header.tensors.items()
     )
+    return OutputFile(name, header, tuple(made_of))
 
 
-def _check_index(index: Node, files: tuple[OutputFile, ...], path: str) -> None:
-    document = Node(parse_object(index.text().encode(), path=f"{path}: index"), path=f"{path}: index")
+def _check_index(index: Node, files: tuple[OutputFile, ...], home: Mapping[str, str], path: str) -> None:
+    document = Node(parse_object(index.text().encode(), path=f"{path}: index", shallow=True), path=f"{path}: index")
     total_size = sum(file.header.file_size - file.header.data_begin for file in files)
     if document["metadata"]["total_size"].integer() != total_size:
         raise document["metadata"].refuse(f"'total_size' must be {total_size}")
-    home = {name: file.name for file in files for name in file.header.tensors}
-    if {name: file.text() for name, file in document["weight_map"].items()} != home:
+    if document["weight_map"].value != home and {n: file.text() for n, file in document["weight_map"].items()} != home:
         raise document.refuse("its 'weight_map' is not where the tensors are")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lswap_core.console import progress_bar
@@ -24,10 +26,28 @@ _SWAP_OPTIONS = (
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
     """The plan that the options of `merge` and `plan` ask for."""
-    gc.disable()  # a plan is all values, with nothing to collect, and looking takes its time in a large one
-    try:
+    with uncollected():
         return _planned(arguments)
+
+
+def stored_plan(arguments: argparse.Namespace) -> Plan:
+    """The plan in the file that `apply` and the like name."""
+    from lswap_core import api
+
+    with uncollected():
+        return api.read_plan(arguments.plan)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """What is made in here is left alone by the garbage collector, now and later: checkpoints and plans are all values, with
+    nothing to collect, and looking for it takes its time in a large one. `main` takes that back.
+    """
+    gc.disable()
+    try:
+        yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

@@ -153,16 +153,20 @@ class LayerSwap:
         stack = math.stack(self.layer_prefix)
         shares, said = self._shares(changes, math, lang, stack.count)
         zones = self.zones(stack.count, shares)
-        numbers = {name: stack.layer_of(name) for name in math.tensors}
-        outside = classify_outside([name for name, number in numbers.items() if number is None], stack)
+        changed: list[tuple[str, int]] = []
+        others: list[str] = []
+        for name, number in zip(math.tensors, stack.layers_of(math.tensors), strict=True):
+            if number is None:
+                others.append(name)
+            elif zones.shares[number] > 0:
+                changed.append((name, number))
+        outside = classify_outside(others, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
         by_share: dict[float, list[str]] = {}
-        for name, number in numbers.items():
-            if number is None or (self.swap is not None and module_of(name) not in self.swap):
-                continue
-            if (share := zones.shares[number]) > 0:
-                by_share.setdefault(share, []).append(name)
+        for name, number in changed:
+            if self.swap is None or module_of(name) in self.swap:
+                by_share.setdefault(zones.shares[number], []).append(name)
         if self.swap is not None and any(zones.shares) and not by_share:
             raise RecipeError(f"--swap {','.join(self.swap)}: no tensor of these layers is recognised as such")
         for share, names in by_share.items():
@@ -219,7 +223,8 @@ class LayerSwap:
         if issues := tuple(tensor_issues(draft.host, base, self.cast)):
             raise MismatchError(f"{draft.host.location} and {base.location} cannot be combined", issues)
         chosen = set(numbers)
-        return draft.replace(one_of([n for n in draft.tensors if stack.layer_of(n) in chosen]), base, cast=self.cast)
+        of_layers = zip(draft.tensors, stack.layers_of(draft.tensors), strict=True)
+        return draft.replace(one_of([name for name, number in of_layers if number in chosen]), base, cast=self.cast)
 
     def _seams(self) -> tuple[int, int]:
         """Blended layers at the bottom and at the top; a seam vanishes with its end."""

@@ -44,8 +44,8 @@ def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
         return Table(_LAYER_COLUMNS, (made,))
     stack = Stack(swap.prefix, len(swap.shares))
     by_layer: dict[int, list[int]] = {number: [] for number in range(stack.count)}
-    for name, size in sizes.items():
-        if (number := stack.layer_of(name)) is not None:
+    for number, size in zip(stack.layers_of(sizes), sizes.values(), strict=True):
+        if number is not None:
             by_layer[number].append(size)
     rows = []
     reverted = set(swap.options.get("revert_layers", ()))
@@ -160,8 +160,8 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
         lines += [f"- **{source.role}**: `{source.name}`" + (f", commit `{source.revision}`" if source.revision else "")]
     lines += [""]
     if plan.swap is not None:
-        sizes = {step.name: step.size_bytes for step in plan.steps}
-        lines += ["```sh", repeat_command(plan, plan.swap), "```", "", layer_table(plan.swap, sizes).to_markdown()]
+        table = layer_table(plan.swap, plan.sizes())
+        lines += ["```sh", repeat_command(plan, plan.swap), "```", "", table.to_markdown()]
         lines += [f"- {one_line(note)}" for note in plan_notes(plan)]
         if seams := seam_table(manifest, plan.swap):
             lines += ["", "How the experts differ where they are blended:", "", seams.to_markdown()]

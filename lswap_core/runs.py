@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 from lswap_core.checkpoint import Role, TensorRef
 from lswap_core.expressions import Copy
@@ -88,7 +89,7 @@ def base_of(file: OutputFile) -> Base | None:
 
 def runs(steps: Iterable[Step], *, apart: Collection[str] = (), most_bytes: int = RUN_BYTES) -> Iterator[Run]:
     """Steps, given in the order of files and offsets, as runs. Those named in `apart` do not share a run with others."""
-    for _, of_file in groupby(steps, key=lambda step: step.file):
+    for _, of_file in groupby(steps, key=attrgetter("file")):
         pending: list[Step] = []
         for step in of_file:
             if pending and not (_follows(pending[-1], step, apart) and step.end - pending[0].begin <= most_bytes):
@@ -99,10 +100,11 @@ def runs(steps: Iterable[Step], *, apart: Collection[str] = (), most_bytes: int 
 
 
 def _follows(before: Step, step: Step, apart: Collection[str]) -> bool:
-    if not (is_plain(before) and is_plain(step)) or (before.name in apart) != (step.name in apart):
+    near, far = before.made_of, step.made_of
+    if not (isinstance(near, Copy) and isinstance(far, Copy) and near.cast is None and far.cast is None):
         return False
-    near, far = before.made_of.refs[0], step.made_of.refs[0]
-    return before.end == step.begin and _origin(before) == _origin(step) and near.end == far.begin
+    joined = near.ref.end == far.ref.begin and near.ref.file == far.ref.file and near.ref.role == far.ref.role
+    return joined and before.end == step.begin and (before.name in apart) == (step.name in apart)
 
 
 def _origin(step: Step) -> tuple[Role, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache, partial
+from json.encoder import encode_basestring
 from typing import Any
 
 from lswap_core.checkpoint import Role, TensorRef, parse_role
@@ -11,7 +14,7 @@ from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
-from lswap_core.header import size_in_bytes
+from lswap_core.header import Header, size_in_bytes
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:
@@ -30,6 +33,53 @@ def expression_to_json(made_of: Expression) -> dict[str, Any]:
         entry |= {"shapes": [list(made_of.a.shape), list(made_of.b.shape)], "scale": made_of.scale}
         entry["transposed"] = made_of.transposed
     return entry if made_of.cast is None else entry | {"cast": made_of.cast.name}
+
+
+_TYPES_IN_COPY = [str, str, str, int, int]
+
+
+def expressions_to_text(made_of: Iterable[tuple[str, Expression]], depth: int) -> str:
+    """What `json.dumps` with indent=1 gives of an object of expressions that is `depth` levels deep in a document. Copies, of
+    which there are many, are filled into a form: the module has no code in C for text with indents.
+    """
+    pad = "\n" + " " * (depth + 1)
+    form = f'%s: {{{pad} "copy": [{pad}  %s,{pad}  %s,{pad}  "%s",{pad}  %d,{pad}  %d{pad} ]{pad}}}'
+    quote = cache(partial(json.dumps, ensure_ascii=False))
+    entries = []
+    for name, expression in made_of:
+        if isinstance(expression, Copy) and expression.cast is None:
+            role, file, dtype, _, begin, end = expression.ref
+            entries.append(form % (encode_basestring(name), quote(role), quote(file), dtype.name, begin, end))
+        else:
+            entries.append(f"{encode_basestring(name)}: {to_text(expression_to_json(expression), depth + 1)}")
+    return f"{{{pad}{f',{pad}'.join(entries)}{pad[:-1]}}}" if entries else "{}"
+
+
+def to_text(value: Any, depth: int = 0) -> str:
+    """What `json.dumps` with indent=1 gives of a value that is `depth` levels deep in a document: no string in it is broken."""
+    return json.dumps(value, indent=1, ensure_ascii=False).replace("\n", "\n" + " " * depth)
+
+
+Place = tuple[Role, str, int]
+"""A source file: its role, its name, its size."""
+
+
+def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping[tuple[Role, str], Place]) -> dict[str, Copy]:
+    """Those of a file's expressions that are plain copies out of `places` and right in every way. All others, right or wrong,
+    are for `expression_from_json`, which takes ten times as long.
+    """
+    found: dict[str, Copy] = {}
+    for name, (dtype, shape, begin, end) in header.tensors.items():
+        entry = entries.get(name)
+        copied = entry.get("copy") if type(entry) is dict and len(entry) == 1 else None
+        if type(copied) is not list or [*map(type, copied)] != _TYPES_IN_COPY:
+            continue
+        role, file, dtype_name, first, last = copied
+        if dtype_name == dtype.name and last - first == end - begin and first >= 0:
+            place = places.get((role, file))
+            if place is not None and last <= place[2]:
+                found[name] = Copy(TensorRef(place[0], place[1], dtype, shape, first, last))
+    return found
 
 
 def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> Expression:

@@ -23,6 +23,19 @@ def test_refs_are_absolute_and_tile_each_file() -> None:
         assert at == shard.header.file_size
 
 
+def test_one_tensor_is_found_as_it_is_among_all() -> None:
+    for made in (checkpoint(llama(2)), checkpoint(llama(2), "lang", files=[list(llama(2))[:3], list(llama(2))[3:]])):
+        assert {name: made.find(name) for name in made.tensors} == made.tensors
+        assert all(made.dtype_of(name) is ref.dtype for name, ref in made.tensors.items())
+        assert made.find("model.layers.9.attn.weight") is None
+
+
+def test_a_tensor_without_a_name_has_one_place_too() -> None:
+    one = checkpoint({"": ("F32", (1,))})
+    with pytest.raises(FormatError, match="is also in model.safetensors"):
+        Checkpoint("math", "/m", "/m", "m", (*one.shards, *one.shards))
+
+
 def test_a_tensor_has_one_place() -> None:
     one = checkpoint(llama(1))
     with pytest.raises(FormatError, match="is also in model.safetensors") as caught:

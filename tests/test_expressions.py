@@ -29,7 +29,7 @@ TASKS = TaskVectors(Copy(REF), (OTHER, ADAPTED), (0.4, -1.5))
 TIES = TaskVectors(OTHER, (Copy(REF),), (1.0,), 0.2, 0.9)
 ALL = [
     Copy(REF),
-    replace(Copy(REF), cast=F16),
+    Copy(REF, cast=F16),
     ADAPTED,
     replace(ADAPTED, cast=F32),
     TURNED,
@@ -80,7 +80,7 @@ def test_what_they_read() -> None:
         (TASKS, {"density": 2}, "a number from 0 to 1"),
         (TASKS, {"strength": "x"}, "expected a number"),
         (TIES, {"task_vectors": [expression_to_json(OTHER)], "scales": []}, "need an expert at least"),
-        (TIES, {"task_vectors": [expression_to_json(OTHER), expression_to_json(replace(OTHER, cast=F16))]}, "cannot be added up"),
+        (TIES, {"task_vectors": [expression_to_json(OTHER), expression_to_json(OTHER._replace(cast=F16))]}, "cannot be added up"),
     ],
 )
 def test_unsound_json_is_refused(made_of: Expression, edit: dict[str, Any], words: str) -> None:

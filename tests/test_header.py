@@ -194,6 +194,25 @@ def test_json_from_outside_is_a_utf8_object(raw: bytes) -> None:
         parse_object(raw, path="f")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}', '{"a":1,"a" :2}', '{"a": 1, "a":{}}', '{"a": {}, "a": {"b": 1}}', '{"t": {"a": 1, "a": 2}}',
+        '{"t": {"a": {"b": 1, "b": 2}}}', '{"t": [{"a": 1, "a": 1}]}', '{"a": 1, "a": ":", "b": {":": ":"}}',
+        '{"\\u0061": 1, "a": 1}', '{":": {"::": 1, "::": 2}}', '{"a:": 1, "b": 2}', '{"a": ":"}', '{"\\u003a": 1}',
+        '{"a": {"b": {"c": 1}}, "d": [{"e": 1}]}', "{}", '{"a": {}}', '["a", "a"]', "1", '{"a": NaN}', '{"a": -0}',
+    ],
+)  # fmt: skip
+def test_names_are_held_to_be_there_once_whether_counted_or_looked_at(text: str) -> None:
+    outcomes = []
+    for shallow in (False, True):
+        try:
+            outcomes.append(repr(parse_object(text.encode(), path="x", shallow=shallow)))
+        except FormatError as error:
+            outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
 def test_a_config_may_hold_infinities_as_python_writes_them() -> None:
     raw = b'{"time_step_limit": [0.0, Infinity, -Infinity]}'
     assert parse_object(raw, path="f", infinities=True) == {"time_step_limit": [0.0, math.inf, -math.inf]}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -63,6 +66,34 @@ def test_json_round_trip_and_equal_plans_give_equal_text(draft: Draft, shard_siz
     again = Plan.from_json(text, path="p")
     assert again.to_json() == text == lay_out(draft, shard_size).to_json()
     assert (again.digest, again.steps, again.files, again.sources) == (plan.digest, plan.steps, plan.files, plan.sources)
+
+
+def test_an_index_that_does_not_begin_with_its_size_is_kept_too() -> None:
+    names = list(llama(6))
+    math = checkpoint(llama(6), files=[names[:5], names[5:]])
+    index = json.loads(math.index or "")
+    turned = json.dumps({"weight_map": index["weight_map"], "metadata": index["metadata"]})
+    for text, kept in [(turned, True), (json.dumps({"weight_map": index["weight_map"]}), False)]:
+        plan = lay_out(Draft.of(replace(math, index=text), checkpoint(llama(6), "lang")))
+        assert (plan.index == text) is kept
+        assert json.loads(plan.index or "")["weight_map"] == index["weight_map"]
+
+
+@given(drafts(), st.one_of(st.none(), st.integers(1, 3000)))
+def test_texts_are_those_of_the_json_module(draft: Draft, shard_size: int | None) -> None:
+    plan = lay_out(draft, shard_size)
+    text = plan.to_json()
+    assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"
+    if plan.index not in (None, draft.host.index):
+        assert plan.index == json.dumps(json.loads(plan.index or ""), indent=2, sort_keys=True) + "\n"
+
+
+def test_names_of_all_kinds_are_written_as_the_json_module_writes_them() -> None:
+    names = ['a"b', "a\\b", "\n{}%s%d", "\u00e9\u4e2d\U0001f600\u2028", ""]
+    draft = Draft.of(checkpoint(dict.fromkeys(names, ("F32", (2,)))), checkpoint({}, "lang"))
+    for plan in (lay_out(draft), lay_out(draft, 1), lay_out(draft.cast(named("*"), DTYPES["BF16"]))):
+        assert plan.to_json() == json.dumps(json.loads(plan.to_json()), indent=1, ensure_ascii=False) + "\n"
+        assert Plan.from_json(plan.to_json(), path="p") == plan
 
 
 @given(drafts())
@@ -220,6 +251,26 @@ def test_an_unsound_plan_is_refused(change: Any, words: str) -> None:
         Plan.from_json(mutated(change), path="plan.json")
     assert words in str(caught.value)
     assert str(caught.value).startswith("plan.json")
+
+
+ODD = st.sampled_from([None, True, 0.0, -1, 0, 48, 2**63, 10**9, "", "lang", "F32", "BF16", [], {}])
+
+
+@given(st.integers(0, 4), ODD, st.booleans())
+def test_a_copy_read_at_once_is_the_one_read_member_by_member(member: int, to: object, more: bool) -> None:
+    def change(document: Any) -> None:
+        entry = document["files"][0]["tensors"]["model.norm.weight"]
+        entry["copy"][member] = to
+        entry |= {"cast": "BF16"} if more else {}
+
+    outcomes = []
+    for way in (nullcontext(), mock.patch("lswap_core.wire.copies_from_json", return_value={})):
+        with way:
+            try:
+                outcomes.append(repr(Plan.from_json(mutated(change), path="p")))
+            except FormatError as error:
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
 
 
 @pytest.mark.parametrize("metadata", [5, {}, {"total_size": "a lie"}, {"total_size": 3}])

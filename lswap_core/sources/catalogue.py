@@ -60,7 +60,7 @@ def parse_index(raw: bytes, *, path: str, single_beside: bool) -> dict[str, Any]
     """The weight_map of an index, tensor to file; every file is a plain name of a shard. single_beside: there is a
     SINGLE_FILE in the same directory.
     """
-    document = parse_object(raw, path=path, blame=lambda trail: trail[-1])
+    document = parse_object(raw, path=path, blame=lambda trail: trail[-1], shallow=True)
     weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError("has no 'weight_map' of tensor names to files", path=path)
@@ -90,11 +90,15 @@ def tensors_by_file(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
     return by_file
 
 
-def check_shard(shard: Shard, said: set[str], weight_map: Mapping[str, str], *, index_path: str, path: str) -> None:
-    """Hold a shard against the tensors that the index says are in it; FormatError names the first that is amiss."""
-    for tensor in sorted(said - shard.header.tensors.keys()):
+def check_shard(shard: Shard, count: int, weight_map: Mapping[str, str], *, index_path: str, path: str) -> None:
+    """Hold a shard against the index, which says that `count` tensors are in it; FormatError names the first that is amiss."""
+    tensors = shard.header.tensors
+    if len(tensors) == count and {*map(weight_map.get, tensors)} == {shard.name}:
+        return
+    said = {tensor for tensor, file in weight_map.items() if file == shard.name}
+    for tensor in sorted(said - tensors.keys()):
         raise FormatError(f"the index says that it is in {shard.name}, but it is not", path=index_path, tensor=tensor)
-    for tensor in sorted(shard.header.tensors.keys() - said):
+    for tensor in sorted(tensors.keys() - said):
         elsewhere = f"the index says {weight_map[tensor]}" if tensor in weight_map else "the index does not mention it"
         raise FormatError(f"is in this file, but {elsewhere}", path=path, tensor=tensor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from io import BufferedReader
@@ -29,7 +30,6 @@ from lswap_core.sources.catalogue import (
     parse_index,
     pickled,
     sample_ranges,
-    tensors_by_file,
 )
 from lswap_core.sources.disks import reads_best_in_order
 
@@ -191,15 +191,16 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
     path = str(root / INDEX_FILE)
     weight_map = parse_index(raw, path=path, single_beside=os.path.lexists(root / SINGLE_FILE))
     shards = []
-    for file, said in sorted(tensors_by_file(weight_map).items()):
+    for file, count in sorted(Counter(weight_map.values()).items()):
         try:
             shard = read_shard(root, file)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG) or os.path.lexists(root / file):
                 raise
-            raise FormatError(f"shard {file} is missing", path=path, tensor=min(said)) from None
+            missing = min(tensor for tensor, there in weight_map.items() if there == file)
+            raise FormatError(f"shard {file} is missing", path=path, tensor=missing) from None
         shards.append(shard)
-        check_shard(shard, said, weight_map, index_path=path, path=str(root / file))
+        check_shard(shard, count, weight_map, index_path=path, path=str(root / file))
     return tuple(shards)
 
 

@@ -53,7 +53,7 @@ def open_folder(folder: Folder, role: Role, name: str | None = None, count: Coun
         shards = _read_shards(folder, by_file, count)
         for shard in shards:
             where = f"{folder.root}/{shard.name}"
-            check_shard(shard, by_file[shard.name], weight_map, index_path=path, path=where)
+            check_shard(shard, len(by_file[shard.name]), weight_map, index_path=path, path=where)
         text = raw.decode()
     else:
         shards = _read_shards(folder, {only_file([file for file in sizes if "/" not in file], folder.root): set()}, count)
