@@ -20,6 +20,7 @@ from lswap_core.sinks.building import Build, Terms
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.shared import Gathering, SharedSink
 from lswap_core.sources.places import local_places
+from lswap_core.sources.reopening import source_of
 from lswap_core.traffic import Traffic
 
 
@@ -54,14 +55,14 @@ def apply_part(
     other digests.
     """
     _check_shared(into)
-    places, checkpoints, threads, evaluator_of = prepare(plan, locations, workers=workers, device=device)
-    local = [place for checkpoint in checkpoints.values() for place in local_places(checkpoint.location)]
+    places, sources, threads, evaluator_of = prepare(plan, locations, workers=workers, device=device)
+    local = [place for source in sources.values() for place in local_places(source.location)]
     with closing(SharedSink(into, plan, part, sources=local, options=options, traffic=traffic, restart=restart)) as sink:
         steps = sink.steps
         anew = not sink.is_done
         if anew:
             try:
-                with places.source(checkpoints) as source:
+                with source_of(sources, places.count) as source:
                     run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                     done = run(plan, source, sink, evaluator_of(source), steps=steps)
                     source.check()

@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
-from lswap_core.sources.remote import InterruptedTransferError, persist
+from lswap_core.sources.transfer import InterruptedTransferError, persist
 from lswap_core.sources.transport import Response, check_body, request_range, retry_later
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class HubFile:
         """Of the responses from the present address."""
 
     def stream(self, begin: int, end: int) -> Generator[bytes, None, None]:
-        """See `lswap_core.sources.remote.RangeReader`."""
+        """See `lswap_core.sources.transfer.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
             with translated(self.path, self._folder.name):

@@ -22,7 +22,7 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, SHARD_SUFFIX, SINGLE_FILE
 from lswap_core.ports import Silence
 from lswap_core.sources.opening import no_such_file
-from lswap_core.sources.remote import InterruptedTransferError
+from lswap_core.sources.transfer import InterruptedTransferError
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
 _ON_THE_WEB = ("https", "http")
@@ -121,7 +121,7 @@ class StoreFile:
         self._lock = Lock()
 
     def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:
-        """See `lswap_core.sources.remote.RangeReader`."""
+        """See `lswap_core.sources.transfer.RangeReader`."""
         asked: dict[str, Any] = {"range": (begin, end)}
         if self.etag is not None and not self.etag.startswith("W/"):
             asked["if_match"] = self.etag
