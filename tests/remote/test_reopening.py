@@ -139,3 +139,14 @@ def test_before_its_tensors_only_what_is_read_of_a_file_is_asked_for(
     begun = [p for _, p, headers in hub.requests if headers.get("range", "").startswith("bytes=0-") and "Signature" in p]
     assert sorted(p.partition("?")[0][1:] for p in begun) == sorted(read)
     assert not [p for _, p, _ in hub.requests if "/api/" in p or p.endswith("index.json")]
+
+
+def test_a_web_server_is_asked_once_for_each_file_that_is_read(hub: HubServer, tmp_path: Path) -> None:
+    web = {role: f"{hub.cdn}/plain/acme/{role}" for role in ("math", "lang")}
+    math, lang = (api.open_checkpoint(place, role=role) for role, place in web.items())
+    plan = api.lay_out(api.LayerSwap(bottom=4, top=2).draft(math=math, lang=lang))
+    hub.forget()
+    api.execute(plan, into=tmp_path / "out")
+    read = {f"/plain/acme/{ref.role}/{ref.file}" for step in plan.steps for ref in step.made_of.refs}
+    beside = {f"/plain/acme/math/{sidecar.name}" for sidecar in plan.sidecars}
+    assert sorted(path for method, path, _ in hub.requests if method == "HEAD") == sorted(read | beside)
