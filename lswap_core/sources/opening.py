@@ -59,9 +59,10 @@ def open_folder(folder: Folder, role: Role, name: str | None = None, count: Coun
         text = raw.decode()
     else:
         shards = _read_shards(folder, {only_file([file for file in sizes if "/" not in file], folder.root): set()}, count)
-    if "config.json" in sizes:
-        config = parse_object(read_whole(folder, "config.json", count), path=f"{folder.root}/config.json", infinities=True)
     sidecars = tuple(_sidecar(folder, file, count) for file in sorted(sizes) if _belongs(file))
+    for sidecar in sidecars:
+        if sidecar.name == "config.json":
+            config = parse_object(sidecar.read(), path=f"{folder.root}/config.json", infinities=True)
     return Checkpoint(role, folder.root, folder.root, name or folder.name, shards, text, config, sidecars)
 
 
@@ -83,7 +84,8 @@ def _belongs(name: str) -> bool:
 
 def _sidecar(folder: Folder, name: str, count: Count) -> Sidecar:
     check_name(name, f"{folder.root}/{name}")
-    return Sidecar(name, cache(partial(read_whole, folder, name, count)))  # its size, digest and bytes are asked for in turn
+    read = cache(partial(read_whole, folder, name, count))  # size, digest and bytes are asked for in turn
+    return Sidecar(name, read, folder.told(name))
 
 
 def _read_shards(folder: Folder, by_file: Mapping[str, set[str]], count: Count) -> tuple[Shard, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock, local
 from typing import Protocol
 
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint import Content, Role, TensorRef
 from lswap_core.errors import StalePlanError
 from lswap_core.runs import Run
 from lswap_core.sources.transfer import Count, RangeReader, Stream
@@ -38,6 +38,9 @@ class Folder(Protocol):
 
     def sizes(self) -> Mapping[str, int | None]:
         """Every file, by its name below the root, and its size in bytes where that is known."""
+
+    def told(self, name: str) -> Content | None:
+        """What is known of a file's bytes without reading them; None where that is nothing."""
 
     def reader(self, name: str) -> RangeReader:
         """A file's reader. Raises SourceError where it cannot be had, FileNotFoundError where there is no such file."""

@@ -104,7 +104,7 @@ def _reopen_remote(
             data = read_whole(folder, sidecar.name, count)
         except FileNotFoundError:
             raise _changed(f"{folder.root}/{sidecar.name}") from None
-        if hashlib.sha256(data).hexdigest() != sidecar.sha256:
+        if (len(data), hashlib.sha256(data).hexdigest()) != (sidecar.size, sidecar.sha256):
             raise _changed(f"{folder.root}/{sidecar.name}")
         return data
 

@@ -74,6 +74,9 @@ class StoreFolder:
         """See `lswap_core.sources.remote.Folder`. On a web server, of the files that are usual."""
         return {name: meta["size"] for name, meta in self._metas().items()}
 
+    def told(self, name: str) -> None:
+        """Nothing: an ETag hangs on how an object was put there, too, and no store says that equal ones are of equal bytes."""
+
     def reader(self, name: str) -> StoreFile:
         """See `lswap_core.sources.remote.Folder`."""
         return StoreFile(self._store, self._scheme, f"{self.root}/{name}", name, self._meta(name))
