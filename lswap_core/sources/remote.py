@@ -117,7 +117,7 @@ class _FileInUse:
         self._file = file
         self._reader: RangeReader | None = None
         self._opening, self._confirming = Lock(), Lock()
-        self._confirmed = file.confirm is None
+        self.confirmed = file.confirm is None
 
     def reader(self) -> RangeReader:
         with self._opening:  # one thread finds a file, the others wait for it
@@ -127,12 +127,12 @@ class _FileInUse:
 
     def confirm(self, *, wait: bool) -> None:
         """Make sure that it is the file that is meant. While another thread does that: wait for it, or else go on."""
-        if self._confirmed or not self._confirming.acquire(blocking=wait):
+        if self.confirmed or not self._confirming.acquire(blocking=wait):
             return
         try:
-            if self._file.confirm is not None and not self._confirmed:
+            if self._file.confirm is not None and not self.confirmed:
                 self._file.confirm(self.reader())
-            self._confirmed = True
+            self.confirmed = True
         finally:
             self._confirming.release()
 
@@ -141,7 +141,8 @@ class RemoteSource:
     """Bytes of remote files. A thread keeps a stream open for each operand: it covers what a run needs of a file and no more,
     and is read on as the run is; the kernel's buffers hold what comes in the meantime.
 
-    The first thread that reads from a file confirms it, while others have the network; nothing that was read of it counts before.
+    The first thread that reads from a file confirms it, while others have the network and its own bytes come into the kernel's
+    buffers; nothing that was read of it counts before.
     """
 
     def __init__(self, files: Mapping[tuple[Role, str], RemoteFile], count: Count = lambda _: None) -> None:
@@ -196,12 +197,14 @@ class RemoteSource:
         while mine and (mine[0][2].at == mine[0][2].end or len(mine) >= _STREAMS_OF_A_THREAD):
             self._give_up(mine.pop(0)[2])
         in_use, spans = self._in_use[ref.role, ref.file], self._spans.get((ref.role, ref.file))
-        in_use.confirm(wait=False)
         end = default if spans is None else spans.end_of(at, default)
         stream = Stream(in_use.reader(), at, end, self._count)
         mine.append((ref.role, ref.file, stream))
         with self._lock:
             self._open.add(stream)
+        if not in_use.confirmed:
+            stream.start()  # bytes come meanwhile
+            in_use.confirm(wait=False)
         return stream
 
     def _give_up(self, stream: Stream) -> None:

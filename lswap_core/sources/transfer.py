@@ -60,6 +60,13 @@ class Stream:
         self._pieces: Generator[memoryview | bytes, None, None] | None = None
         self._left = memoryview(b"")
 
+    def start(self) -> None:
+        """Ask for the bytes and wait for the first: more come into the kernel's buffers while the caller does something else.
+        Raises as `read_into`.
+        """
+        if not self._left and self.at < self.end:
+            self._left = memoryview(self._next())
+
     def read_into(self, buffer: memoryview) -> None:
         """Fill `buffer` with the next bytes. Raises what `RangeReader.stream` does, and SourceError once ATTEMPTS in a row
         brought nothing.
