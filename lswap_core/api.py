@@ -21,7 +21,6 @@ from lswap_core.execution import (
     merged_sources,
     near,
     prepare,
-    sidecar_bytes,
     threads_for,
 )
 from lswap_core.hub_upload import Upload, check_repository, upload
@@ -35,6 +34,7 @@ from lswap_core.recipe import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.places import Places, Travel
+from lswap_core.sources.reopening import source_of
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
@@ -123,17 +123,16 @@ def execute(
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into))
-    places, checkpoints, threads, evaluator_of = ready
-    sidecars = sidecar_bytes(plan, checkpoints[plan.host])
-    sources = near(into, (checkpoint.location for checkpoint in checkpoints.values()))
-    with closing(open_sink(into, sources=sources, options=options, traffic=traffic, restart=restart)) as sink:
+    ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into), sidecars=True)
+    places, sources, threads, evaluator_of = ready
+    beside = near(into, (source.location for source in sources.values()))
+    with closing(open_sink(into, sources=beside, options=options, traffic=traffic, restart=restart)) as sink:
         try:
-            with places.source(checkpoints) as source:
+            with source_of(sources, places.count) as source:
                 run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
                 done = run(plan, source, sink, evaluator_of(source))
                 source.check()
-            manifest = complete(plan, done, sink, sidecars, digest=options.digest, workers=threads)
+            manifest = complete(plan, done, sink, sources[plan.host].sidecars, digest=options.digest, workers=threads)
         except BaseException as error:
             (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:

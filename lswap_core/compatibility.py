@@ -131,10 +131,10 @@ def _tokenizer_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
     x = {sidecar.name: sidecar for sidecar in math.sidecars}
     y = {sidecar.name: sidecar for sidecar in lang.sidecars}
     for name in _RAW_VOCABULARIES:
-        if name in x and name in y and x[name].sha256 != y[name].sha256:
+        if name in x and name in y and not x[name].equals(y[name]):
             yield f"{name}: its bytes differ between math and lang"
     name = "tokenizer.json"
-    if name in x and name in y and x[name].sha256 != y[name].sha256:
+    if name in x and name in y and not x[name].equals(y[name]):
         in_math = _tokenizer(x[name].read(), math.path_of(name))
         in_lang = _tokenizer(y[name].read(), lang.path_of(name))
         for part in _TOKENIZER_PARTS:

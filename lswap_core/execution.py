@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 from lswap_core import kernels, report
 from lswap_core.checkpoint import Checkpoint, Role, parse_role
-from lswap_core.errors import RecipeError, StalePlanError, VerificationError
+from lswap_core.errors import RecipeError, VerificationError
 from lswap_core.evaluate import Evaluator
 from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.parallel import run_all
-from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan, PlanSidecar, PlanSource
+from lswap_core.plan import CARD_FILE, INDEX_FILE, MANIFEST_FILE, Plan
 from lswap_core.ports import Output, Silence, Source
 from lswap_core.sinks.opening import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
+from lswap_core.sources.reopening import Reopened, reopen
 from lswap_core.streaming import StreamingEvaluator
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -24,31 +25,40 @@ REMOTE_WORKERS = 16
 
 
 class Ready(NamedTuple):
-    """What executing a plan needs beside a place: its sources, opened and found to be what was planned, threads, arithmetic."""
+    """What executing a plan needs beside a place: its sources, found and held to be what was planned, threads, arithmetic."""
 
     places: Places
-    checkpoints: dict[Role, Checkpoint]
+    sources: dict[Role, Reopened]
     threads: int
     evaluator_of: Callable[[Source], Evaluator]
 
 
 def prepare(
-    plan: Plan, locations: Mapping[str, StrPath] | None, *, workers: int | None, device: str, remote: bool = False
+    plan: Plan,
+    locations: Mapping[str, StrPath] | None,
+    *,
+    workers: int | None,
+    device: str,
+    remote: bool = False,
+    sidecars: bool = False,
 ) -> Ready:
-    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk."""
+    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk. sidecars: what lies beside the
+    host's weights is wanted too.
+    """
     threads_for(workers)
     evaluator_of = _evaluating(device)
     places = Places()
-    checkpoints = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}))
-    threads = threads_for(workers, remote=remote or are_remote(*checkpoints.values()))
-    return Ready(places, checkpoints, threads, evaluator_of)
+    sources = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}), sidecars)
+    threads = threads_for(workers, remote=remote or any(source.there for source in sources.values()))
+    return Ready(places, sources, threads, evaluator_of)
 
 
-def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> dict[str, bytes]:
-    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed."""
+def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
+    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed, its
+    tensors excepted where they are remote.
+    """
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    (host,) = (source for source in plan.sources if source.role == plan.host)
-    return sidecar_bytes(plan, _reopen(Places(), host, moved.get(host.role)))
+    return reopen(Places(), plan, plan.host, moved.get(plan.host), tensors=False, sidecars=True).sidecars
 
 
 def complete(
@@ -129,20 +139,6 @@ def merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, S
     return opened
 
 
-def sidecar_bytes(plan: Plan, host: Checkpoint) -> dict[str, bytes]:
-    """What is copied beside the shards, by name. StalePlanError where it changed after it was planned."""
-    there = {sidecar.name: sidecar for sidecar in host.sidecars}
-
-    def read(planned: PlanSidecar, _: object) -> bytes:
-        if planned.name not in there or there[planned.name].sha256 != planned.sha256:
-            raise StalePlanError(f"{host.path_of(planned.name)}: changed after it was planned; plan again")
-        return there[planned.name].read()
-
-    workers = REMOTE_WORKERS if are_remote(host) else 1
-    contents = run_all(read, plan.sidecars, total_bytes=0, progress=Silence(), workers=workers)
-    return {planned.name: data for planned, data in zip(plan.sidecars, contents, strict=True)}
-
-
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
@@ -157,29 +153,18 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 
-def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str]) -> dict[Role, Checkpoint]:
-    """`_reopen` of every source; remote ones all at once, since that is mostly waiting."""
+def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars: bool) -> dict[Role, Reopened]:
+    """Every source, reopened; remote ones all at once, since that is mostly waiting."""
     remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
+    roles = [source.role for source in plan.sources]
     opened = run_all(
-        lambda source, _: _reopen(places, source, moved.get(source.role)),
-        plan.sources,
+        lambda role, _: reopen(places, plan, role, moved.get(role), sidecars=sidecars and role == plan.host),
+        roles,
         total_bytes=0,
         progress=Silence(),
-        workers=len(plan.sources) if remote else 1,
+        workers=len(roles) if remote else 1,
     )
-    return {source.role: checkpoint for source, checkpoint in zip(plan.sources, opened, strict=True)}
-
-
-def _reopen(places: Places, planned: PlanSource, moved_to: str | None) -> Checkpoint:
-    """The checkpoint that a plan was made from, if it still is that; elsewhere, only fingerprints count."""
-    checkpoint = places.open(moved_to or planned.location, planned.role, planned.name)
-    now = {shard.name: shard for shard in checkpoint.files}
-    for file in planned.files:
-        shard = now.get(file.name)
-        same = shard is not None and (shard.header.file_size, shard.fingerprint) == (file.size, file.fingerprint)
-        if not same or not (moved_to or now[file.name].mtime_ns == file.mtime_ns):
-            raise StalePlanError(f"{checkpoint.path_of(file.name)}: not the {planned.role} file that was planned; plan again")
-    return checkpoint
+    return dict(zip(roles, opened, strict=True))
 
 
 def _version() -> str:

@@ -39,9 +39,8 @@ def run(
     left = [step for step in wanted if step.name not in done]
     work = partial(perform, source=source, sink=sink, evaluator=evaluator, digests=digests)
     total_bytes = sum(step.size_bytes for step in left)
-    order = list(runs(left))
-    if source.sequential and not sink.in_order:
-        order.sort(key=lambda run: (run.source.role, run.source.file, run.source.begin))
+    in_order = list(runs(left))
+    order = in_order if sink.in_order else source.arrange(in_order)
     source.expect(order)
     workers = min(workers, sink.most_workers or workers)
     for records in run_all(work, order, total_bytes=total_bytes, progress=progress, workers=workers):

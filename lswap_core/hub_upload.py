@@ -17,7 +17,7 @@ from lswap_core.outputs import LocalOutput, intact_shard, read_manifest
 from lswap_core.plan import CARD_FILE, MANIFEST_FILE
 from lswap_core.sources.hub import SCHEME
 from lswap_core.sources.hub_errors import translated
-from lswap_core.sources.remote import InterruptedTransferError, persist
+from lswap_core.sources.transfer import InterruptedTransferError, persist
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

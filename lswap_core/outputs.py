@@ -21,7 +21,8 @@ from lswap_core.ports import Silence, Tally
 from lswap_core.sources.local import open_confined, read_shard, read_small
 from lswap_core.sources.opening import read_remote_shard, read_whole
 from lswap_core.sources.places import Places
-from lswap_core.sources.remote import Count, Folder, Stream
+from lswap_core.sources.remote import Folder
+from lswap_core.sources.transfer import Count, Stream
 
 _PIECE_BYTES = 1024 * 1024
 _FIRST_GUESS_BYTES = 64 * 1024

@@ -15,6 +15,7 @@ from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Silence
 from lswap_core.shares import Part
 from lswap_core.sinks.opening import find_parts, is_url, open_part, open_parts
+from lswap_core.sources.reopening import source_of
 from lswap_core.traffic import Traffic
 
 
@@ -51,10 +52,10 @@ def apply_part(
     has lost an upload, in place of which another is begun.
     """
     ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into))
-    places, checkpoints, threads, evaluator_of = ready
-    sources = near(into, (checkpoint.location for checkpoint in checkpoints.values()))
-    opened = partial(open_part, into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
-    with places.source(checkpoints) as source, closing(opened(source)) as sink:
+    places, sources, threads, evaluator_of = ready
+    beside = near(into, (source.location for source in sources.values()))
+    opened = partial(open_part, into, plan, part, sources=beside, options=options, traffic=traffic, restart=restart)
+    with source_of(sources, places.count) as source, closing(opened(source)) as sink:
         steps = sink.steps
         anew = not sink.is_done
         if anew:

@@ -27,9 +27,8 @@ class FileRange(NamedTuple):
 class Source(Protocol):
     """Bytes of the source tensors. Safe to use from several threads."""
 
-    @property
-    def sequential(self) -> bool:
-        """Reading each file from first to last pays: on disks that turn, and on network filesystems."""
+    def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
+        """Runs, given in the output's order, in the order in which they are best begun."""
 
     def expect(self, order: Sequence[Run]) -> None:
         """Told what will be read, in the order in which it will be begun. Nothing that was not told of is refused."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import hashlib
 
-from lswap_core.checkpoint import Checkpoint, Shard, parse_role
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lswap_core.checkpoint import Checkpoint, Content, Shard, Sidecar, parse_role
 from lswap_core.errors import FormatError, RecipeError
 from tests.catalogue import checkpoint, llama
 
@@ -90,3 +94,30 @@ def test_fingerprints_tell_headers_apart() -> None:
     assert (
         one.fingerprint == Shard(one.name, one.header, 3).fingerprint != Shard(one.name, one.header, 3, b"other data").fingerprint
     )
+
+
+KINDS = (None, "sha256", "git-sha1")
+
+
+@given(
+    st.sampled_from([b"", b"one", b"two"]), st.sampled_from([b"", b"one", b"two"]), st.sampled_from(KINDS), st.sampled_from(KINDS)
+)
+def test_files_are_equal_where_their_bytes_are_and_are_not_read_where_that_is_told(
+    a: bytes, b: bytes, of_a: str | None, of_b: str | None
+) -> None:
+    read = []
+
+    def sidecar(data: bytes, kind: str | None) -> Sidecar:
+        algorithm = hashlib.sha256 if kind == "sha256" else hashlib.sha1
+        told = None if kind is None else Content(len(data), f"{kind}:{algorithm(data).hexdigest()}")
+
+        def bytes_of() -> bytes:
+            read.append(data)
+            return data
+
+        return Sidecar("tokenizer.json", bytes_of, told)
+
+    x, y = sidecar(a, of_a), sidecar(b, of_b)
+    assert x.equals(y) is (a == b)
+    assert not read or of_a is None or of_a != of_b
+    assert (x.sha256, x.size) == (hashlib.sha256(a).hexdigest(), len(a))

@@ -22,16 +22,16 @@ _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json", "adapter_config.json"})
 _TEMPLATES_FOLDER = "additional_chat_templates"
 _SAMPLES = 5
-_SAMPLE_BYTES = 4096
+SAMPLE_BYTES = 4096
 
 
 def sample_ranges(header: Header) -> list[tuple[int, int]]:
     """The blocks of a file that its fingerprint takes, half-open: evenly spread, the first and the last of the data among
     them.
     """
-    span = max(header.file_size - header.data_begin - _SAMPLE_BYTES, 0)
+    span = max(header.file_size - header.data_begin - SAMPLE_BYTES, 0)
     places = (header.data_begin + span * k // (_SAMPLES - 1) for k in range(_SAMPLES))
-    return [(place, min(place + _SAMPLE_BYTES, header.file_size)) for place in places]
+    return [(place, min(place + SAMPLE_BYTES, header.file_size)) for place in places]
 
 
 def is_sidecar(name: str) -> bool:

@@ -11,18 +11,21 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from lswap_core.checkpoint import Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
-from lswap_core.sources.remote import InterruptedTransferError, persist
+from lswap_core.sources.transfer import InterruptedTransferError, persist
 from lswap_core.sources.transport import Response, check_body, request_range, retry_later
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
+    from huggingface_hub.hf_api import RepoSibling
 
 SCHEME = "hf://"
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REDIRECTS = 5
 _KNOWN_FILES = (INDEX_FILE, SINGLE_FILE, "config.json")
 
@@ -61,6 +64,7 @@ class HubFolder:
         self._hub: Any = huggingface_hub
         self.name = repository
         self._known: dict[str, int | None] | None = None
+        self._told: dict[str, Content] = {}
         self._files: dict[str, HubFile] = {}
         self._snapshot: Path | None = None
         if self._offline:
@@ -89,6 +93,10 @@ class HubFolder:
                 self._list(self._commit)
         assert self._known is not None
         return self._known
+
+    def told(self, name: str) -> Content | None:
+        """See `lswap_core.sources.remote.Folder`: of large files the SHA-256, of others git's own digest."""
+        return self._told.get(name)
 
     def reader(self, name: str) -> HubFile:
         """See `lswap_core.sources.remote.Folder`."""
@@ -146,6 +154,7 @@ class HubFolder:
         if info.sha is None or not _COMMIT.fullmatch(info.sha):
             raise SourceError(f"{where}: the hub does not tell its commit; is HF_ENDPOINT a hub?")
         self._known = {entry.rfilename: entry.size for entry in info.siblings or ()}
+        self._told = {entry.rfilename: told for entry in info.siblings or () if (told := _content(entry)) is not None}
         return str(info.sha)
 
     def _cached_snapshot(self, revision: str | None) -> Path | None:
@@ -154,6 +163,15 @@ class HubFolder:
             if isinstance(found, str):
                 return Path(found).parent
         return None
+
+
+def _content(entry: RepoSibling) -> Content | None:
+    """What the list of files tells. A large file's entry in git is of a pointer to it."""
+    if entry.size is None:
+        return None
+    if entry.lfs is not None:
+        return Content(entry.size, f"sha256:{entry.lfs.sha256}") if _SHA256.fullmatch(entry.lfs.sha256) else None
+    return Content(entry.size, f"git-sha1:{entry.blob_id}") if _COMMIT.fullmatch(entry.blob_id or "") else None
 
 
 class HubFile:
@@ -176,7 +194,7 @@ class HubFile:
         """Of the responses from the present address."""
 
     def stream(self, begin: int, end: int) -> Generator[bytes, None, None]:
-        """See `lswap_core.sources.remote.RangeReader`."""
+        """See `lswap_core.sources.transfer.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
             with translated(self.path, self._folder.name):

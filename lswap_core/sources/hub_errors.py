@@ -10,7 +10,7 @@ from typing import Any
 
 from lswap_core.errors import SourceError
 from lswap_core.sources.opening import no_such_file
-from lswap_core.sources.remote import InterruptedTransferError
+from lswap_core.sources.transfer import InterruptedTransferError
 from lswap_core.sources.transport import LATER, delay_of
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"

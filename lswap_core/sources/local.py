@@ -87,7 +87,11 @@ class LocalSource:
         # One file of each will do: shards of a checkpoint may be links, but to one place.
         first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
         self.sequential = any(map(reads_best_in_order, first.values()))
+        """Reading each file from first to last pays: on disks that turn, and on network filesystems."""
+
+    def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
         """See `lswap_core.ports.Source`."""
+        return sorted(runs, key=lambda run: (run.source.role, run.source.file, run.source.begin)) if self.sequential else runs
 
     def expect(self, order: Sequence[Run]) -> None:
         """See `lswap_core.ports.Source`; the kernel reads ahead by itself."""

@@ -15,6 +15,7 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.ports import Silence
 from lswap_core.sources.catalogue import (
+    SAMPLE_BYTES,
     check_name,
     check_shard,
     is_nested_sidecar,
@@ -25,13 +26,14 @@ from lswap_core.sources.catalogue import (
     tensors_by_file,
 )
 from lswap_core.sources.local import read_shard, read_small
-from lswap_core.sources.remote import Count, Folder, RangeReader, read_range
+from lswap_core.sources.remote import Folder
+from lswap_core.sources.transfer import Count, RangeReader, read_range
 
 _AT_ONCE = 16
 """Shards that are opened at a time: each costs four round trips and next to no bytes."""
 _ENTRY_BYTES = 112
 """What a tensor takes in a header beside its name: dtype, shape, offsets, punctuation."""
-_FIRST_GUESS_BYTES = 24 * 1024
+FIRST_GUESS_BYTES = 24 * 1024
 """Of a header whose tensors no index tells: a shard of a dense model has some hundred."""
 
 
@@ -57,9 +59,10 @@ def open_folder(folder: Folder, role: Role, name: str | None = None, count: Coun
         text = raw.decode()
     else:
         shards = _read_shards(folder, {only_file([file for file in sizes if "/" not in file], folder.root): set()}, count)
-    if "config.json" in sizes:
-        config = parse_object(read_whole(folder, "config.json", count), path=f"{folder.root}/config.json", infinities=True)
     sidecars = tuple(_sidecar(folder, file, count) for file in sorted(sizes) if _belongs(file))
+    for sidecar in sidecars:
+        if sidecar.name == "config.json":
+            config = parse_object(sidecar.read(), path=f"{folder.root}/config.json", infinities=True)
     return Checkpoint(role, folder.root, folder.root, name or folder.name, shards, text, config, sidecars)
 
 
@@ -81,13 +84,14 @@ def _belongs(name: str) -> bool:
 
 def _sidecar(folder: Folder, name: str, count: Count) -> Sidecar:
     check_name(name, f"{folder.root}/{name}")
-    return Sidecar(name, cache(partial(read_whole, folder, name, count)))  # its size, digest and bytes are asked for in turn
+    read = cache(partial(read_whole, folder, name, count))  # size, digest and bytes are asked for in turn
+    return Sidecar(name, read, folder.told(name))
 
 
 def _read_shards(folder: Folder, by_file: Mapping[str, set[str]], count: Count) -> tuple[Shard, ...]:
     def read(file: str, _: object) -> Shard:
         names = by_file[file]
-        guess = sum(len(name.encode()) + _ENTRY_BYTES for name in names) if names else _FIRST_GUESS_BYTES
+        guess = sum(len(name.encode()) + _ENTRY_BYTES for name in names) if names else FIRST_GUESS_BYTES
         try:
             return _read_shard(folder, file, guess, count)
         except FileNotFoundError:
@@ -107,10 +111,10 @@ def _read_shard(folder: Folder, name: str, guess: int, count: Count) -> Shard:
 
 def read_remote_shard(reader: RangeReader, name: str, mtime_ns: int, guess: int, count: Count = lambda _: None) -> Shard:
     """Read and validate the header of one safetensors file, and the samples that its fingerprint takes. guess: bytes that the
-    header may have; the rest of a longer one takes a second request.
+    header may have; the rest of a longer one takes a second request. The first sample follows the header, and comes with it.
     """
     path, size = reader.path, reader.size
-    head = read_range(reader, 0, min(size, LENGTH_BYTES + guess), count)
+    head = read_range(reader, 0, min(size, LENGTH_BYTES + guess + SAMPLE_BYTES), count)
     length = parse_length(head[:LENGTH_BYTES], size, path=path)
     if len(head) < LENGTH_BYTES + length:
         head += read_range(reader, len(head), LENGTH_BYTES + length, count)

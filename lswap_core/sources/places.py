@@ -16,7 +16,8 @@ from lswap_core.sources import hub, stores
 from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource
 from lswap_core.sources.opening import local_copies, open_folder
-from lswap_core.sources.remote import Folder, RemoteSource, spans_of
+from lswap_core.sources.remote import Folder, RemoteFile, RemoteSource, spans_of
+from lswap_core.sources.transfer import Count
 
 
 def is_remote(location: str) -> bool:
@@ -65,16 +66,20 @@ class Places:
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
         """The bytes of checkpoints."""
-        remote = {role: c for role, c in checkpoints.items() if self.is_remote(c)}
-        for checkpoint in remote.values():
+        here: dict[Role, Checkpoint] = {}
+        there: dict[tuple[Role, str], RemoteFile] = {}
+        for role, checkpoint in checkpoints.items():
+            if not self.is_remote(checkpoint):
+                here[role] = checkpoint
+                continue
             if checkpoint.root not in self._folders:
                 self._folders[checkpoint.root] = _open_folder(checkpoint.root)
-        here = {role: c for role, c in checkpoints.items() if role not in remote}
-        for role, checkpoint in remote.items():
-            if (copies := local_copies(self._folders[checkpoint.root], checkpoint)) is not None:
-                here[role] = copies
-        folders = {role: self._folders[checkpoint.root] for role, checkpoint in remote.items()}
-        return AnySource(LocalSource(here), RemoteSource(remote, folders, self.count), here)
+            folder, copied = self._folders[checkpoint.root], set[str]()
+            if (copies := local_copies(folder, checkpoint)) is not None:
+                here[role], copied = copies, {shard.name for shard in copies.shards}
+            left = (shard for shard in checkpoint.files if shard.name not in copied)
+            there |= {(role, shard.name): RemoteFile(folder, shard.name, shard.header.file_size) for shard in left}
+        return AnySource(here, there, self.count)
 
     def travel(self, plan: Plan) -> Travel | None:
         """What travels from remote sources for `plan`; None where all of them are local. What the local cache has stays."""
@@ -115,12 +120,16 @@ def _open_folder(location: str) -> Folder:
 class AnySource:
     """Bytes of checkpoints of which each file may be local or remote."""
 
-    def __init__(self, here: LocalSource, there: RemoteSource, local: Mapping[Role, Checkpoint]) -> None:
-        """local: what `here` has; anything else is `there`."""
-        self._here, self._there = here, there
-        self._local = {(role, shard.name) for role, checkpoint in local.items() for shard in checkpoint.files}
-        self.sequential = here.sequential
+    def __init__(
+        self, here: Mapping[Role, Checkpoint], there: Mapping[tuple[Role, str], RemoteFile], count: Count = lambda _: None
+    ) -> None:
+        """there: the files that are remote, whatever `here` has of the same checkpoint."""
+        self._here, self._there = LocalSource(here), RemoteSource(there, count)
+        self._remote = there.keys()
+
+    def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
         """See `lswap_core.ports.Source`."""
+        return self._there.arrange(runs) if self._remote else self._here.arrange(runs)
 
     def expect(self, order: Sequence[Run]) -> None:
         """See `lswap_core.ports.Source`."""
@@ -132,7 +141,7 @@ class AnySource:
 
     def descriptor(self, role: Role, file: str) -> int | None:
         """See `lswap_core.ports.Source`."""
-        return self._of(role, file).descriptor(role, file)
+        return None if (role, file) in self._remote else self._here.descriptor(role, file)
 
     def path_of(self, role: Role, file: str) -> str:
         """See `lswap_core.ports.Source`."""
@@ -140,7 +149,8 @@ class AnySource:
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
         """See `lswap_core.ports.Source`."""
-        self._here.confirm(ref for ref in refs if (ref.role, ref.file) in self._local)
+        for ref in refs:
+            self._of(ref.role, ref.file).confirm([ref])
 
     def check(self) -> None:
         """Raise StalePlanError if any local file changed since it was catalogued."""
@@ -158,4 +168,4 @@ class AnySource:
         self.close()
 
     def _of(self, role: Role, file: str) -> LocalSource | RemoteSource:
-        return self._here if (role, file) in self._local else self._there
+        return self._there if (role, file) in self._remote else self._here

@@ -1,66 +1,24 @@
-"""Checkpoints that are read in ranges over a network: a stream that outlives cuts, a catalogue from headers alone, a source.
+"""Checkpoints that are read in ranges over a network: what their files are to whoever reads them, and a source of their bytes.
 
 What speaks a protocol is a `Folder` with its `RangeReader`s; see `lswap_core.sources.hub` and `lswap_core.sources.stores`.
 """
 
 from __future__ import annotations
 
-import random
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, local
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from lswap_core.checkpoint import Checkpoint, Role, TensorRef
-from lswap_core.errors import SourceError, StalePlanError
+from lswap_core.checkpoint import Content, Role, TensorRef
+from lswap_core.errors import StalePlanError
 from lswap_core.runs import Run
+from lswap_core.sources.transfer import Count, RangeReader, Stream
 
-FIRST_WAIT_SECONDS = 0.5
-MOST_WAIT_SECONDS = 8.0
-ATTEMPTS = 6
-"""Tries in a row that bring no byte before a transfer is given up: with the waits between them, about 20 seconds."""
 _STREAMS_OF_A_THREAD = 4
 """Operands that a thread reads in turn: base, math and lang, and one to spare."""
-LONGEST_PAUSE_SECONDS = 60.0
-"""Longest wait that a server may ask for; beyond it, it is for the user to wait."""
-Count = Callable[[int], None]
-"""Told how many bytes came over the network."""
-Answer = TypeVar("Answer")
-
-
-class InterruptedTransferError(Exception):
-    """A transfer was cut, or refused for now: worth another try, after `after_seconds` if the server said so."""
-
-    def __init__(self, message: str, after_seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.after_seconds = after_seconds
-
-
-class RangeReader(Protocol):
-    """One remote file. Safe to use from several threads."""
-
-    @property
-    def path(self) -> str:
-        """Where it is, for messages."""
-
-    @property
-    def size(self) -> int:
-        """Bytes in all of it."""
-
-    @property
-    def etag(self) -> str | None:
-        """The server's name for its present content; None before anything was read, or where there is none."""
-
-    def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:
-        """Bytes [begin, end) piece by piece; nothing travels before the first is asked for, and closing it ends the transfer.
-
-        May end early. Raises InterruptedTransferError for what another try may mend, StalePlanError where the file is no
-        longer what it was when it was first read, SourceError for anything else.
-        """
 
 
 class Folder(Protocol):
@@ -81,6 +39,9 @@ class Folder(Protocol):
     def sizes(self) -> Mapping[str, int | None]:
         """Every file, by its name below the root, and its size in bytes where that is known."""
 
+    def told(self, name: str) -> Content | None:
+        """What is known of a file's bytes without reading them; None where that is nothing."""
+
     def reader(self, name: str) -> RangeReader:
         """A file's reader. Raises SourceError where it cannot be had, FileNotFoundError where there is no such file."""
 
@@ -89,93 +50,6 @@ class Folder(Protocol):
 
     def mtime_ns(self, name: str) -> int:
         """When it was last changed; 0 where the root pins its content."""
-
-
-class Stream:
-    """Bytes [begin, end) of a file, in order: retried with backoff, and resumed where it was cut."""
-
-    def __init__(self, reader: RangeReader, begin: int, end: int, count: Count = lambda _: None) -> None:
-        self._reader, self.at, self.end, self._count = reader, begin, end, count
-        self._pieces: Generator[memoryview | bytes, None, None] | None = None
-        self._left = memoryview(b"")
-
-    def read_into(self, buffer: memoryview) -> None:
-        """Fill `buffer` with the next bytes. Raises what `RangeReader.stream` does, and SourceError once ATTEMPTS in a row
-        brought nothing.
-        """
-        filled = 0
-        while filled < len(buffer):
-            if not self._left:
-                self._left = memoryview(self._next())
-            taken = min(len(self._left), len(buffer) - filled)
-            buffer[filled : filled + taken] = self._left[:taken]
-            self._left = self._left[taken:]
-            filled += taken
-            self.at += taken
-        if self.at == self.end and self._pieces is not None:
-            with suppress(InterruptedTransferError):  # to the end of the response, so that its connection is used again
-                if any(len(piece) for piece in self._pieces):
-                    raise SourceError(f"{self._reader.path}: the server sent more than was asked for; try another mirror")
-            self.close()
-
-    def close(self) -> None:
-        """End the transfer."""
-        if self._pieces is not None:
-            # A connection that breaks as it is given up breaks nothing.
-            with suppress(InterruptedTransferError):
-                self._pieces.close()
-            self._pieces = None
-
-    def _next(self) -> memoryview | bytes:
-        """The next piece, which is not empty."""
-        failures = 0
-        while True:
-            try:
-                if self._pieces is None:
-                    self._pieces = self._reader.stream(self.at, self.end)
-                for piece in self._pieces:
-                    if len(piece) > self.end - self.at:
-                        raise SourceError(f"{self._reader.path}: the server sent more than was asked for; try another mirror")
-                    if len(piece):
-                        self._count(len(piece))
-                        return piece
-                raise InterruptedTransferError(f"ended at byte {self.at}, {self.end - self.at} bytes too early")
-            except InterruptedTransferError as error:
-                self.close()
-                failures += 1
-                pause(failures, error, self._reader.path)
-
-
-def pause(failures: int, error: InterruptedTransferError, path: str) -> None:
-    """Wait before the next try; SourceError where there have been enough, or the wait would be too long."""
-    if failures >= ATTEMPTS:
-        raise SourceError(f"{path}: {error}, {failures} times in a row; try again later, what is done is kept") from None
-    backoff = min(FIRST_WAIT_SECONDS * 2 ** (failures - 1), MOST_WAIT_SECONDS) * random.uniform(0.5, 1)
-    if error.after_seconds is None:
-        time.sleep(backoff)
-    elif error.after_seconds > LONGEST_PAUSE_SECONDS:
-        raise SourceError(f"{path}: {error}; the server asks to wait {error.after_seconds:.0f} s, try again then") from None
-    else:
-        time.sleep(error.after_seconds)
-
-
-def persist(path: str, ask: Callable[[], Answer]) -> Answer:
-    """`ask()`, again as often as `Stream` would while it raises InterruptedTransferError."""
-    failures = 0
-    while True:
-        try:
-            return ask()
-        except InterruptedTransferError as error:
-            failures += 1
-            pause(failures, error, path)
-
-
-def read_range(reader: RangeReader, begin: int, end: int, count: Count = lambda _: None) -> bytes:
-    """Bytes [begin, end) of a file, as `Stream` reads them."""
-    data = bytearray(end - begin)
-    with closing(Stream(reader, begin, end, count)) as stream:
-        stream.read_into(memoryview(data))
-    return bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,25 +86,76 @@ def spans_of(order: Sequence[Run]) -> dict[tuple[Role, str], Spans]:
     }
 
 
-class RemoteSource:
-    """Bytes of remote checkpoints. A thread keeps a stream open for each operand: it covers what a run needs of a file and no
-    more, and is read on as the run is; the kernel's buffers hold what comes in the meantime.
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a remote checkpoint, of `size` bytes. confirm: raises StalePlanError unless what a reader reads is the file that
+    is meant; None where that is known.
     """
 
-    sequential = False
-    """Every range is a request of its own, and the server keeps no place."""
+    folder: Folder
+    name: str
+    size: int
+    confirm: Callable[[RangeReader], None] | None = None
 
-    def __init__(
-        self, checkpoints: Mapping[Role, Checkpoint], folders: Mapping[Role, Folder], count: Count = lambda _: None
-    ) -> None:
-        self._checkpoints, self._folders, self._count = checkpoints, folders, count
-        self._shards = {(role, shard.name): shard for role, c in checkpoints.items() for shard in c.files}
-        self._readers: dict[tuple[Role, str], RangeReader] = {}
-        self._opening: dict[tuple[Role, str], Lock] = {key: Lock() for key in self._shards}
+    @property
+    def path(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.folder.root.rstrip('/')}/{self.name}"
+
+    def open(self) -> RangeReader:
+        """Its reader. StalePlanError where it has another size; raises what `Folder.reader` does."""
+        reader = self.folder.reader(self.name)
+        if reader.size != self.size:
+            raise StalePlanError(f"{reader.path}: changed after it was planned ({reader.size} bytes now); plan again")
+        return reader
+
+
+class _FileInUse:
+    """A file that several threads read: opened once, confirmed once."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+        self._reader: RangeReader | None = None
+        self._opening, self._confirming = Lock(), Lock()
+        self.confirmed = file.confirm is None
+
+    def reader(self) -> RangeReader:
+        with self._opening:  # one thread finds a file, the others wait for it
+            if self._reader is None:
+                self._reader = self._file.open()
+            return self._reader
+
+    def confirm(self, *, wait: bool) -> None:
+        """Make sure that it is the file that is meant. While another thread does that: wait for it, or else go on."""
+        if self.confirmed or not self._confirming.acquire(blocking=wait):
+            return
+        try:
+            if self._file.confirm is not None and not self.confirmed:
+                self._file.confirm(self.reader())
+            self.confirmed = True
+        finally:
+            self._confirming.release()
+
+
+class RemoteSource:
+    """Bytes of remote files. A thread keeps a stream open for each operand: it covers what a run needs of a file and no more,
+    and is read on as the run is; the kernel's buffers hold what comes in the meantime.
+
+    The first thread that reads from a file confirms it, while others have the network and its own bytes come into the kernel's
+    buffers; nothing that was read of it counts before.
+    """
+
+    def __init__(self, files: Mapping[tuple[Role, str], RemoteFile], count: Count = lambda _: None) -> None:
+        self._files, self._count = files, count
+        self._in_use = {key: _FileInUse(file) for key, file in files.items()}
         self._spans: dict[tuple[Role, str], Spans] = {}
         self._mine = local()
         self._open: set[Stream] = set()
         self._lock = Lock()
+
+    def arrange(self, runs: Sequence[Run]) -> list[Run]:
+        """Those that take most bytes first: so no long one is left at the end, when nothing else would use the network."""
+        return sorted(runs, key=_travelling_bytes, reverse=True)
 
     def expect(self, order: Sequence[Run]) -> None:
         """See `lswap_core.ports.Source`."""
@@ -245,19 +170,16 @@ class RemoteSource:
             stream.read_into(buffer[filled : filled + taken])
             filled, at = filled + taken, at + taken
 
-    def descriptor(self, role: Role, file: str) -> int | None:  # noqa: ARG002 - the protocol's
-        """See `lswap_core.ports.Source`."""
-        return None
-
     def path_of(self, role: Role, file: str) -> str:
         """See `lswap_core.ports.Source`."""
-        return self._checkpoints[role].path_of(file)
+        return self._files[role, file].path
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """Every response was held against the first one's ETag and size already."""
-
-    def check(self) -> None:
-        """As `confirm`: what was read is of one content."""
+        """See `lswap_core.ports.Source`: it is the file that was planned. Every response was held against the first one's ETag
+        and size already.
+        """
+        for ref in refs:
+            self._in_use[ref.role, ref.file].confirm(wait=True)
 
     def close(self) -> None:
         """End what is under way. No thread may be reading."""
@@ -274,12 +196,15 @@ class RemoteSource:
                 return stream
         while mine and (mine[0][2].at == mine[0][2].end or len(mine) >= _STREAMS_OF_A_THREAD):
             self._give_up(mine.pop(0)[2])
-        spans = self._spans.get((ref.role, ref.file))
+        in_use, spans = self._in_use[ref.role, ref.file], self._spans.get((ref.role, ref.file))
         end = default if spans is None else spans.end_of(at, default)
-        stream = Stream(self._reader((ref.role, ref.file)), at, end, self._count)
+        stream = Stream(in_use.reader(), at, end, self._count)
         mine.append((ref.role, ref.file, stream))
         with self._lock:
             self._open.add(stream)
+        if not in_use.confirmed:
+            stream.start()  # bytes come meanwhile
+            in_use.confirm(wait=False)
         return stream
 
     def _give_up(self, stream: Stream) -> None:
@@ -287,11 +212,6 @@ class RemoteSource:
         with self._lock:
             self._open.discard(stream)
 
-    def _reader(self, key: tuple[Role, str]) -> RangeReader:
-        with self._opening[key]:  # one thread finds a file, the others wait for it
-            if key not in self._readers:
-                reader = self._folders[key[0]].reader(key[1])
-                if reader.size != self._shards[key].header.file_size:
-                    raise StalePlanError(f"{reader.path}: changed after it was planned ({reader.size} bytes now); plan again")
-                self._readers[key] = reader
-            return self._readers[key]
+
+def _travelling_bytes(run: Run) -> int:
+    return run.size_bytes if run.copied else sum(ref.size_bytes for ref in run.steps[0].made_of.refs)

@@ -22,7 +22,7 @@ from lswap_core.parallel import run_all
 from lswap_core.plan import INDEX_FILE, SHARD_SUFFIX, SINGLE_FILE
 from lswap_core.ports import Silence
 from lswap_core.sources.opening import no_such_file
-from lswap_core.sources.remote import InterruptedTransferError
+from lswap_core.sources.transfer import InterruptedTransferError
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
 _ON_THE_WEB = ("https", "http")
@@ -65,6 +65,8 @@ class StoreFolder:
         self.name = folder.name or parts.netloc
         self._scheme = parts.scheme
         self._found: dict[str, Any] | None = None
+        self._looked: dict[str, Any] = {}
+        self._listing = Lock()
         with _translated(self.root, self._scheme):
             self._store = _open_store(parts.scheme, parts.netloc, str(folder).strip("/"))
 
@@ -72,10 +74,12 @@ class StoreFolder:
         """See `lswap_core.sources.remote.Folder`. On a web server, of the files that are usual."""
         return {name: meta["size"] for name, meta in self._metas().items()}
 
+    def told(self, name: str) -> None:
+        """Nothing: an ETag hangs on how an object was put there, too, and no store says that equal ones are of equal bytes."""
+
     def reader(self, name: str) -> StoreFile:
         """See `lswap_core.sources.remote.Folder`."""
-        known = self._metas().get(name) if self._found is not None else None
-        return StoreFile(self._store, self._scheme, f"{self.root}/{name}", name, known or self._look(name))
+        return StoreFile(self._store, self._scheme, f"{self.root}/{name}", name, self._meta(name))
 
     def copy_of(self, name: str) -> Path | None:  # noqa: ARG002 - there is no cache
         """See `lswap_core.sources.remote.Folder`."""
@@ -83,21 +87,29 @@ class StoreFolder:
 
     def mtime_ns(self, name: str) -> int:
         """See `lswap_core.sources.remote.Folder`."""
-        known = None if self.only else self._metas().get(name)
-        changed: datetime = (known or self._look(name))["last_modified"]
+        changed: datetime = self._meta(name)["last_modified"]
         return round(changed.timestamp() * 1_000_000) * 1000
 
+    def _meta(self, name: str) -> Any:
+        """What is told of one object: by the list where there is one, else in answer to a request of its own."""
+        listed = None if self.only or self._scheme in _ON_THE_WEB else self._metas().get(name)
+        if listed is None:
+            listed = self._looked[name] if name in self._looked else self._looked.setdefault(name, self._look(name))
+        return listed
+
     def _metas(self) -> Mapping[str, Any]:
-        if self._found is None:
-            if self._scheme in _ON_THE_WEB:
-                looked = run_all(self._peek, _KNOWN_FILES, total_bytes=0, progress=Silence(), workers=_AT_ONCE)
-                self._found = {name: meta for name, meta in zip(_KNOWN_FILES, looked, strict=True) if meta is not None}
-            else:
-                with _translated(self.root, self._scheme):
-                    self._found = {meta["path"]: meta for page in self._store.list() for meta in page}
+        with self._listing:  # one thread asks, the others wait for it
+            if self._found is None:
+                if self._scheme in _ON_THE_WEB:
+                    looked = run_all(self._peek, _KNOWN_FILES, total_bytes=0, progress=Silence(), workers=_AT_ONCE)
+                    self._found = {name: meta for name, meta in zip(_KNOWN_FILES, looked, strict=True) if meta is not None}
+                    self._looked |= self._found
+                else:
+                    with _translated(self.root, self._scheme):
+                        self._found = {meta["path"]: meta for page in self._store.list() for meta in page}
             if not self._found:
                 raise SourceError(f"{self.root}: there is nothing; check the address, and whether you may list it")
-        return self._found
+            return self._found
 
     def _peek(self, name: str, _: object) -> Any:
         try:
@@ -121,7 +133,7 @@ class StoreFile:
         self._lock = Lock()
 
     def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:
-        """See `lswap_core.sources.remote.RangeReader`."""
+        """See `lswap_core.sources.transfer.RangeReader`."""
         asked: dict[str, Any] = {"range": (begin, end)}
         if self.etag is not None and not self.etag.startswith("W/"):
             asked["if_match"] = self.etag

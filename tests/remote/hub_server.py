@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,8 @@ _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/?]+))?")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _PIECE = 64 * 1024
+_LARGE = (".safetensors", "tokenizer.json")
+"""What lies with the CDN, and in git as a pointer."""
 
 
 @dataclass
@@ -233,6 +236,22 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
 
+@cache
+def _entry(name: str, path: Path, mtime_ns: int) -> dict[str, Any]:
+    """A file in the list of a model's files."""
+    data = path.read_bytes()
+    if not name.endswith(_LARGE):
+        return {"rfilename": name, "size": len(data), "blobId": _git_id(data)}
+    digest = hashlib.sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize {len(data)}\n".encode()
+    lfs = {"sha256": digest, "size": len(data), "pointerSize": len(pointer)}
+    return {"rfilename": name, "size": len(data), "blobId": _git_id(pointer), "lfs": lfs}
+
+
+def _git_id(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class _HubHandler(_Handler):
     def respond(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -295,7 +314,7 @@ class _HubHandler(_Handler):
         told: dict[str, Any] = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         if path in files:
             data = files[path]
-            told["oid"] = hashlib.sha256(data).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            told["oid"] = hashlib.sha256(data).hexdigest() if large else _git_id(data)
         return told
 
     def _place(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +333,7 @@ class _HubHandler(_Handler):
         pushed.commits += 1
 
     def _tell(self, repo: Repository) -> None:
-        siblings = [{"rfilename": name, "size": (repo.root / name).stat().st_size, "blobId": "0" * 40} for name in repo.files()]
+        siblings = [_entry(name, repo.root / name, (repo.root / name).stat().st_mtime_ns) for name in repo.files()]
         said = {"_id": "1", "id": "x/y", "modelId": "x/y", "sha": repo.commit, "private": False, "siblings": siblings, "tags": []}
         self.say(200, {"Content-Type": "application/json"}, json.dumps(said).encode())
 
@@ -324,7 +343,7 @@ class _HubHandler(_Handler):
             return self.say(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})
         etag = hashlib.sha256(file.encode() + str(path.stat().st_mtime_ns).encode()).hexdigest()
         told = {"X-Repo-Commit": repo.commit}
-        if not file.endswith(".safetensors"):
+        if not file.endswith(_LARGE):
             return self.send_range(path, f'"{etag[:40]}"', told)
         linked = self.hub.etags.get(file, etag)
         address = f"{self.hub.cdn}/{quote(name)}/{quote(file)}?Signature={self.hub.signature}"

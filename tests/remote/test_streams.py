@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lswap_core.errors import SourceError, StalePlanError
-from lswap_core.sources import remote
-from lswap_core.sources.remote import InterruptedTransferError, Spans, Stream, read_range
+from lswap_core.sources import transfer
+from lswap_core.sources.remote import Spans
+from lswap_core.sources.transfer import InterruptedTransferError, Stream, read_range
 
 DATA = bytes(range(256)) * 8
 
@@ -37,19 +38,22 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(transfer, "FIRST_WAIT_SECONDS", 0.0)
 
 
 @given(
     st.integers(0, len(DATA)), st.integers(0, len(DATA)), st.integers(1, 700), st.integers(1, 700),
-    st.lists(st.one_of(st.none(), st.integers(0, 600)), max_size=5), st.booleans(),
+    st.lists(st.one_of(st.none(), st.integers(0, 600)), max_size=5), st.booleans(), st.booleans(),
 )  # fmt: skip
 def test_a_stream_gives_the_bytes_however_it_is_cut(
-    a: int, b: int, piece: int, step: int, cuts: list[int | None], silently: bool
+    a: int, b: int, piece: int, step: int, cuts: list[int | None], silently: bool, early: bool
 ) -> None:
     begin, end = sorted((a, b))
     reader, counted, found = Scripted(cuts, piece, silently=silently), [], bytearray(end - begin)
     with closing(Stream(reader, begin, end, counted.append)) as stream:
+        if early:
+            stream.start()
+            assert bool(reader.asked) is (begin < end)
         for at in range(0, end - begin, step):
             stream.read_into(memoryview(found)[at : at + step])
     assert bytes(found) == DATA[begin:end]
