@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import kernels
+from tests.build import unmeasured
 from tests.compiled_triton import WIDTHS
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +41,7 @@ class Running:
 
 def start(*arguments: str | Path, **environment: str) -> Running:
     command = [sys.executable, "-m", *map(str, arguments)]
-    known = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    known = {name: value for name, value in unmeasured().items() if name != "TRITON_INTERPRET"}
     return Running(
         subprocess.Popen(command, cwd=ROOT, env=known | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     )
