@@ -1,30 +1,36 @@
 # make demo   environment, install, two small experts made on the spot, merged, shown and verified
 # make test   environment, install, everything that CI runs
 # make test-all   the same, with the long laws in full
+# Tests run in one process for each processor; WORKERS=2 says another number, WORKERS=0 runs them one by one in this one.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check -q
+# What is compiled is kept, also where the environment says otherwise: the tests start many hundred processes.
+export PYTHONDONTWRITEBYTECODE =
+WORKERS ?= logical
+# All tests of a file go to one process, in order: they share what is made once. Each process computes in one thread, as there
+# are others. No test is a benchmark, and that plugin has no use for several processes.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -p no:benchmark
 LOWER_ROWS = lswap_core/errors.py,lswap_core/dtypes.py,lswap_core/difference.py,lswap_core/sizes.py,lswap_core/header.py,lswap_core/names.py,lswap_core/checkpoint.py,lswap_core/expressions.py,lswap_core/options.py,lswap_core/draft.py,lswap_core/compatibility.py,lswap_core/wire.py,lswap_core/documents.py,lswap_core/plan.py,lswap_core/manifest.py,lswap_core/zones.py,lswap_core/recipe.py,lswap_core/baselines.py,lswap_core/runs.py,lswap_core/shares.py,lswap_core/arrangement.py,lswap_core/layout.py,lswap_core/ports.py,lswap_core/changes.py,lswap_core/kinship.py,lswap_core/suggestion.py,lswap_core/lora.py
 
 .PHONY: demo test test-all check clean
 
-demo: $(BIN)/python
-	$(PIP) install -e .
+demo: $(VENV)/installed
 	rm -rf demo
 	$(BIN)/python benchmarks/make_experts.py demo
 	cd demo && ../$(BIN)/lswap_core merge --math math --lang lang --bottom 4 --top 2 --transition 2
 	cd demo && ../$(BIN)/lswap_core verify math+lang-b4u2t2 --math math --lang lang
 
 test: $(VENV)/tests-installed check
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(PYTEST) --cov --cov-report=
 	@$(BIN)/coverage report --skip-covered
 	@$(BIN)/coverage report --include=$(LOWER_ROWS) --fail-under=100 > /dev/null || \
 	  { $(BIN)/coverage report --include=$(LOWER_ROWS); echo "the lower rows must be covered, branches included"; exit 1; }
 
 test-all: $(VENV)/tests-installed check
-	LSWAP_LONG=1 $(BIN)/python -m pytest
+	LSWAP_LONG=1 $(PYTEST)
 
 check: $(VENV)/tests-installed
 	$(BIN)/ruff format --check .
@@ -35,10 +41,16 @@ check: $(VENV)/tests-installed
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first and pinned: whatever asks for it later would bring a build of gigabytes
-$(VENV)/tests-installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) install -c constraints.txt torch
-	$(PIP) install -c constraints.txt -e '.[test]'
+# In place; built again when what the native kernels are made of changes.
+$(VENV)/installed: pyproject.toml $(shell find csrc -type f) | $(BIN)/python
+	$(PIP) install -e .
+	touch $@
+
+# torch first and pinned: whatever asks for it later would bring a build of gigabytes. The package is there, so only what the
+# extra names is installed. Most of its 20,000 files are never imported: those that are get compiled then.
+$(VENV)/tests-installed: constraints.txt $(VENV)/installed
+	$(PIP) install --no-compile -c constraints.txt torch
+	$(PIP) install --no-compile -c constraints.txt 'lswap-core[test]'
 	touch $@
 
 clean:

@@ -153,7 +153,9 @@ def llama_pair(root: Path, layers: int = 8, *, seed: int = 0, shards: int = 3, d
 
 
 def unmeasured() -> dict[str, str]:
-    """The environment for a process whose time or memory is measured: without coverage, which takes its share of both."""
+    """The environment for a process whose time or memory is measured, or that is interrupted: without coverage, which takes its
+    share of both, and waits for ever for its own lock where a signal came while it held it.
+    """
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
 
 

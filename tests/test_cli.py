@@ -351,7 +351,7 @@ def test_surgery_does_not_call_itself_layer_swapping(pair: Pair) -> None:
 def test_a_second_interruption_does_not_stop_the_clearing(tmp_path: Path) -> None:
     big_pair(tmp_path)
     argv = [*COMMAND, "merge", *SOURCES, "--bottom", "1", "--transition", "6", "--out", "out"]
-    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured())
     partial = tmp_path / ".out.partial" / "model.safetensors"
     while not partial.exists():
         assert process.poll() is None
@@ -481,7 +481,7 @@ def big_pair(root: Path) -> None:
 def test_interrupted_it_ends_cleanly(tmp_path: Path, number: int, status: int) -> None:
     big_pair(tmp_path)
     argv = [*COMMAND, "merge", "--math", "math", "--lang", "lang", "--bottom", "1", "--transition", "6", "--out", "out"]
-    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured())
     partial = tmp_path / ".out.partial" / "model.safetensors"
     deadline = time.monotonic() + 30
     while not partial.exists() and time.monotonic() < deadline:

@@ -44,7 +44,7 @@ from tests.buckets import (
     moto_store,
     use,
 )
-from tests.build import Pair, llama_pair, tree
+from tests.build import Pair, llama_pair, tree, unmeasured
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 FLAGS = ["--bottom", "2", "--top", "1", "--transition", "1"]
@@ -548,7 +548,7 @@ def test_an_interrupted_run_is_kept(store: Store, pair: Pair, expected: dict[str
     store.before = slowly
     command = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--workers", "1"]
     program = [sys.executable, "-m", "lswap_core", *command]
-    process = subprocess.Popen(program, env=os.environ | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(program, env=unmeasured() | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
     assert all(parts.acquire(timeout=60) for _ in range(3))
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -210,20 +210,26 @@ def test_a_refusal_for_good_is_not_retried(code: int, server: Server) -> None:
     assert server.asked["a"] == 1
 
 
-def test_a_server_that_starts_late_is_waited_for() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """At which nobody listens. It is held, so that no other process gets it; a server started here can share it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_a_server_that_starts_late_is_waited_for(silent_port: int) -> None:
     tries: list[float] = []
     late: list[Server] = []
 
     def starting(wait_s: float) -> None:
         tries.append(wait_s)
         if len(tries) == 3:
-            late.append(Server(port))
+            late.append(Server(silent_port))
             threading.Thread(target=late[0].serve_forever, args=(0.01,)).start()
 
-    url = f"http://127.0.0.1:{port}/v1"
+    url = f"http://127.0.0.1:{silent_port}/v1"
     try:
         with HttpGenerator(url, Decoding(), model="tiny", timeout_s=5, sleep=starting) as generator:
             assert generator.complete([Prompt("a b", None)], stop=[], seed=0)[0].text == "b a"
@@ -234,10 +240,8 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
     assert len(tries) == 3
 
 
-def test_a_server_that_is_not_there_is_one_line() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
+def test_a_server_that_is_not_there_is_one_line(silent_port: int) -> None:
+    url = f"http://127.0.0.1:{silent_port}/v1"
     with pytest.raises(SourceError, match=f"{url}/models cannot be reached.*gave up after 2 attempts") as raised:
         HttpGenerator(url, Decoding(), attempts=2, sleep=lambda _: None)
     assert "\n" not in str(raised.value)
