@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from lswap_core import LayerSwap, api, execution, kernels, lay_out, open_checkpoint
+from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint import Checkpoint, Role
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
@@ -31,6 +31,7 @@ from lswap_core.expressions import Blend
 from lswap_core.manifest import Manifest
 from lswap_core.plan import Plan
 from lswap_core.sources.local import LocalSource
+from lswap_core.workers import default_workers
 
 
 class Reference:
@@ -118,7 +119,7 @@ def main() -> None:
     rounds = [timed_merge(plan, out, options.workers) for _ in range(options.rounds)]
     shutil.rmtree(out)
     total = sum(file.header.file_size for file in plan.files)
-    workers = options.workers or execution.default_workers()
+    workers = options.workers or default_workers()
     print(f"{total / 1e9:.2f} GB out, {blended} tensors blended, {workers} workers; medians of {len(rounds)} rounds")
     walls, moved = [r.wall for r in rounds], [r.moved_bytes for r in rounds]
     work = median(r.kernels_cpu / r.cpu for r in rounds)

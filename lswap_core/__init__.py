@@ -42,12 +42,10 @@ if TYPE_CHECKING:
 _HOME = {
     **dict.fromkeys(
         (
-            "analyze",
             "apply_part",
             "diff",
             "execute",
             "merge",
-            "open_checkpoint",
             "publish",
             "read_manifest",
             "read_plan",
@@ -62,6 +60,8 @@ _HOME = {
     **dict.fromkeys(("TaskSum", "soup"), "baselines"),
     **dict.fromkeys(("layers", "named"), "names"),
     **dict.fromkeys(("apply_part", "publish"), "parts"),
+    "analyze": "survey",
+    "open_checkpoint": "checkpoints",
     "Draft": "draft",
     "LayerSwap": "recipe",
     "Manifest": "manifest",

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lswap_core.console import load_tables, print_json, print_table, progress_bar, say
 from lswap_core.errors import RecipeError
 from lswap_core.planning_cli import open_pair
 from lswap_core.sizes import format_size
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lswap_core.changes import ChangeMaps
+    from lswap_core.checkpoint import Checkpoint
+
 
 def run_analyze(arguments: argparse.Namespace) -> int:
     """`lswap_core analyze`: tables, or JSON, of what differs, and what it means."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from lswap_core import api, change_tables, kinship, suggestion
-    from lswap_core.sinks.partial import check_destination
+    from lswap_core.survey import analyze
 
     if arguments.profiles and not arguments.json:
         raise RecipeError("--profiles are printed by --json alone; give both")
     if arguments.suggest and not arguments.base:
         raise RecipeError("--suggest needs --base: which layers changed shows only against the model that both experts come from")
     math, lang, base = open_pair(arguments)
-    places = [source.location for source in (math, lang, base) if source is not None]
-    csv = check_destination(arguments.csv, places) if arguments.csv else None
+    csv = _csv_place(arguments.csv, math, lang, base)
     with ThreadPoolExecutor(1) as beside:
-        if not arguments.json and not arguments.quiet:
-            beside.submit(load_tables)  # which takes a tenth of a second, while the experts are read
-        maps = api.analyze(
+        beside.submit(_load_the_rest, tables=not arguments.json and not arguments.quiet)
+        maps = analyze(
             math=math,
             lang=lang,
             base=base,
@@ -40,6 +45,31 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     if csv is not None:
         with open(csv, "x", encoding="utf-8", newline="") as file:
             file.write(maps.to_csv())
+    _show(maps, arguments)
+    return 0
+
+
+def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
+    """Where to write the figures, if they are wanted; RecipeError where that may not be."""
+    if not path:
+        return None
+    from lswap_core.sinks.partial import check_destination
+
+    return check_destination(path, [expert.location for expert in experts if expert is not None])
+
+
+def _load_the_rest(*, tables: bool) -> None:
+    """What shows the figures, a quarter of a second's work on its own, while the experts are read."""
+    import_module("lswap_core.kinship")
+    import_module("lswap_core.suggestion")
+    if tables:
+        import_module("lswap_core.change_tables")
+        load_tables()
+
+
+def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
+    from lswap_core import kinship, suggestion
+
     found = kinship.find_kinship(maps)
     proposed, unclear = None, ""
     if arguments.suggest:
@@ -52,11 +82,12 @@ def run_analyze(arguments: argparse.Namespace) -> int:
         advice = proposed.to_json() if proposed else {"reason": unclear} if unclear else None
         print_json(maps.to_json() | {"kinship": kin, "suggestion": advice})
     elif not arguments.quiet:
+        from lswap_core import change_tables
+
         print_table(change_tables.layer_changes(maps))
         print_table(change_tables.matrix_changes(maps))
         for line in change_tables.findings(maps, found, proposed, unclear):
             say(f"- {line}")
-    return 0
 
 
 def run_report(arguments: argparse.Namespace) -> int:

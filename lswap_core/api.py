@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,18 +11,11 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from lswap_core import executor, kernels
 from lswap_core.baselines import TaskSum
-from lswap_core.checkpoint import Checkpoint, Shard, parse_role
+from lswap_core.checkpoint import Checkpoint, Shard
+from lswap_core.checkpoints import open_checkpoint
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, VerificationError
-from lswap_core.execution import (
-    StrPath,
-    are_remote,
-    complete,
-    merged_sources,
-    near,
-    prepare,
-    threads_for,
-)
+from lswap_core.execution import StrPath, complete, merged_sources, near, prepare
 from lswap_core.hub_upload import Upload, check_repository, upload
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest
@@ -35,8 +28,10 @@ from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.places import Places, Travel
 from lswap_core.sources.reopening import source_of
+from lswap_core.survey import analyze
 from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
+from lswap_core.workers import are_remote, threads_for
 
 if TYPE_CHECKING:
     from lswap_core.changes import ChangeMaps
@@ -56,16 +51,6 @@ class Execution(TypedDict, total=False):
     options: WriteOptions
     restart: bool
     traffic: Traffic | None
-
-
-def open_checkpoint(path: StrPath, *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
-    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
-
-    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
-    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
-    """
-    return Places().open(os.fspath(path), parse_role(role), name)
 
 
 def read_plan(path: StrPath) -> Plan:
@@ -215,29 +200,6 @@ def diff(a: StrPath, b: StrPath, *, progress: Progress | None = None, workers: i
         return tensor_diff(first, second, source, kernels, progress=progress or Silence(), workers=threads)
 
 
-def analyze(
-    *,
-    math: Checkpoint,
-    lang: Checkpoint,
-    base: Checkpoint | None = None,
-    layers: Collection[int] | None = None,
-    layer_prefix: str | None = None,
-    profiles: bool = False,
-    progress: Progress | None = None,
-    workers: int | None = None,
-) -> ChangeMaps:
-    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
-    See `lswap_core.analysis.measure_changes`.
-    """
-    from lswap_core import survey
-
-    return survey.analyze(
-        math, lang, base,
-        layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(),
-        workers=threads_for(workers, remote=are_remote(math, lang, base)),
-    )  # fmt: skip
-
-
 def draft_merge(
     recipe: LayerSwap | TaskSum,
     *,
@@ -261,9 +223,9 @@ def draft_merge(
                 f"nothing here needs {'--changes' if changes else '--base'}; leave it out, or ask for --auto or --ramp mav"
             )
         return recipe.draft(math=math, lang=lang, base=base)
-    from lswap_core import survey
+    from lswap_core.automatic import draft_measured
 
-    return survey.draft_measured(
+    return draft_measured(
         recipe, math, lang,
         base=base, changes=changes, auto=auto, progress=progress or Silence(),
         workers=threads_for(workers, remote=are_remote(math, lang, base)),

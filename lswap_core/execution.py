@@ -18,10 +18,10 @@ from lswap_core.sinks.opening import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.reopening import Reopened, reopen
 from lswap_core.streaming import StreamingEvaluator
+from lswap_core.workers import threads_for
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]
-REMOTE_WORKERS = 16
 
 
 class Ready(NamedTuple):
@@ -90,25 +90,6 @@ def near(place: StrPath, locations: Iterable[str]) -> list[str]:
     if is_url(place):
         return [location for location in locations if is_url(location)]
     return [local for location in locations for local in local_places(location)]
-
-
-def default_workers(*, remote: bool = False) -> int:
-    """Threads that a merge uses by default: the processors this process may run on, at most 8. remote: bytes come over a
-    network, which threads spend their time waiting for.
-    """
-    return REMOTE_WORKERS if remote else min(8, len(os.sched_getaffinity(0)))
-
-
-def threads_for(workers: int | None, *, remote: bool = False) -> int:
-    """The number of threads asked for, or the usual one. RecipeError for less than one."""
-    if workers is not None and workers < 1:
-        raise RecipeError(f"--workers is {workers}; expected 1 or more")
-    return workers or default_workers(remote=remote)
-
-
-def are_remote(*checkpoints: Checkpoint | None) -> bool:
-    """Some of them do not lie on a local or mounted disk."""
-    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:

@@ -53,11 +53,11 @@ def uncollected() -> Iterator[None]:
 
 def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
     """Math, lang and, where it is given, base."""
-    from lswap_core import api
+    from lswap_core.checkpoints import open_checkpoint
 
-    math = api.open_checkpoint(arguments.math, role="math", name=arguments.math_name)
-    lang = api.open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
-    return math, lang, api.open_checkpoint(arguments.base, role="base", name=arguments.base_name) if arguments.base else None
+    math = open_checkpoint(arguments.math, role="math", name=arguments.math_name)
+    lang = open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)
+    return math, lang, open_checkpoint(arguments.base, role="base", name=arguments.base_name) if arguments.base else None
 
 
 def _planned(arguments: argparse.Namespace) -> Plan:

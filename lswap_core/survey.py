@@ -1,41 +1,35 @@
-"""Change maps of checkpoints on disk, and the merges that need them: `--ramp mav` and `--auto`."""
+"""Change maps of checkpoints, wherever they lie."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from lswap_core import kernels
 from lswap_core.analysis import measure_changes
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint import Checkpoint, Role
-from lswap_core.draft import Draft
 from lswap_core.errors import RecipeError
-from lswap_core.kinship import find_kinship
-from lswap_core.ports import Progress
-from lswap_core.recipe import LayerSwap
+from lswap_core.ports import Progress, Silence
 from lswap_core.sources.places import Places
-from lswap_core.suggestion import suggest
-
-CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
-"""Options that say which layers; `--auto` sets them."""
+from lswap_core.workers import are_remote, threads_for
 
 
 def analyze(
+    *,
     math: Checkpoint,
     lang: Checkpoint,
-    base: Checkpoint | None,
-    *,
+    base: Checkpoint | None = None,
     layers: Collection[int] | None = None,
     layer_prefix: str | None = None,
     profiles: bool = False,
-    progress: Progress,
-    workers: int,
+    progress: Progress | None = None,
+    workers: int | None = None,
 ) -> ChangeMaps:
-    """Measure the pair; see `lswap_core.analysis.measure_changes`. StalePlanError where a file changes meanwhile."""
+    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
+    See `lswap_core.analysis.measure_changes`. StalePlanError where a file changes meanwhile.
+    """
     experts: dict[Role, Checkpoint] = {"math": math, "lang": lang}
     if base is not None:
         experts["base"] = base
@@ -43,10 +37,11 @@ def analyze(
         raise RecipeError(
             f"the checkpoints are opened as {', '.join(c.role for c in experts.values())}; expected {', '.join(experts)}"
         )
+    threads = threads_for(workers, remote=are_remote(*experts.values()))
     with Places().source(experts) as source:
         maps = measure_changes(
             experts, source, kernels,
-            layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress, workers=workers,
+            layers=layers, layer_prefix=layer_prefix, profiles=profiles, progress=progress or Silence(), workers=threads,
         )  # fmt: skip
         source.check()
     return maps
@@ -55,36 +50,3 @@ def analyze(
 def read_changes(path: str | os.PathLike[str]) -> ChangeMaps:
     """The maps in a JSON file, as `lswap_core analyze --json` printed them. FormatError for anything else."""
     return ChangeMaps.from_json(Path(path).read_bytes(), path=os.fspath(path))
-
-
-def draft_measured(
-    recipe: LayerSwap,
-    math: Checkpoint,
-    lang: Checkpoint,
-    *,
-    base: Checkpoint | None = None,
-    changes: ChangeMaps | None = None,
-    auto: bool = False,
-    progress: Progress,
-    workers: int,
-) -> Draft:
-    """The draft of a swap whose layers (`auto`) or shares (`ramp="mav"`) come from `changes` or are measured against `base`."""
-    if auto and (set_by_hand := [f.name for f in fields(recipe) if f.name in CHOICES and getattr(recipe, f.name) != f.default]):
-        raise RecipeError(f"--auto chooses the layers; leave out --{set_by_hand[0].replace('_', '-')}")
-    if base is None and changes is None:
-        raise RecipeError(f"{'--auto' if auto else '--ramp mav'} needs to know what changed: give either --base or --changes")
-    if base and changes and not recipe.revert_layers:
-        raise RecipeError("--base and --changes say the same; give one of them")
-    if changes is None:
-        stack = math.stack(recipe.layer_prefix)
-        layers = None if auto else recipe.seams(stack.count)
-        changes = analyze(math, lang, base, layers=layers, layer_prefix=recipe.layer_prefix, progress=progress, workers=workers)
-    changes.check(math, lang)
-    notes = [kin.sentence() for kin in find_kinship(changes) if kin.verdict != "one base"]
-    if auto:
-        suggestion = suggest(changes)
-        chosen: dict[str, Any] = {**suggestion.options}
-        recipe = replace(recipe, **chosen)
-        notes.insert(0, f"layers chosen by what changed from {changes.base}: {suggestion.sentence()}")
-    draft = recipe.draft(math=math, lang=lang, base=base if recipe.revert_layers else None, changes=changes)
-    return draft if draft.swap is None else draft.record(replace(draft.swap, notes=(*notes, *draft.swap.notes)))

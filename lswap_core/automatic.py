@@ -1,0 +1,55 @@
+"""Layer swaps that follow from what the experts changed: `--ramp mav` and `--auto`."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from lswap_core.changes import ChangeMaps
+from lswap_core.checkpoint import Checkpoint
+from lswap_core.draft import Draft
+from lswap_core.errors import RecipeError
+from lswap_core.kinship import find_kinship
+from lswap_core.ports import Progress
+from lswap_core.recipe import LayerSwap
+from lswap_core.suggestion import suggest
+from lswap_core.survey import analyze
+
+CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
+"""Options that say which layers; `--auto` sets them."""
+
+
+def draft_measured(
+    recipe: LayerSwap,
+    math: Checkpoint,
+    lang: Checkpoint,
+    *,
+    base: Checkpoint | None = None,
+    changes: ChangeMaps | None = None,
+    auto: bool = False,
+    progress: Progress,
+    workers: int,
+) -> Draft:
+    """The draft of a swap whose layers (`auto`) or shares (`ramp="mav"`) come from `changes` or are measured against `base`."""
+    if auto and (set_by_hand := [f.name for f in fields(recipe) if f.name in CHOICES and getattr(recipe, f.name) != f.default]):
+        raise RecipeError(f"--auto chooses the layers; leave out --{set_by_hand[0].replace('_', '-')}")
+    if base is None and changes is None:
+        raise RecipeError(f"{'--auto' if auto else '--ramp mav'} needs to know what changed: give either --base or --changes")
+    if base and changes and not recipe.revert_layers:
+        raise RecipeError("--base and --changes say the same; give one of them")
+    if changes is None:
+        stack = math.stack(recipe.layer_prefix)
+        layers = None if auto else recipe.seams(stack.count)
+        changes = analyze(
+            math=math, lang=lang, base=base,
+            layers=layers, layer_prefix=recipe.layer_prefix, progress=progress, workers=workers,
+        )  # fmt: skip
+    changes.check(math, lang)
+    notes = [kin.sentence() for kin in find_kinship(changes) if kin.verdict != "one base"]
+    if auto:
+        suggestion = suggest(changes)
+        chosen: dict[str, Any] = {**suggestion.options}
+        recipe = replace(recipe, **chosen)
+        notes.insert(0, f"layers chosen by what changed from {changes.base}: {suggestion.sentence()}")
+    draft = recipe.draft(math=math, lang=lang, base=base if recipe.revert_layers else None, changes=changes)
+    return draft if draft.swap is None else draft.record(replace(draft.swap, notes=(*notes, *draft.swap.notes)))
