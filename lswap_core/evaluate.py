@@ -23,14 +23,15 @@ cache, read, blended, digested and written by one thread, 256 KiB took 0.65 s, 5
 (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped: mapped and populated ones
 took 0.38 s, but a file that is truncated between MADV_POPULATE_READ and the blend kills the process, and reading it only
 raises."""
-
 COMPARED_BYTES = 2 * 1024 * 1024
 """Bytes of one operand that are compared together where they come through a buffer of their own: a power of two, so whole
 blocks of the kernels. With nothing to write, larger ones than a blend's pay: two operands of 2.5 GB in the page cache took 1.3 to
 2.3 s of processor time in pieces of 128 KiB, 1.0 to 1.3 s in 512 KiB, 0.88 to 1.2 s in 1 MiB, 0.84 to 1.1 s in 2 MiB (AMD
 Milan, 2 busy cores, 512 KiB of L2 each)."""
-COMPARED_FILE_BYTES = 8 * 1024 * 1024
-"""The same where the kernels read the files: between two calls, progress is told and an interruption noticed."""
+COMPARED_FILE_BYTES = 32 * 1024 * 1024
+"""The same where the kernels read the files: between two calls, progress is told and an interruption noticed. A thread that comes
+back from a call may wait 5 ms for another that is loading modules, so calls are long: analysing two experts of 2.5 GB took
+0.78 s in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9)."""
 SCRATCH_BYTES = 128 * 1024
 """Bytes of one operand that the kernels read at a time. Two of 2.5 GB in the page cache took 0.94 s of processor time in pieces
 of 32 KiB, 0.76 s in 64 KiB, 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
