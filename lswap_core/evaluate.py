@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from threading import local
 from typing import Any
 
+from lswap_core.buffers import Buffers
 from lswap_core.checkpoint import TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
@@ -52,7 +53,8 @@ class Evaluator:
     def __init__(self, source: Source, kernels: Kernels) -> None:
         self._source = source
         self._kernels = kernels
-        self._buffers = local()
+        self._buffers = Buffers()
+        self._factors_kept = local()
 
     def chunks(self, made_of: Expression) -> Generator[Chunk, None, None]:
         """The tensor's bytes from first to last."""
@@ -90,7 +92,7 @@ class Evaluator:
             else:
                 at = first * dtype.bits // 8
                 chunk = [each._replace(begin=each.begin + at) for each in ranges]
-                scratch = self._buffer("scratch", len(ranges) * SCRATCH_BYTES)
+                scratch = self._buffers.get("scratch", len(ranges) * SCRATCH_BYTES)
                 found = self._kernels.stats_of_files(chunk, pairs, count, dtype=dtype, before=found, scratch=scratch)
             tally(count * dtype.bits // 8)
         return found
@@ -110,7 +112,7 @@ class Evaluator:
 
     def _plain(self, copy: Copy) -> Generator[Chunk, None, None]:
         for begin in range(0, copy.ref.size_bytes, CHUNK_BYTES):
-            data = self._buffer("out", min(CHUNK_BYTES, copy.ref.size_bytes - begin))
+            data = self._buffers.get("out", min(CHUNK_BYTES, copy.ref.size_bytes - begin), copy.ref.begin + begin)
             self._source.read_into(copy.ref, begin, data)
             yield Chunk(begin, data, DifferenceStats())
 
@@ -125,7 +127,7 @@ class Evaluator:
         for first, count in element_ranges(blend.x, OPERAND_BYTES):
             x = self.elements("x", blend.x, first, count)
             y = self.elements("y", blend.y, first, count)
-            out = self._buffer("out", len(x))
+            out = self._buffers.get("out", len(x), blend.x.ref.begin + first * dtype.bits // 8)  # where math has it
             statistics = self._kernels.blend_stats(x, y, blend.weight, dtype=dtype, out=out, before=statistics)
             yield Chunk(first * dtype.bits // 8, out, statistics)
 
@@ -135,7 +137,7 @@ class Evaluator:
         for first, count in element_ranges(made_of.base, OPERAND_BYTES):
             base = self.elements("x", made_of.base, first, count)
             experts = [self.elements(f"expert {k}", expert, first, count) for k, expert in enumerate(made_of.experts)]
-            out = self._buffer("out", len(base))
+            out = self._buffers.get("out", len(base), made_of.base.ref.begin + first * dtype.bits // 8)
             if thresholds is None:
                 self._kernels.add_task_vectors(base, experts, made_of.scales, dtype=dtype, out=out)
             else:
@@ -158,11 +160,12 @@ class Evaluator:
         that side.
         """
         kept = operand.ref.dtype
-        data = self._buffer(f"{side} read", count * kept.bits // 8)
-        self._source.read_into(operand.ref, first * kept.bits // 8, data)
+        at = first * kept.bits // 8
+        data = self._buffers.get(f"{side} read", count * kept.bits // 8, operand.ref.begin + at)
+        self._source.read_into(operand.ref, at, data)
         if isinstance(operand, Copy) and operand.cast is None:
             return data
-        rounded = self._buffer(f"{side} rounded", count * operand.dtype.bits // 8)
+        rounded = self._buffers.get(f"{side} rounded", count * operand.dtype.bits // 8)
         if isinstance(operand, Adapted):
             left, right = self._factors(side, operand)
             to = operand.dtype
@@ -175,23 +178,16 @@ class Evaluator:
         """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns), each in the order of its rows; the last
         ones of a side are kept.
         """
-        use = f"{side} factors"
-        kept: tuple[Adapted, tuple[Any, Any]] | None = self._buffers.__dict__.get(use)
+        kept: tuple[Adapted, tuple[Any, Any]] | None = self._factors_kept.__dict__.get(side)
         if kept is None or kept[0] != operand:
             a, b = (self._matrix(ref) for ref in (operand.a, operand.b))
-            kept = self._buffers.__dict__[use] = (operand, (a.T.copy(), b.T.copy()) if operand.transposed else (b, a))
+            kept = self._factors_kept.__dict__[side] = (operand, (a.T.copy(), b.T.copy()) if operand.transposed else (b, a))
         return kept[1]
 
     def _matrix(self, ref: TensorRef) -> Any:
         data = memoryview(bytearray(ref.size_bytes))
         self._source.read_into(ref, 0, data)
         return self._kernels.to_fp32(data, ref.dtype).reshape(ref.shape)
-
-    def _buffer(self, use: str, size: int) -> memoryview:
-        kept: bytearray = self._buffers.__dict__.setdefault(use, bytearray())
-        if len(kept) < size:
-            kept = self._buffers.__dict__[use] = bytearray(size)
-        return memoryview(kept)[:size]
 
 
 def element_ranges(copy: Operand, most_bytes: int) -> Iterator[tuple[int, int]]:

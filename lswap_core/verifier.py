@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lswap_core.buffers import Buffers
 from lswap_core.checkpoint import Checkpoint, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
@@ -30,7 +31,7 @@ def differing_tensors(
     give: copied tensors are compared byte for byte; blended ones, and their statistics, are computed again. A tensor
     without a digest, one that shares its source's extents, is read only where `sources` are given.
     """
-    expected = Evaluator(sources or output, kernels)
+    expected, buffers = Evaluator(sources or output, kernels), Buffers()
 
     def check(item: tuple[str, TensorRecord], tally: Tally) -> str | None:
         name, record = item
@@ -39,7 +40,7 @@ def differing_tensors(
         for chunk in expected.chunks(record.made_of if sources else Copy(written)):
             data = chunk.data
             if sources:
-                data = memoryview(bytearray(len(chunk.data)))
+                data = buffers.get("written", len(chunk.data), record.begin + chunk.offset)
                 output.read_into(written, chunk.offset, data)
                 if unlike is None and data != chunk.data:
                     unlike = chunk.offset + next(n for n, (x, y) in enumerate(zip(data, chunk.data, strict=True)) if x != y)

@@ -9,6 +9,13 @@
 
 namespace {
 
+constexpr size_t kLine = 64;  // bytes of a cache line
+constexpr uint32_t kMostRanges = 8;
+
+// The first address from `to` on that lies as far into a cache line as byte `at` of a file. Memory a few bytes further on in its
+// page than what is copied there makes a processor wait for its own stores; see lswap_core/buffers.py.
+uint8_t *as_in_file(uint8_t *to, uint64_t at) { return to + ((at - reinterpret_cast<uintptr_t>(to)) & (kLine - 1)); }
+
 // All of `bytes` bytes, or why not.
 int32_t fill(uint8_t *to, int32_t fd, uint64_t at, size_t bytes) {
   while (bytes) {
@@ -29,16 +36,20 @@ extern "C" int32_t lswap_stats_files(int32_t isa, int32_t dtype, const struct ls
                                      const struct lswap_pair *pairs, uint32_t pair_count, uint64_t count,
                                      uint8_t *scratch, uint64_t scratch_bytes, struct lswap_stats *stats,
                                      uint32_t *failed, int32_t *error) {
+  if (!range_count || range_count > kMostRanges) return LSWAP_NO_SUCH_RANGES;
   // A call for no elements tells whether the instruction set and the type are known.
   const int32_t status = lswap_blend_stats(isa, dtype, nullptr, nullptr, 0, nullptr, 0, 1, 0, stats);
   if (status != LSWAP_OK) return status;
   const size_t size = lswap::kSizes[dtype], block_bytes = lswap::kBlock * size;
-  const size_t piece_bytes = size_t(scratch_bytes) / range_count / block_bytes * block_bytes;
+  const size_t share = size_t(scratch_bytes) / range_count, piece_bytes = share < kLine ? 0 : (share - kLine) / block_bytes * block_bytes;
   if (!piece_bytes) return LSWAP_TOO_LITTLE_SCRATCH;
+  uint8_t *pieces[kMostRanges];
   for (uint64_t begin = 0, total = count * size; begin < total; begin += piece_bytes) {
     const size_t bytes = size_t(std::min<uint64_t>(piece_bytes, total - begin));
     for (uint32_t k = 0; k < range_count; ++k) {
-      const int32_t read = fill(scratch + k * piece_bytes, ranges[k].descriptor, ranges[k].begin + begin, bytes);
+      const uint64_t at = ranges[k].begin + begin;
+      pieces[k] = as_in_file(scratch + k * share, at);
+      const int32_t read = fill(pieces[k], ranges[k].descriptor, at, bytes);
       if (read != LSWAP_OK) {
         *failed = k;
         *error = errno;
@@ -46,7 +57,7 @@ extern "C" int32_t lswap_stats_files(int32_t isa, int32_t dtype, const struct ls
       }
     }
     for (uint32_t k = 0; k < pair_count; ++k) {
-      lswap_blend_stats(isa, dtype, scratch + pairs[k].x * piece_bytes, scratch + pairs[k].y * piece_bytes, 0, nullptr,
+      lswap_blend_stats(isa, dtype, pieces[pairs[k].x], pieces[pairs[k].y], 0, nullptr,
                         bytes / size, 1, 0, stats + k);
     }
   }

@@ -16,6 +16,9 @@ from lswap_core.kernels.checks import check_before, checked_dtype
 from lswap_core.kernels.native import Native, load
 from lswap_core.ports import FileRange
 
+MOST_RANGES, LINE_BYTES = 8, 64
+"""As the native kernels have it, which read where in a cache line the bytes lie in their file."""
+
 
 def stats_of_files(
     ranges: Sequence[FileRange],
@@ -30,9 +33,9 @@ def stats_of_files(
     """How pairs of ranges differ, `count` elements of `dtype` in each; every range is read once, in pieces.
 
     pairs: numbers of ranges, x and y. before: for each pair the statistics of the chunks before this one, as for
-    `blend_stats`. scratch: writable memory to read into, shared out among the ranges; at least 1,024 elements for each, and best
-    what stays in the second-level cache. Raises StalePlanError where a file ends too soon, OSError where it cannot be read,
-    ValueError for anything else. The files' offsets are neither used nor changed.
+    `blend_stats`. scratch: writable memory to read into, shared out among the ranges, of which there are 1 to 8; at least 1,024
+    elements and 64 bytes for each, and best what stays in the second-level cache. Raises StalePlanError where a file ends too
+    soon, OSError where it cannot be read, ValueError for anything else. The files' offsets are neither used nor changed.
     """
     kind = checked_dtype("dtype", dtype)
     if count < 0:
@@ -44,14 +47,15 @@ def stats_of_files(
             raise ValueError(f"pair {pair} names no two of {len(ranges)} ranges")
     for each in before:
         check_before(each)
-    block_bytes = BLOCK_ELEMENTS * kind.bits // 8
+    if not 1 <= len(ranges) <= MOST_RANGES:
+        raise ValueError(f"there are {len(ranges)} ranges; expected 1 to {MOST_RANGES}")
+    block_bytes = BLOCK_ELEMENTS * kind.bits // 8 + LINE_BYTES
     if scratch.readonly or scratch.nbytes < len(ranges) * block_bytes:
         raise ValueError(f"scratch has {scratch.nbytes} bytes to write to; expected {block_bytes} or more for each range")
     native = _native() if backend in ("auto", "native") else None
     if native is not None:
         return native.stats_of_files(ranges, pairs, count, kind, before, scratch)
-    piece_bytes = scratch.nbytes // max(1, len(ranges)) // block_bytes * block_bytes
-    return _in_pieces(ranges, pairs, count * kind.bits // 8, piece_bytes, kind, before, scratch, backend)
+    return _in_pieces(ranges, pairs, count * kind.bits // 8, kind, before, scratch, backend)
 
 
 @cache
@@ -66,7 +70,6 @@ def _in_pieces(
     ranges: Sequence[FileRange],
     pairs: Sequence[tuple[int, int]],
     total_bytes: int,
-    piece_bytes: int,
     dtype: DType,
     before: Sequence[DifferenceStats],
     scratch: memoryview,
@@ -74,6 +77,8 @@ def _in_pieces(
 ) -> list[DifferenceStats]:
     from lswap_core.kernels.contract import stats
 
+    block_bytes = BLOCK_ELEMENTS * dtype.bits // 8
+    piece_bytes = scratch.nbytes // len(ranges) // block_bytes * block_bytes
     found = list(before)
     for begin in range(0, total_bytes, piece_bytes):
         size = min(piece_bytes, total_bytes - begin)

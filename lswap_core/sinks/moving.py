@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from threading import local
 
+from lswap_core.buffers import Buffers
 from lswap_core.descriptors import Descriptors
 from lswap_core.digests import RunDigests
 from lswap_core.errors import located
@@ -44,7 +44,7 @@ class Mover:
         self.copier = Copier(options.copy_method, traffic)
         self._writeback = Writeback()
         self._descriptors = Descriptors(lambda _, name: open_file(name))
-        self._buffers = local()
+        self._buffers = Buffers()
 
     def copy(self, run: Run, source: Source, tally: Tally, *, there: bool = False) -> list[StepRecord]:
         """A copied run, byte for byte. there: its bytes are in place, and only their digests are wanted."""
@@ -99,12 +99,13 @@ class Mover:
         self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
     ) -> None:
         """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
-        for offset, piece in self._pieces(end - begin):
-            source.read_into(run.source, begin + offset, piece)
+        for offset in range(begin, end, _PIECE_BYTES):
+            piece = self._buffers.get("piece", min(_PIECE_BYTES, end - offset), run.source.begin + offset)
+            source.read_into(run.source, offset, piece)
             if digests is not None:
-                digests.feed(run.begin + begin + offset, piece)
+                digests.feed(run.begin + offset, piece)
             if write:
-                self._write(run, begin + offset, piece)
+                self._write(run, offset, piece)
             tally(len(piece))
         if write and end > begin:
             self._traffic.add("read_write", end - begin)
@@ -123,9 +124,3 @@ class Mover:
         except OSError:
             self._on_loss(path)
             raise
-
-    def _pieces(self, size: int) -> Iterable[tuple[int, memoryview]]:
-        """Offsets of the pieces of something, and a buffer for each, the same one."""
-        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
-        for offset in range(0, size, _PIECE_BYTES):
-            yield offset, memoryview(buffer)[: min(_PIECE_BYTES, size - offset)]

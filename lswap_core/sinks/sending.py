@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from threading import Lock, local
+from threading import Lock
 
+from lswap_core.buffers import Buffers
 from lswap_core.digests import RunDigests
 from lswap_core.errors import LswapError
 from lswap_core.manifest import StepRecord
@@ -47,7 +48,7 @@ class Sender:
         self._place, self._options, self._traffic = place, options, traffic
         self._etags = dict(etags)
         self._heads = {file.name: file.header.encode() for file in plan.files}
-        self._buffers = local()
+        self._buffers = Buffers()
         self._lock = Lock()
 
     @property
@@ -113,11 +114,10 @@ class Sender:
         self, run: Run, part: Part, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None
     ) -> None:
         """Bring bytes [begin, end) of the output file, which lie in `part`, over through memory; or only digest them."""
-        scratch: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
         for at in range(begin, end, _PIECE_BYTES):
             stop = min(at + _PIECE_BYTES, end)
             room = self._assembly.room(run.file, part, at, stop)
-            piece = memoryview(scratch)[: stop - at] if room is None else room
+            piece = self._buffers.get("piece", stop - at) if room is None else room
             if room is not None or digests is not None:
                 source.read_into(run.source, at - run.begin, piece)
             if digests is not None:

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import local
 from typing import Any
 
+from lswap_core.buffers import Buffers
 from lswap_core.digests import RunDigests
 from lswap_core.errors import RecipeError, SourceError
 from lswap_core.manifest import StepRecord
@@ -58,7 +58,7 @@ class StreamSink:
         self._writers: dict[str, Any] = {}
         self._at: dict[str, int] = {}
         self._small: dict[str, bytes] = {}
-        self._buffers = local()
+        self._buffers = Buffers()
         self.shard_sha256: dict[str, str] = {}
         """Always empty, as `check_options` refuses what would fill it."""
 
@@ -72,9 +72,8 @@ class StreamSink:
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.ports.Sink`."""
         digests = None if self._options.digest == "none" else RunDigests(run.steps)
-        buffer: bytearray = self._buffers.__dict__.setdefault("piece", bytearray(_PIECE_BYTES))
         for offset in range(0, run.size_bytes, _PIECE_BYTES):
-            piece = memoryview(buffer)[: min(_PIECE_BYTES, run.size_bytes - offset)]
+            piece = self._buffers.get("piece", min(_PIECE_BYTES, run.size_bytes - offset), run.source.begin + offset)
             source.read_into(run.source, offset, piece)
             if digests is not None:
                 digests.feed(run.begin + offset, piece)

@@ -52,7 +52,7 @@ def test_files_give_what_their_bytes_give(backend: str, dtype: str, count: int, 
         kernels.stats(data[x], data[y], dtype=dtype, before=first, backend="reference").to_json()
         for (x, y), first in zip(PAIRS, before, strict=True)
     ]
-    blocks = 3 * BLOCK_ELEMENTS * width
+    blocks = 3 * (BLOCK_ELEMENTS * width + 64)
     with opened(*((tmp_path / str(number), begin) for number, begin in enumerate(begins))) as ranges:
         for size in (blocks, 2 * blocks - 1, 7 * blocks + 40, 1 << 20):
             found = kernels.stats_of_files(
@@ -85,7 +85,7 @@ def test_a_file_that_ends_too_soon_is_named(backend: str, tmp_path: Path) -> Non
         (tmp_path / name).write_bytes(bytes(size))
     with opened((tmp_path / "x", 0), (tmp_path / "y", 0)) as ranges, pytest.raises(StalePlanError, match=r"y: became shorter"):
         kernels.stats_of_files(
-            ranges, [(0, 1)], 5000, dtype="BF16", before=[DifferenceStats()], scratch=scratch(4096), backend=backend
+            ranges, [(0, 1)], 5000, dtype="BF16", before=[DifferenceStats()], scratch=scratch(4224), backend=backend
         )
 
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_read_is_named(backend: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(8))
     with opened((tmp_path / "x", 0), (tmp_path, 0)) as ranges, pytest.raises(IsADirectoryError) as caught:
         kernels.stats_of_files(
-            ranges, [(0, 1)], 4, dtype="BF16", before=[DifferenceStats()], scratch=scratch(4096), backend=backend
+            ranges, [(0, 1)], 4, dtype="BF16", before=[DifferenceStats()], scratch=scratch(4224), backend=backend
         )
     assert (caught.value.filename, caught.value.errno) == (str(tmp_path), errno.EISDIR)
 
@@ -108,13 +108,13 @@ def test_what_cannot_be_read_is_named(backend: str, tmp_path: Path) -> None:
         ({"pairs": [(0, 2)]}, r"pair \(0, 2\) names no two of 2 ranges"),
         ({"pairs": [(-1, 0)]}, r"pair \(-1, 0\) names no two of 2 ranges"),
         ({"before": [DifferenceStats(count=5)]}, r"before covers 5 elements"),
-        ({"scratch": memoryview(bytearray(4095))}, r"scratch has 4095 bytes to write to; expected 2048 or more for each"),
+        ({"scratch": memoryview(bytearray(4223))}, r"scratch has 4223 bytes to write to; expected 2112 or more for each"),
         ({"scratch": memoryview(bytes(8192))}, r"scratch has 8192 bytes to write to"),
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bad_input_is_named(backend: str, changed: dict[str, object], words: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(64))
-    sound = {"pairs": [(0, 1)], "count": 4, "dtype": "BF16", "before": [DifferenceStats()], "scratch": scratch(4096)}
+    sound = {"pairs": [(0, 1)], "count": 4, "dtype": "BF16", "before": [DifferenceStats()], "scratch": scratch(4224)}
     with opened((tmp_path / "x", 0), (tmp_path / "x", 8)) as ranges, pytest.raises(ValueError, match=words):
         kernels.stats_of_files(ranges, backend=backend, **sound | changed)  # type: ignore[arg-type]

@@ -27,7 +27,8 @@ enum lswap_status {
   LSWAP_NO_SUCH_DTYPE,
   LSWAP_TOO_LITTLE_SCRATCH,
   LSWAP_FILE_ENDED,
-  LSWAP_READ_FAILED
+  LSWAP_READ_FAILED,
+  LSWAP_NO_SUCH_RANGES
 };
 
 enum lswap_dtype { LSWAP_F64 = 0, LSWAP_F32, LSWAP_F16, LSWAP_BF16, LSWAP_F8_E4M3, LSWAP_F8_E5M2, LSWAP_DTYPES };
@@ -64,8 +65,8 @@ LSWAP_API int32_t lswap_blend_stats(int32_t isa, int32_t dtype, const void *x, c
                                     uint64_t count, uint32_t threads, int32_t streamed, struct lswap_stats *stats);
 
 /* The statistics of pairs of ranges of `count` elements each: every range is read once, stats[k] goes on with pairs[k].
- * scratch: memory to read into, shared out among the ranges, room for a block of 1,024 elements of each at least; best
- * what stays in the second-level cache. Where a file ends too soon or cannot be read, failed is the number of its range,
+ * scratch: memory to read into, shared out among the ranges, of which there are 1 to 8: room for a block of 1,024 elements
+ * and 64 bytes for each at least; best what stays in the second-level cache. Where a file ends too soon or cannot be read, failed is the number of its range,
  * error (of the latter) is errno's value, and the statistics are of no use. */
 LSWAP_API int32_t lswap_stats_files(int32_t isa, int32_t dtype, const struct lswap_range *ranges, uint32_t range_count,
                                     const struct lswap_pair *pairs, uint32_t pair_count, uint64_t count,
