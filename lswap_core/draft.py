@@ -28,7 +28,7 @@ from lswap_core.expressions import (
     rounded_to,
 )
 from lswap_core.header import METADATA
-from lswap_core.names import Selector, modules_with_scale
+from lswap_core.names import Selector, chosen_by, modules_with_scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Draft:
 
     def select(self, selector: Selector) -> list[str]:
         """Names that `selector` matches, in order; SelectionError where there are none."""
-        chosen = selector.among(self.tensors)
+        chosen = chosen_by(selector, self.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(self.tensors)} tensors")
         return chosen
@@ -106,7 +106,7 @@ class Draft:
 
     def graft(self, selector: Selector, source: Checkpoint) -> Draft:
         """Tensors of `source` that match, added; one that the draft has already is a RecipeError."""
-        chosen = selector.among(source.tensors)
+        chosen = chosen_by(selector, source.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
         if taken := [name for name in chosen if name in self.tensors]:

@@ -43,10 +43,6 @@ class Selector:
     def __call__(self, name: str) -> bool:
         return self._matches(name)
 
-    def among(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that it matches, in their order."""
-        return list(filter(self._matches, names))
-
     def __invert__(self) -> Selector:
         return Selector(lambda name: not self(name), f"~{self}")
 
@@ -58,6 +54,11 @@ class Selector:
 
     def __str__(self) -> str:
         return self._text
+
+
+def chosen_by(selector: Callable[[str], bool], names: Iterable[str]) -> list[str]:
+    """Those of `names` that a selector, or any other predicate, matches, in their order."""
+    return list(filter(selector._matches if isinstance(selector, Selector) else selector, names))
 
 
 def named(*patterns: str) -> Selector:
