@@ -119,7 +119,7 @@ def main() -> None:
     rounds = [timed_merge(plan, out, options.workers) for _ in range(options.rounds)]
     shutil.rmtree(out)
     total = sum(file.header.file_size for file in plan.files)
-    workers = options.workers or default_workers()
+    workers = options.workers or default_workers(writing=True)
     print(f"{total / 1e9:.2f} GB out, {blended} tensors blended, {workers} workers; medians of {len(rounds)} rounds")
     walls, moved = [r.wall for r in rounds], [r.moved_bytes for r in rounds]
     work = median(r.kernels_cpu / r.cpu for r in rounds)

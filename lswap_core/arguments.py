@@ -198,7 +198,7 @@ def _add_running(parser: argparse.ArgumentParser, run: Command, *, workers: bool
             "--workers",
             type=int,
             metavar="N",
-            help="threads (default: one per processor, at most 8; 16 for sources over a network)",
+            help="threads (default: one per processor, two where an output is written, at most 8; 16 over a network)",
         )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

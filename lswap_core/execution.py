@@ -49,7 +49,7 @@ def prepare(
     evaluator_of = _evaluating(device)
     places = Places()
     sources = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}), sidecars)
-    threads = threads_for(workers, remote=remote or any(source.there for source in sources.values()))
+    threads = threads_for(workers, remote=remote or any(source.there for source in sources.values()), writing=True)
     return Ready(places, sources, threads, evaluator_of)
 
 
