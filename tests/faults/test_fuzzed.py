@@ -24,7 +24,7 @@ from tests.build import llama_pair
 from .fuzz_header import KINDS, read
 
 _FUZZED = settings(
-    max_examples=1000 if os.environ.get("LSWAP_LONG") else 300,
+    max_examples=1000,
     derandomize=not os.environ.get("LSWAP_LONG"),
     database=None,
     deadline=None,
