@@ -59,7 +59,7 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
 
 
 def _load_the_rest(*, tables: bool) -> None:
-    """What shows the figures, a quarter of a second's work on its own, while the experts are read."""
+    """What shows the figures, while the experts are read."""
     import_module("lswap_core.kinship")
     import_module("lswap_core.suggestion")
     if tables:
