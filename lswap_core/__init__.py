@@ -15,9 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lswap_core.api import analyze, diff, execute, merge, open_checkpoint, read_manifest, read_plan, verify
+    from lswap_core.api import diff, execute, merge, read_plan, verify
     from lswap_core.baselines import TaskSum, soup
     from lswap_core.checkpoint import Checkpoint, TensorRef
+    from lswap_core.checkpoints import open_checkpoint
     from lswap_core.draft import Draft
     from lswap_core.errors import (
         FormatError,
@@ -34,41 +35,49 @@ if TYPE_CHECKING:
     from lswap_core.manifest import Manifest
     from lswap_core.names import layers, named
     from lswap_core.options import WriteOptions
+    from lswap_core.outputs import read_manifest
     from lswap_core.parts import apply_part, publish
     from lswap_core.plan import Plan
     from lswap_core.recipe import LayerSwap
     from lswap_core.shares import Part
+    from lswap_core.survey import analyze
 
 _HOME = {
-    **dict.fromkeys(
-        (
-            "apply_part",
-            "diff",
-            "execute",
-            "merge",
-            "publish",
-            "read_manifest",
-            "read_plan",
-            "verify",
-        ),
-        "api",
-    ),
-    **dict.fromkeys(("Checkpoint", "TensorRef"), "checkpoint"),
-    **dict.fromkeys(("Blend", "Copy", "Expression", "TaskVectors"), "expressions"),
-    **dict.fromkeys(("FormatError", "LswapError", "MismatchError", "RecipeError"), "errors"),
-    **dict.fromkeys(("SelectionError", "SourceError", "StalePlanError", "VerificationError"), "errors"),
-    **dict.fromkeys(("TaskSum", "soup"), "baselines"),
-    **dict.fromkeys(("layers", "named"), "names"),
-    **dict.fromkeys(("apply_part", "publish"), "parts"),
-    "analyze": "survey",
-    "open_checkpoint": "checkpoints",
+    "Blend": "expressions",
+    "Checkpoint": "checkpoint",
+    "Copy": "expressions",
     "Draft": "draft",
+    "Expression": "expressions",
+    "FormatError": "errors",
     "LayerSwap": "recipe",
+    "LswapError": "errors",
     "Manifest": "manifest",
+    "MismatchError": "errors",
     "Part": "shares",
     "Plan": "plan",
+    "RecipeError": "errors",
+    "SelectionError": "errors",
+    "SourceError": "errors",
+    "StalePlanError": "errors",
+    "TaskSum": "baselines",
+    "TaskVectors": "expressions",
+    "TensorRef": "checkpoint",
+    "VerificationError": "errors",
     "WriteOptions": "options",
+    "analyze": "survey",
+    "apply_part": "parts",
+    "diff": "api",
+    "execute": "api",
     "lay_out": "layout",
+    "layers": "names",
+    "merge": "api",
+    "named": "names",
+    "open_checkpoint": "checkpoints",
+    "publish": "parts",
+    "read_manifest": "outputs",
+    "read_plan": "api",
+    "soup": "baselines",
+    "verify": "api",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lswap_core.console import load_tables, print_json, print_table, progress_bar, say
 from lswap_core.errors import RecipeError
 from lswap_core.planning_cli import open_pair
-from lswap_core.sizes import format_size
+from lswap_core.text import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path

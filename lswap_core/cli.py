@@ -17,12 +17,11 @@ from lswap_core.analysis_cli import run_analyze, run_report
 from lswap_core.arguments import build_parser
 from lswap_core.command import run_command
 from lswap_core.console import print_json, print_table, progress_bar, say, shows_progress
-from lswap_core.display import counted
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.planning_cli import make_plan, stored_plan
-from lswap_core.sizes import format_size
+from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:
     from lswap_core.plan import Plan

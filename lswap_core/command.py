@@ -11,8 +11,8 @@ import signal
 import sys
 from typing import Any, NoReturn
 
-from lswap_core.display import one_line
 from lswap_core.errors import LswapError
+from lswap_core.text import one_line
 
 _INTERRUPTED = 130
 

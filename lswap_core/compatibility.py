@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lswap_core.checkpoint import Checkpoint
-from lswap_core.documents import parse_object
 from lswap_core.errors import FormatError
+from lswap_core.strict_json import parse_object
 
 _IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
 """Say nothing of the network; the dtypes are compared tensor by tensor."""

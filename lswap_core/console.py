@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lswap_core.display import one_line
+from lswap_core.text import one_line
 
 if TYPE_CHECKING:
     from lswap_core.ports import Progress

@@ -12,7 +12,6 @@ from types import MappingProxyType
 from typing import Any
 
 from lswap_core.checkpoint import Checkpoint, Role, TensorRef
-from lswap_core.documents import is_unicode
 from lswap_core.dtypes import DType
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.expressions import (
@@ -29,6 +28,7 @@ from lswap_core.expressions import (
 )
 from lswap_core.header import METADATA
 from lswap_core.names import Selector, chosen_by, modules_with_scale
+from lswap_core.strict_json import is_unicode
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lswap_core.display import one_line
 from lswap_core.heatmaps import HeatMap, Origins, Rows
 from lswap_core.page import Page
+from lswap_core.text import one_line
 
 MOST_CELLS = 20_000
 """In one heat map: 126 layers of 9 matrices have 1,134. More could not be told apart, and would not fit into the page."""

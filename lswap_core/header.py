@@ -14,9 +14,9 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lswap_core.documents import MAX_SIZE, parse_object
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import FormatError
+from lswap_core.strict_json import MAX_SIZE, parse_object
 
 LENGTH_BYTES = 8
 METADATA = "__metadata__"

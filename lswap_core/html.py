@@ -15,14 +15,13 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from lswap_core.display import one_line
 from lswap_core.drawings import MOST_CELLS, TITLES, draw_maps
 from lswap_core.errors import RecipeError
 from lswap_core.evaluations import ALL, Accuracy, Evaluation
 from lswap_core.heatmaps import HeatMap, Origins
 from lswap_core.page import Page
 from lswap_core.report import Table
-from lswap_core.sizes import format_size
+from lswap_core.text import format_size, one_line
 
 _ABOUT = {
     "math": "Both experts are on one colour scale.",

@@ -10,16 +10,27 @@ from typing import Any, Literal, get_args
 from lswap_core.errors import RecipeError
 
 CopyMethod = Literal["auto", "clone", "copy_file_range", "sendfile", "read_write"]
+
 DigestKind = Literal["auto", "none", "xxh3", "sha256"]
+
 Link = Literal["none", "hard"]
+
 Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
+
 Ramp = Literal["constant", "linear", "mav"]
+
 Part = Literal["math", "lang", "blend"]
+
 COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
+
 DIGESTS: tuple[DigestKind, ...] = get_args(DigestKind)
+
 LINKS: tuple[Link, ...] = get_args(Link)
+
 METHODS: tuple[Method, ...] = get_args(Method)
+
 RAMPS: tuple[Ramp, ...] = get_args(Ramp)
+
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -44,3 +55,13 @@ class WriteOptions:
             if getattr(self, name) not in known:
                 flag = "--" + name.replace("_", "-")
                 raise RecipeError(f"{flag} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+
+
+def check_options(options: WriteOptions) -> None:
+    """RecipeError for what only a disk can do."""
+    if options.digest == "sha256":
+        raise RecipeError("--digest sha256: nobody sees the bytes of a shard in order on their way to a store; use xxh3")
+    if options.copy_method not in ("auto", "read_write"):
+        raise RecipeError(f"--copy-method {options.copy_method} is for disks; a store knows auto and read_write")
+    if options.link != "none":
+        raise RecipeError(f"--link {options.link} is for disks; a store copies whole files itself")

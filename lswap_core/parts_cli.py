@@ -8,11 +8,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 from lswap_core.console import print_json, progress_bar, say
-from lswap_core.display import counted
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
 from lswap_core.planning_cli import stored_plan
-from lswap_core.sizes import format_size
+from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:
     from lswap_core.manifest import Manifest

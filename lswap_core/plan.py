@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 from lswap_core import wire
 from lswap_core.checkpoint import Role
-from lswap_core.display import counted
-from lswap_core.documents import MAX_SIZE, Node, parse_object
 from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DType
 from lswap_core.expressions import Expression
 from lswap_core.header import Header, parse_header
-from lswap_core.sizes import format_size
+from lswap_core.strict_json import MAX_SIZE, Node, parse_object
+from lswap_core.text import counted, format_size
 
 FORMAT = "lswap-plan/1"
 SINGLE_FILE = "model.safetensors"

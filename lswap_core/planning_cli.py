@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lswap_core.console import progress_bar
 from lswap_core.errors import RecipeError
-from lswap_core.sizes import parse_size
+from lswap_core.text import parse_size
 
 if TYPE_CHECKING:
     from lswap_core.baselines import TaskSum
@@ -93,7 +93,7 @@ def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
     from lswap_core.recipe import LayerSwap
-    from lswap_core.zones import parse_layers
+    from lswap_core.text import parse_layers
 
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:

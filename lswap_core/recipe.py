@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from lswap_core.checkpoint import Checkpoint
 from lswap_core.compatibility import compare, tensor_issues
-from lswap_core.display import counted
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
 from lswap_core.options import PARTS, RAMPS, Part, Ramp
+from lswap_core.text import counted
 from lswap_core.zones import Zones
 
 if TYPE_CHECKING:

@@ -12,13 +12,12 @@ from typing import Any
 
 from lswap_core.checkpoint import ROLES, Checkpoint
 from lswap_core.difference import DifferenceStats
-from lswap_core.display import counted, one_line
 from lswap_core.draft import SwapRecord
 from lswap_core.errors import RecipeError
 from lswap_core.manifest import Manifest
 from lswap_core.names import Stack, classify_outside
 from lswap_core.plan import ADAPTER_FILE, MANIFEST_FILE, SHARD_SUFFIX, Plan, PlanSource
-from lswap_core.sizes import format_size
+from lswap_core.text import counted, format_size, one_line
 
 _LAYER_COLUMNS = ("part", "from", "lang's share", "tensors", "size")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

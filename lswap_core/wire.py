@@ -9,12 +9,12 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from lswap_core.checkpoint import Role, TensorRef, parse_role
-from lswap_core.documents import Node
 from lswap_core.draft import SwapRecord
 from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
 from lswap_core.header import Header, size_in_bytes
+from lswap_core.strict_json import Node
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.documents import parse_object
 from lswap_core.dtypes import DTYPES
 from lswap_core.errors import FormatError
 from lswap_core.header import (
@@ -23,6 +22,7 @@ from lswap_core.header import (
     reference_order,
     size_in_bytes,
 )
+from lswap_core.strict_json import parse_object
 from tests.build import BITS
 
 WHOLE_BYTE = [name for name, dtype in DTYPES.items() if dtype.bits % 8 == 0]

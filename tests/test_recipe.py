@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.expressions import Blend, Copy, Expression
 from lswap_core.recipe import LayerSwap
-from lswap_core.zones import Zones, parse_layers
+from lswap_core.text import parse_layers
+from lswap_core.zones import Zones
 from tests.catalogue import checkpoint, llama
 
 small = st.integers(0, 12)

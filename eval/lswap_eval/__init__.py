@@ -20,12 +20,23 @@ if TYPE_CHECKING:
     from lswap_eval.scoring import Score, score_log
 
 _HOME = {
-    **dict.fromkeys(("Answer", "extract_answer"), "answers"),
-    **dict.fromkeys(("Header", "Log", "Record", "read_log"), "log"),
-    **dict.fromkeys(("Problem", "ProblemSet", "load_problems", "read_problems"), "problems"),
-    **dict.fromkeys(("Prompt", "build_prompt", "stop_strings"), "prompts"),
-    **dict.fromkeys(("compare", "read_runs"), "results"),
-    **dict.fromkeys(("Score", "score_log"), "scoring"),
+    "Answer": "answers",
+    "Header": "log",
+    "Log": "log",
+    "Problem": "problems",
+    "ProblemSet": "problems",
+    "Prompt": "prompts",
+    "Record": "log",
+    "Score": "scoring",
+    "build_prompt": "prompts",
+    "compare": "results",
+    "extract_answer": "answers",
+    "load_problems": "problems",
+    "read_log": "log",
+    "read_problems": "problems",
+    "read_runs": "results",
+    "score_log": "scoring",
+    "stop_strings": "prompts",
 }
 
 __all__ = [

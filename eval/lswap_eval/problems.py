@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lswap_core.documents import Node, parse_object
 from lswap_core.errors import FormatError, RecipeError
+from lswap_core.strict_json import Node, parse_object
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 EXEMPLARS_FILE = "exemplars.json"

@@ -10,11 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lswap_core.display import counted, one_line
 from lswap_core.errors import RecipeError
 from lswap_core.options import PARTS
-from lswap_core.sizes import format_size
-from lswap_core.zones import parse_layers
+from lswap_core.text import counted, format_size, one_line, parse_layers
 
 if TYPE_CHECKING:
     from lswap_eval.ablate import Pair, Run

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lswap_core.display import counted, one_line
+from lswap_core.text import counted, one_line
 
 if TYPE_CHECKING:
     from lswap_core.report import Table

@@ -21,10 +21,10 @@ from typing import Any
 
 import xxhash
 
-from lswap_core.documents import Node, parse_object
 from lswap_core.errors import FormatError, located
 from lswap_core.manifest import StepRecord, parse_statistics
 from lswap_core.sinks.durable import sync_directory, write_all
+from lswap_core.strict_json import Node, parse_object
 
 FORMAT = "lswap-journal/1"
 _SUM_DIGITS = 16

@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
-from lswap_core.options import WriteOptions
+from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan import Plan
 from lswap_core.ports import Source
 from lswap_core.shares import Part
 from lswap_core.sinks.building import Build
 from lswap_core.sinks.local import LocalSink
-from lswap_core.sinks.options import check_options
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.records import Terms
 from lswap_core.sinks.shared import Gathering, SharedSink

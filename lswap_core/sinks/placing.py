@@ -14,7 +14,7 @@ from lswap_core.plan import OutputFile, Plan, Step
 from lswap_core.ports import Source
 from lswap_core.runs import Base, is_plain, is_shareable
 from lswap_core.sinks.copying import Copier, Span
-from lswap_core.sizes import format_size
+from lswap_core.text import format_size
 from lswap_core.traffic import Traffic
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"

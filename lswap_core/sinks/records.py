@@ -9,12 +9,12 @@ from typing import Any
 
 import xxhash
 
-from lswap_core.documents import Node, parse_object
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.manifest import StepRecord
 from lswap_core.plan import Plan, Step
 from lswap_core.shares import Part
 from lswap_core.sinks.journal import record_from_json, record_to_json
+from lswap_core.strict_json import Node, parse_object
 from lswap_core.wire import check_format
 
 PART_FORMAT = "lswap-part/1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lswap_core.documents import parse_object
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.options import DigestKind
 from lswap_core.parallel import run_all
@@ -17,6 +16,7 @@ from lswap_core.sinks.joint import Joint
 from lswap_core.sinks.origins import CALLS_AT_A_TIME
 from lswap_core.sinks.parting import Part
 from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
+from lswap_core.strict_json import parse_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.manifest import StepRecord
-from lswap_core.options import WriteOptions
+from lswap_core.options import WriteOptions, check_options
 from lswap_core.parallel import run_all
 from lswap_core.plan import OutputFile, Plan
 from lswap_core.ports import Silence, Source, Tally
@@ -15,7 +15,6 @@ from lswap_core.runs import Run
 from lswap_core.shares import Part
 from lswap_core.sinks.buckets import GoneError, UnknownCallError, connect
 from lswap_core.sinks.completing import put_small, put_together
-from lswap_core.sinks.options import check_options
 from lswap_core.sinks.origins import CALLS_AT_A_TIME, confirm_origins
 from lswap_core.sinks.records import Terms, covers, gather, tell_missing
 from lswap_core.sinks.rendezvous import LOST, Rendezvous

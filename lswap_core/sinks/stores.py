@@ -10,13 +10,12 @@ from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError, StalePlanError
 from lswap_core.manifest import StepRecord
-from lswap_core.options import WriteOptions
+from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan import Plan, Step
 from lswap_core.ports import Source, Tally
 from lswap_core.runs import Run
 from lswap_core.sinks.buckets import Place, connect
 from lswap_core.sinks.completing import put_small, put_together
-from lswap_core.sinks.options import check_options
 from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files
 from lswap_core.sinks.resuming import Uploads, find_state, take_up
 from lswap_core.sinks.sending import Key, Sender

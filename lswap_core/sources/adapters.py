@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lswap_core.checkpoint import Checkpoint, Role
-from lswap_core.documents import Node, is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.lora import read_adapter
 from lswap_core.plan import ADAPTER_FILE
 from lswap_core.sources.local import open_local, published_name, read_shard, read_small
+from lswap_core.strict_json import Node, is_unicode, parse_object
 
 CONFIG_FILE = "adapter_config.json"
 _PICKLED_FILE = "adapter_model.bin"

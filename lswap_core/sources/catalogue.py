@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from lswap_core.checkpoint import Shard
-from lswap_core.documents import is_plain_name, parse_object
 from lswap_core.errors import FormatError
 from lswap_core.header import Header
 from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
+from lswap_core.strict_json import is_plain_name, parse_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NESTED = ("additional_chat_templates/*.jinja", "**/*.py")

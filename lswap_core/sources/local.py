@@ -15,7 +15,6 @@ from typing import Self
 
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.descriptors import Descriptors
-from lswap_core.documents import is_unicode, parse_object
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.plan import INDEX_FILE, SINGLE_FILE
@@ -32,6 +31,7 @@ from lswap_core.sources.catalogue import (
     sample_ranges,
 )
 from lswap_core.sources.disks import reads_best_in_order
+from lswap_core.strict_json import is_unicode, parse_object
 
 
 def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:

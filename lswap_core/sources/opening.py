@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import cache, partial
 
 from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar
-from lswap_core.documents import parse_object
 from lswap_core.errors import FormatError
 from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
 from lswap_core.parallel import run_all
@@ -28,6 +27,7 @@ from lswap_core.sources.catalogue import (
 from lswap_core.sources.local import read_shard, read_small
 from lswap_core.sources.remote import Folder
 from lswap_core.sources.transfer import Count, RangeReader, read_range
+from lswap_core.strict_json import parse_object
 
 _AT_ONCE = 16
 """Shards that are opened at a time: each costs four round trips and next to no bytes."""

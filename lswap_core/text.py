@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them: `5GB`, `512MiB`, `3.1 GB`."""
+"""Text that people read and write: one safe line, sizes, sets of layers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,29 @@ import re
 
 from lswap_core.errors import RecipeError
 
+
+def one_line(text: str) -> str:
+    r"""`text` with every character that cannot be printed escaped.
+
+    >>> one_line("a\nb"), one_line("\x1b[2J é")
+    ('a\\nb', '\\x1b[2J é')
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "tensor"), counted(2, "tensor")
+    ('1 tensor', '2 tensors')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 _UNITS = {"B": 1, **{f"{p}B": 1000**k for k, p in enumerate("KMGTP", 1)}, **{f"{p}IB": 1024**k for k, p in enumerate("KMGTP", 1)}}
+
 _MAX_LENGTH = 24
+
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 
 
@@ -38,3 +59,24 @@ def format_size(size_bytes: int) -> str:
         value /= 1000
         units.pop()
     return f"{size_bytes} B" if units[-1] == "B" else f"{value:.1f} {units[-1]}"
+
+
+_MAX_DIGITS = 5
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Layer numbers as the command line has them; ranges include both ends.
+
+    >>> parse_layers("0-3,30,31")
+    (0, 1, 2, 3, 30, 31)
+    """
+    numbers: list[int] = []
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        if not all(n.isascii() and n.isdecimal() and len(n) <= _MAX_DIGITS for n in ((first, last) if dash else (first,))):
+            raise RecipeError(f"{text!r} is no list of layers; write it like 0-3,30,31")
+        begin, end = int(first), int(last or first)
+        if begin > end:
+            raise RecipeError(f"{piece.strip()!r} in {text!r} is no range of layers; write it like 0-3,30,31")
+        numbers.extend(range(begin, end + 1))
+    return tuple(sorted(set(numbers)))
