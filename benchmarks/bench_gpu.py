@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lswap_core import kernels
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.kernels import _cuda, _triton, reference
 from lswap_core.kernels._device import DeviceBackend, Launcher, blend_batch
 from lswap_core.kernels.backend import BackendUnavailable
@@ -204,7 +204,7 @@ def report(what: str, sets: Sequence[Case], call: Callable[[int], None], repeats
 
 def host_to_host(name: str, launcher: Launcher, elements: int) -> None:
     """A BF16 tensor in host memory, blended into host memory: through the slots, and by the CPU."""
-    from lswap_core.checkpoint import TensorRef
+    from lswap_core.checkpoint.catalogue import TensorRef
     from lswap_core.evaluate import Evaluator
     from lswap_core.expressions import Blend, Copy
     from lswap_core.gpu import SLOTS, CudaSlot

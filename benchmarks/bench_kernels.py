@@ -28,8 +28,8 @@ from statistics import median
 import numpy as np
 import torch
 
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.kernels import native, reference
 from lswap_core.kernels.backend import Backend, Bytes
 

@@ -23,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator

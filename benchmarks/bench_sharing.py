@@ -29,7 +29,7 @@ if __package__ in (None, ""):
 from benchmarks.bench_405b import allocated, xfs
 from benchmarks.harness import WRITES_BYTECODE
 from benchmarks.make_experts import SHAPES, shards
-from lswap_core.header import build_header, reference_order
+from lswap_core.checkpoint.header import build_header, reference_order
 
 IMAGE_BYTES = 40_000_000_000
 CHUNK_BYTES = 64 * 1024 * 1024

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lswap_core.dtypes import DTYPES, DType
-from lswap_core.header import build_header, reference_order, size_in_bytes
+from lswap_core.checkpoint.dtypes import DTYPES, DType
+from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
 from lswap_core.text import parse_size
 
 BF16 = DTYPES["BF16"]

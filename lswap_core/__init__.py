@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lswap_core.api import diff, execute, merge, read_plan, verify
     from lswap_core.baselines import TaskSum, soup
-    from lswap_core.checkpoint import Checkpoint, TensorRef
+    from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
     from lswap_core.checkpoints import open_checkpoint
     from lswap_core.draft import Draft
     from lswap_core.errors import (
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Blend": "expressions",
-    "Checkpoint": "checkpoint",
+    "Checkpoint": "checkpoint.catalogue",
     "Copy": "expressions",
     "Draft": "draft",
     "Expression": "expressions",
@@ -61,7 +61,7 @@ _HOME = {
     "StalePlanError": "errors",
     "TaskSum": "baselines",
     "TaskVectors": "expressions",
-    "TensorRef": "checkpoint",
+    "TensorRef": "checkpoint.catalogue",
     "VerificationError": "errors",
     "WriteOptions": "options",
     "analyze": "survey",

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from lswap_core.changes import Change, ChangeMaps, Side, TensorChange, source_record
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint.catalogue import Checkpoint, Role
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.draft import operand_of
-from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import MismatchError
 from lswap_core.evaluate import Evaluator
 from lswap_core.expressions import Operand, operand_in

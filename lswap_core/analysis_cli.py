@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lswap_core.changes import ChangeMaps
-    from lswap_core.checkpoint import Checkpoint
+    from lswap_core.checkpoint.catalogue import Checkpoint
 
 
 def run_analyze(arguments: argparse.Namespace) -> int:

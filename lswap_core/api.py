@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from lswap_core import executor, kernels
 from lswap_core.baselines import TaskSum
-from lswap_core.checkpoint import Checkpoint, Shard
+from lswap_core.checkpoint.catalogue import Checkpoint, Shard
 from lswap_core.checkpoints import open_checkpoint
 from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, VerificationError

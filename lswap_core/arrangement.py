@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
 from lswap_core.expressions import Copy, Expression
-from lswap_core.header import build_header, reference_order, size_in_bytes
 from lswap_core.plan import OutputFile
 from lswap_core.runs import BLOCK_BYTES, runs
 

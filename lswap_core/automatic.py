@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lswap_core.changes import ChangeMaps
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.draft import Draft
 from lswap_core.errors import RecipeError
 from lswap_core.kinship import find_kinship

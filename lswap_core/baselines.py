@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
+from lswap_core.checkpoint.names import classify_outside
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import classify_outside, one_of
+from lswap_core.names import one_of
 from lswap_core.options import METHODS, Part
 from lswap_core.recipe import LayerSwap
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lswap_core.checkpoint import Checkpoint, parse_role
+from lswap_core.checkpoint.catalogue import Checkpoint, parse_role
 from lswap_core.sources.places import Places
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import FormatError
 from lswap_core.strict_json import parse_object
 

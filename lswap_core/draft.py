@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint, Role, TensorRef
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef
+from lswap_core.checkpoint.dtypes import DType
+from lswap_core.checkpoint.header import METADATA
+from lswap_core.checkpoint.names import modules_with_scale
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.expressions import (
     Adapted,
@@ -26,8 +28,7 @@ from lswap_core.expressions import (
     operand_in,
     rounded_to,
 )
-from lswap_core.header import METADATA
-from lswap_core.names import Selector, chosen_by, modules_with_scale
+from lswap_core.names import Selector, chosen_by
 from lswap_core.strict_json import is_unicode
 
 

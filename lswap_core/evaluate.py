@@ -9,7 +9,7 @@ from threading import local
 from typing import Any
 
 from lswap_core.buffers import Buffers
-from lswap_core.checkpoint import TensorRef
+from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
 from lswap_core.ports import FileRange, Kernels, Source, Tally

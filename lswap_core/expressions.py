@@ -9,8 +9,8 @@ from functools import partial
 from itertools import repeat
 from typing import NamedTuple
 
-from lswap_core.checkpoint import TensorRef
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.catalogue import TensorRef
+from lswap_core.checkpoint.dtypes import DType
 
 
 class Copy(NamedTuple):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.errors import RecipeError
 from lswap_core.kernels._device import Launcher, blend_batch, cuda_device, load_launcher
 from lswap_core.kernels.backend import BackendUnavailable

@@ -13,7 +13,7 @@ from functools import reduce
 from typing import Literal
 
 from lswap_core.changes import SIDES, ChangeMaps, Side
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 
 Verdict = Literal["one base", "unclear", "different bases"]
 RELATED_COSINE = 0.9

@@ -16,25 +16,25 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from lswap_core import wire
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, Role
+from lswap_core.checkpoint.dtypes import DType
+from lswap_core.checkpoint.header import Header, parse_header
 from lswap_core.draft import SwapRecord
-from lswap_core.dtypes import DType
 from lswap_core.expressions import Expression
-from lswap_core.header import Header, parse_header
 from lswap_core.strict_json import MAX_SIZE, Node, parse_object
 from lswap_core.text import counted, format_size
 
 FORMAT = "lswap-plan/1"
-SINGLE_FILE = "model.safetensors"
-SHARD_SUFFIX = ".safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-"""A source that has this file beside its shards is a base with an adapter, called `base+adapter`."""
+
 MANIFEST_FILE = "lswap_manifest.json"
+
 CARD_FILE = "README.md"
+
 CLAIM_FILE = ".lswap-partial"
 """Marks a directory under construction as ours."""
+
 _PINNED = re.compile(r"hf://[^@]+@([0-9a-f]{40})")
+
 RESERVED = frozenset({INDEX_FILE, MANIFEST_FILE, CARD_FILE, CLAIM_FILE})
 """Names in an output that no sidecar can have."""
 

@@ -15,7 +15,7 @@ from lswap_core.text import parse_size
 if TYPE_CHECKING:
     from lswap_core.baselines import TaskSum
     from lswap_core.changes import ChangeMaps
-    from lswap_core.checkpoint import Checkpoint
+    from lswap_core.checkpoint.catalogue import Checkpoint
     from lswap_core.plan import Plan
     from lswap_core.recipe import LayerSwap
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint.catalogue import Role, TensorRef
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.manifest import StepRecord
 from lswap_core.plan import Plan
 from lswap_core.runs import Run

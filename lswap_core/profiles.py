@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lswap_core.changes import Profile, Side
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.ports import Kernels
 
 

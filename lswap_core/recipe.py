@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
+from lswap_core.checkpoint.names import MODULES, Outside, Stack, classify_outside, module_of
 from lswap_core.compatibility import compare, tensor_issues
 from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import MODULES, Outside, Stack, classify_outside, module_of, one_of
+from lswap_core.names import one_of
 from lswap_core.options import PARTS, RAMPS, Part, Ramp
 from lswap_core.text import counted
 from lswap_core.zones import Zones

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.expressions import Copy
 from lswap_core.plan import OutputFile, Step
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lswap_core import kernels
 from lswap_core.analysis import measure_changes
 from lswap_core.changes import ChangeMaps
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.errors import RecipeError
 from lswap_core.ports import Progress, Silence
 from lswap_core.sources.places import Places

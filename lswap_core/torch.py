@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lswap_core import kernels
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES, DType
 from lswap_core.kernels import _device
 from lswap_core.kernels.batch import STATISTICS, Operands, from_row, to_row
 from lswap_core.kernels.checks import check_weight

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lswap_core.buffers import Buffers
-from lswap_core.checkpoint import Checkpoint, TensorRef
+from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.draft import operand_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import RecipeError
 
 REMOTE_WORKERS = 16

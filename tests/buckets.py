@@ -19,7 +19,7 @@ from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import make_server
 
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.runs import Run
 from tests.build import Pair, Tensor, write_model
 

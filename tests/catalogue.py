@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar
-from lswap_core.dtypes import DTYPES
-from lswap_core.header import build_header
+from lswap_core.checkpoint.catalogue import Checkpoint, Role, Shard, Sidecar
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.checkpoint.header import build_header
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lswap_core.changes import Change, ChangeMaps, TensorChange
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.checkpoint.names import Stack
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.manifest import FileRecord, SourceRecord
-from lswap_core.names import Stack
 
 COUNT = 16
 

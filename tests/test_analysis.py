@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lswap_core import LayerSwap, analyze, open_checkpoint, read_manifest
 from lswap_core.changes import ChangeMaps
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.cli import main
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.kinship import find_kinship

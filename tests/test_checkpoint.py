@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.checkpoint import Checkpoint, Content, Shard, Sidecar, parse_role
+from lswap_core.checkpoint.catalogue import Checkpoint, Content, Shard, Sidecar, parse_role
 from lswap_core.errors import FormatError, RecipeError
 from tests.catalogue import checkpoint, llama
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lswap_core import kernels
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.kernels import _cuda
 from tests.emulated_cuda import INCLUDE, SOURCE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import LayerSwap, executor, kernels, lay_out, open_checkpoint
-from lswap_core.checkpoint import Role, TensorRef
+from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.evaluate import Evaluator
 from lswap_core.ports import Silence
 from lswap_core.sinks.local import LocalSink

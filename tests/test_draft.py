@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.draft import Draft
-from lswap_core.dtypes import DTYPES
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.expressions import Blend, Copy
 from lswap_core.names import layers, named

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lswap_core.checkpoint import TensorRef
+from lswap_core.checkpoint.catalogue import TensorRef
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.draft import Draft
-from lswap_core.dtypes import DTYPES
 from lswap_core.errors import FormatError, MismatchError, RecipeError
 from lswap_core.expressions import Adapted, Blend, Copy, Expression, TaskVectors, rounded_to
 from lswap_core.names import named

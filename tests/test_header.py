@@ -12,16 +12,9 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.checkpoint.header import LENGTH_BYTES, build_header, parse_header, parse_length, reference_order, size_in_bytes
 from lswap_core.errors import FormatError
-from lswap_core.header import (
-    LENGTH_BYTES,
-    build_header,
-    parse_header,
-    parse_length,
-    reference_order,
-    size_in_bytes,
-)
 from lswap_core.strict_json import parse_object
 from tests.build import BITS
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lswap_core import kernels
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.kernels import low_rank, native
 from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.low_rank import MOST_TERMS, chain_terms, change_of

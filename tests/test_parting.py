@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
-from lswap_core.checkpoint import Role, TensorRef
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.catalogue import Role, TensorRef
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
 from lswap_core.expressions import Blend, Copy, Expression
-from lswap_core.header import build_header
 from lswap_core.plan import OutputFile
 from lswap_core.sinks.parting import Part, part_file
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.checkpoint.header import reference_order
 from lswap_core.draft import Draft
-from lswap_core.dtypes import DTYPES
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.expressions import Copy
-from lswap_core.header import reference_order
 from lswap_core.layout import lay_out
 from lswap_core.names import layers, named
 from lswap_core.plan import Plan

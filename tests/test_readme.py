@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lswap_core import names
 from lswap_core.arguments import build_parser
+from lswap_core.checkpoint import names
 from lswap_core.shares import Part, parse_part
 
 ROOT = Path(__file__).parent.parent

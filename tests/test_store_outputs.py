@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 from lswap_core import LayerSwap, RecipeError, StalePlanError, executor, kernels, lay_out, merge, open_checkpoint
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli import main
 from lswap_core.errors import SourceError
 from lswap_core.evaluate import Evaluator
@@ -331,7 +331,7 @@ KILLED = """
 import sys
 from lswap_core.sinks import stores
 stores._SAVE_SECONDS = 0.0
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli import main
 sys.exit(main(sys.argv[1:]))
 """

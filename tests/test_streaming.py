@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from lswap_core import api, cli, execution, gpu, kernels
-from lswap_core.checkpoint import TensorRef
+from lswap_core.checkpoint.catalogue import TensorRef
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES, DType
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
 from lswap_core.expressions import Blend, Copy

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_core import kernels
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.dtypes import DTYPES
 
 NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 

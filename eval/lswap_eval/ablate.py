@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lswap_core import Checkpoint, Draft, execute, lay_out, open_checkpoint
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import RecipeError, VerificationError
 from lswap_eval.generators import Decoding
 from lswap_eval.identity import Identity, identify_draft

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lswap_core import Draft, open_checkpoint, read_manifest
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.digests import Digest
 from lswap_core.draft import SwapRecord
 from lswap_core.errors import VerificationError

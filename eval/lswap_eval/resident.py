@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lswap_core import Checkpoint, Draft, kernels
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
 from lswap_core.expressions import Expression

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.backend import Backend, BackendUnavailable
 
 if TYPE_CHECKING:

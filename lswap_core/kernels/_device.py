@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from numpy.typing import NDArray
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.kernels import _cuda, _triton
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
 from lswap_core.kernels.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, shares, to_row

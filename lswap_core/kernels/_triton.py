@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import BLOCK_ELEMENTS
-from lswap_core.dtypes import DType
 from lswap_core.kernels.backend import Backend, BackendUnavailable
 
 if TYPE_CHECKING:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
-from lswap_core.dtypes import DTYPES, DType
 
 
 def checked_dtype(name: str, value: DType | str) -> DType:

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
 from lswap_core.kernels.checks import check_before, check_weight, checked_dtype
 

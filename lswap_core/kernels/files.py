@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.errors import became_shorter, located
 from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.checks import check_before, checked_dtype

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lswap_core.dtypes import DTYPES, DType
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.kernels import native
 from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.contract import cast

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.errors import became_shorter
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
 from lswap_core.ports import FileRange

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.kernels.backend import Backend, Bytes
 
 Bits = NDArray[Any]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.reference import Bits, Floats, decode, encode
 
 _DIGIT_BITS = 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.plan import Plan
 from lswap_core.sinks.allotment import Allotment, allot
 from lswap_core.sinks.parting import stretch_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import StalePlanError
 from lswap_core.parallel import run_all
 from lswap_core.plan import OutputFile, Plan

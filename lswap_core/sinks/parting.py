@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lswap_core.checkpoint import Role
+from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import RecipeError
 from lswap_core.plan import OutputFile
 from lswap_core.runs import is_plain

@@ -7,10 +7,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from lswap_core.checkpoint import Checkpoint, Role
+from lswap_core.checkpoint.catalogue import ADAPTER_FILE, Checkpoint, Role
+from lswap_core.checkpoint.lora import read_adapter
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.lora import read_adapter
-from lswap_core.plan import ADAPTER_FILE
 from lswap_core.sources.local import open_local, published_name, read_shard, read_small
 from lswap_core.strict_json import Node, is_unicode, parse_object
 

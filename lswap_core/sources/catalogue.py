@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
-from lswap_core.checkpoint import Shard
+from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FILE, Shard
+from lswap_core.checkpoint.header import Header
 from lswap_core.errors import FormatError
-from lswap_core.header import Header
-from lswap_core.plan import INDEX_FILE, MANIFEST_FILE, SHARD_SUFFIX, SINGLE_FILE
+from lswap_core.plan import MANIFEST_FILE
 from lswap_core.strict_json import is_plain_name, parse_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

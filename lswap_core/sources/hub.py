@@ -11,9 +11,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
-from lswap_core.checkpoint import Content
+from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
-from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
 from lswap_core.sources.transfer import InterruptedTransferError, persist
 from lswap_core.sources.transport import Response, check_body, request_range, retry_later

@@ -13,11 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar, TensorRef
+from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Checkpoint, Role, Shard, Sidecar, TensorRef
+from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.descriptors import Descriptors
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
-from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
-from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.runs import Run
 from lswap_core.sources.catalogue import (
     NESTED,

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 
-from lswap_core.checkpoint import Checkpoint, Role, Shard, Sidecar
+from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Checkpoint, Role, Shard, Sidecar
+from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
 from lswap_core.errors import FormatError
-from lswap_core.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
 from lswap_core.parallel import run_all
-from lswap_core.plan import INDEX_FILE, SINGLE_FILE
 from lswap_core.ports import Silence
 from lswap_core.sources.catalogue import (
     SAMPLE_BYTES,

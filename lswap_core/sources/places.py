@@ -9,7 +9,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from lswap_core.checkpoint import Checkpoint, Role, TensorRef
+from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef
 from lswap_core.plan import Plan
 from lswap_core.runs import Run, runs
 from lswap_core.sources import hub, stores

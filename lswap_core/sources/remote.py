@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Lock, local
 from typing import Protocol
 
-from lswap_core.checkpoint import Content, Role, TensorRef
+from lswap_core.checkpoint.catalogue import Content, Role, TensorRef
 from lswap_core.errors import StalePlanError
 from lswap_core.runs import Run
 from lswap_core.sources.transfer import Count, RangeReader, Stream

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from lswap_core.checkpoint import Checkpoint, Role, Shard
+from lswap_core.checkpoint.catalogue import Checkpoint, Role, Shard
 from lswap_core.errors import StalePlanError
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan, PlanSidecar, PlanSource, SourceFile

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DType
 from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
 
 CSRC = Path(__file__).parents[2] / "csrc"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.kernels import reference
 from lswap_core.kernels._device import DeviceBackend, blend_batch
 from lswap_core.kernels.batch import Operands, from_row, to_row

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.difference import DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.kernels import reference
 from lswap_core.kernels.backend import Backend
 from tests.conformance import cases

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from lswap_core import kernels
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
-from lswap_core.dtypes import DTYPES
 from lswap_core.errors import StalePlanError
 from lswap_core.ports import FileRange
 from tests.conformance.cases import FLOATS, ordinary, random_bits

@@ -17,8 +17,9 @@ KINDS = ("file", "index", "plan", "manifest", "journal")
 def read(kind: str, data: bytes, folder: Path) -> bool:
     """Read `data` as one of KINDS; False where it is refused. An index stands beside two empty shards, `a` and `b`."""
     from lswap_core import FormatError, open_checkpoint
+    from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE
     from lswap_core.manifest import Manifest
-    from lswap_core.plan import INDEX_FILE, SINGLE_FILE, Plan
+    from lswap_core.plan import Plan
     from lswap_core.sinks.journal import read_journal
 
     try:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from lswap_core import api
-from lswap_core.checkpoint import TensorRef
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.catalogue import TensorRef
+from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.errors import StalePlanError
 from lswap_core.plan import Step
 from lswap_core.runs import Run

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import lswap_core
 from lswap_core import Draft, LayerSwap, execute, lay_out, layers
-from lswap_core.checkpoint import Checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import VerificationError
 from lswap_eval.identity import identify, identify_draft, identify_name
 

@@ -14,7 +14,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from lswap_core.dtypes import DTYPES, DType
+from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.errors import FormatError
 from lswap_core.strict_json import MAX_SIZE, parse_object
 

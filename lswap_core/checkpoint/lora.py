@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 
-from lswap_core.checkpoint import Adapter, Checkpoint, LowRank, Shard, TensorRef
+from lswap_core.checkpoint.catalogue import Adapter, Checkpoint, LowRank, Shard, TensorRef
+from lswap_core.checkpoint.names import HEAD_MODULES, modules_with_scale, split_layer
 from lswap_core.errors import FormatError, MismatchError, RecipeError
-from lswap_core.names import HEAD_MODULES, modules_with_scale, split_layer
 from lswap_core.strict_json import Node
 
 _PREFIX = "base_model.model."

@@ -10,14 +10,17 @@ from itertools import repeat
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
-from lswap_core.dtypes import DType
+from lswap_core.checkpoint.dtypes import DType
+from lswap_core.checkpoint.header import Header
+from lswap_core.checkpoint.names import Stack, find_stack
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.header import Header
-from lswap_core.names import Stack, find_stack
 
 Role = Literal["math", "lang", "base"]
+
 ROLES: tuple[Role, ...] = get_args(Role)
+
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
 _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
@@ -247,3 +250,13 @@ class Checkpoint:
             prefix=prefix,
             where=self.location,
         )
+
+
+SINGLE_FILE = "model.safetensors"
+
+SHARD_SUFFIX = ".safetensors"
+
+INDEX_FILE = "model.safetensors.index.json"
+
+ADAPTER_FILE = "adapter_model.safetensors"
+"""A source that has this file beside its shards is a base with an adapter, called `base+adapter`."""
