@@ -206,8 +206,8 @@ def host_to_host(name: str, launcher: Launcher, elements: int) -> None:
     """A BF16 tensor in host memory, blended into host memory: through the slots, and by the CPU."""
     from lswap_core.checkpoint.catalogue import TensorRef
     from lswap_core.evaluate import Evaluator
-    from lswap_core.expressions import Blend, Copy
     from lswap_core.gpu import SLOTS, CudaSlot
+    from lswap_core.recipe.expressions import Blend, Copy
     from lswap_core.streaming import StreamingEvaluator
 
     class Memory:

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lswap_core.api import diff, execute, merge, read_plan, verify
-    from lswap_core.baselines import TaskSum, soup
     from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
     from lswap_core.checkpoints import open_checkpoint
-    from lswap_core.draft import Draft
     from lswap_core.errors import (
         FormatError,
         LswapError,
@@ -30,26 +28,28 @@ if TYPE_CHECKING:
         StalePlanError,
         VerificationError,
     )
-    from lswap_core.expressions import Blend, Copy, Expression, TaskVectors
     from lswap_core.layout import lay_out
     from lswap_core.manifest import Manifest
-    from lswap_core.names import layers, named
     from lswap_core.options import WriteOptions
     from lswap_core.outputs import read_manifest
     from lswap_core.parts import apply_part, publish
     from lswap_core.plan import Plan
-    from lswap_core.recipe import LayerSwap
+    from lswap_core.recipe.baselines import TaskSum, soup
+    from lswap_core.recipe.draft import Draft
+    from lswap_core.recipe.expressions import Blend, Copy, Expression, TaskVectors
+    from lswap_core.recipe.layer_swap import LayerSwap
+    from lswap_core.recipe.selectors import layers, named
     from lswap_core.shares import Part
     from lswap_core.survey import analyze
 
 _HOME = {
-    "Blend": "expressions",
+    "Blend": "recipe.expressions",
     "Checkpoint": "checkpoint.catalogue",
-    "Copy": "expressions",
-    "Draft": "draft",
-    "Expression": "expressions",
+    "Copy": "recipe.expressions",
+    "Draft": "recipe.draft",
+    "Expression": "recipe.expressions",
     "FormatError": "errors",
-    "LayerSwap": "recipe",
+    "LayerSwap": "recipe.layer_swap",
     "LswapError": "errors",
     "Manifest": "manifest",
     "MismatchError": "errors",
@@ -59,8 +59,8 @@ _HOME = {
     "SelectionError": "errors",
     "SourceError": "errors",
     "StalePlanError": "errors",
-    "TaskSum": "baselines",
-    "TaskVectors": "expressions",
+    "TaskSum": "recipe.baselines",
+    "TaskVectors": "recipe.expressions",
     "TensorRef": "checkpoint.catalogue",
     "VerificationError": "errors",
     "WriteOptions": "options",
@@ -69,14 +69,14 @@ _HOME = {
     "diff": "api",
     "execute": "api",
     "lay_out": "layout",
-    "layers": "names",
+    "layers": "recipe.selectors",
     "merge": "api",
-    "named": "names",
+    "named": "recipe.selectors",
     "open_checkpoint": "checkpoints",
     "publish": "parts",
     "read_manifest": "outputs",
     "read_plan": "api",
-    "soup": "baselines",
+    "soup": "recipe.baselines",
     "verify": "api",
 }
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from lswap_core.changes import Change, ChangeMaps, Side, TensorChange, source_record
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.checkpoint.dtypes import DTYPES, DType
-from lswap_core.draft import operand_of
 from lswap_core.errors import MismatchError
 from lswap_core.evaluate import Evaluator
-from lswap_core.expressions import Operand, operand_in
 from lswap_core.parallel import run_all
 from lswap_core.ports import Kernels, Progress, Source, Tally
+from lswap_core.recipe.draft import operand_of
+from lswap_core.recipe.expressions import Operand, operand_in
 
 _PAIRS: dict[Side, tuple[Role, Role]] = {"difference": ("math", "lang"), "math": ("base", "math"), "lang": ("base", "lang")}
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from lswap_core import executor, kernels
-from lswap_core.baselines import TaskSum
 from lswap_core.checkpoint.catalogue import Checkpoint, Shard
 from lswap_core.checkpoints import open_checkpoint
-from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError, VerificationError
 from lswap_core.execution import StrPath, complete, merged_sources, near, prepare
 from lswap_core.hub_upload import Upload, check_repository, upload
@@ -23,7 +21,9 @@ from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
 from lswap_core.plan import Plan
 from lswap_core.ports import Progress, Silence
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.baselines import TaskSum
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.places import Places, Travel

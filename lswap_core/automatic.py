@@ -7,11 +7,11 @@ from typing import Any
 
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint
-from lswap_core.draft import Draft
 from lswap_core.errors import RecipeError
 from lswap_core.kinship import find_kinship
 from lswap_core.ports import Progress
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.layer_swap import LayerSwap, MeasuredShares
 from lswap_core.suggestion import suggest
 from lswap_core.survey import analyze
 
@@ -51,5 +51,26 @@ def draft_measured(
         chosen: dict[str, Any] = {**suggestion.options}
         recipe = replace(recipe, **chosen)
         notes.insert(0, f"layers chosen by what changed from {changes.base}: {suggestion.sentence()}")
-    draft = recipe.draft(math=math, lang=lang, base=base if recipe.revert_layers else None, changes=changes)
+    measured = _measured_shares(recipe, changes, math.stack(recipe.layer_prefix).count) if recipe.ramp == "mav" else None
+    draft = recipe.draft(math=math, lang=lang, base=base if recipe.revert_layers else None, measured=measured)
     return draft if draft.swap is None else draft.record(replace(draft.swap, notes=(*notes, *draft.swap.notes)))
+
+
+def _measured_shares(recipe: LayerSwap, changes: ChangeMaps, layer_count: int) -> MeasuredShares:
+    """Lang's share of every blended layer, inversely proportional to each expert's mean absolute change from the base."""
+    if changes.base is None:
+        raise RecipeError("--ramp mav: the changes were measured without a base; analyse them with --base")
+    by_layer, shares, notes = changes.by_layer(), {}, []
+    for number in recipe.seams(layer_count):
+        if number not in by_layer:
+            raise RecipeError(f"--ramp mav: layer {number} was not measured; analyse it too")
+        share = by_layer[number].lang_share
+        shares[number] = float(recipe.weight) if share is None else share
+        if share is None:
+            notes.append(
+                f"layer {number}: math or lang did not change from {changes.base} (by a finite amount), so --weight "
+                f"{recipe.weight} is taken"
+            )
+    if shares:
+        notes.insert(0, f"blend shares are inversely proportional to the mean absolute change from {changes.base}, per layer")
+    return MeasuredShares(shares, changes.base, tuple(notes))

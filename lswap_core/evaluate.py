@@ -11,8 +11,8 @@ from typing import Any
 from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.difference import DifferenceStats
-from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
 from lswap_core.ports import FileRange, Kernels, Source, Tally
+from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
 
 CHUNK_BYTES = 256 * 1024
 """Bytes of one copied piece. Buffers that stay in the L2 cache win: a 2.5 GB copy took 1.9 s in pieces of 128 KiB, 2.0 s

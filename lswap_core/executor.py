@@ -9,11 +9,11 @@ from functools import partial
 from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
-from lswap_core.expressions import Blend
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan, Step
 from lswap_core.ports import Progress, Source, Tally, Writer
+from lswap_core.recipe.expressions import Blend
 from lswap_core.runs import Run, runs
 
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 from lswap_core.changes import Change, ChangeMaps, Side, figures
 from lswap_core.checkpoint.names import Stack
 from lswap_core.difference import DifferenceStats
-from lswap_core.expressions import Blend, Expression, TaskVectors
 from lswap_core.manifest import Manifest
+from lswap_core.recipe.expressions import Blend, Expression, TaskVectors
 
 Cell = float | str | None
 """A figure; `inf` or `nan` as text, since JSON has no such numbers; None where there is no tensor, or no figure of it."""

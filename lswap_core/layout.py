@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint.catalogue import SINGLE_FILE, Shard
 from lswap_core.checkpoint.header import Header, build_header, reference_order
-from lswap_core.draft import Draft
 from lswap_core.errors import RecipeError
-from lswap_core.expressions import Copy
 from lswap_core.plan import OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Copy
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _METADATA_FIRST = re.compile(r'\s*\{\s*"metadata"\s*:\s*')

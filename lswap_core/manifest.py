@@ -12,9 +12,9 @@ from typing import Any
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Role
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import SwapRecord
-from lswap_core.expressions import Expression
 from lswap_core.plan import Plan, PlanSource
+from lswap_core.recipe.draft import SwapRecord
+from lswap_core.recipe.expressions import Expression
 from lswap_core.strict_json import Node, parse_object
 from lswap_core.wire import (
     check_format,

@@ -19,8 +19,8 @@ from lswap_core import wire
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, Role
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.checkpoint.header import Header, parse_header
-from lswap_core.draft import SwapRecord
-from lswap_core.expressions import Expression
+from lswap_core.recipe.draft import SwapRecord
+from lswap_core.recipe.expressions import Expression
 from lswap_core.strict_json import MAX_SIZE, Node, parse_object
 from lswap_core.text import counted, format_size
 

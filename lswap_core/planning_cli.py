@@ -13,11 +13,11 @@ from lswap_core.errors import RecipeError
 from lswap_core.text import parse_size
 
 if TYPE_CHECKING:
-    from lswap_core.baselines import TaskSum
     from lswap_core.changes import ChangeMaps
     from lswap_core.checkpoint.catalogue import Checkpoint
     from lswap_core.plan import Plan
-    from lswap_core.recipe import LayerSwap
+    from lswap_core.recipe.baselines import TaskSum
+    from lswap_core.recipe.layer_swap import LayerSwap
 
 _SWAP_OPTIONS = (
     "bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers", "revert_layers",
@@ -62,8 +62,8 @@ def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Ch
 
 def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core import api
-    from lswap_core.baselines import soup
-    from lswap_core.recipe import LayerSwap
+    from lswap_core.recipe.baselines import soup
+    from lswap_core.recipe.layer_swap import LayerSwap
 
     recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
@@ -92,7 +92,7 @@ def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
 
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
-    from lswap_core.recipe import LayerSwap
+    from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.text import parse_layers
 
     for option in ("scale", "density"):
@@ -116,8 +116,8 @@ def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
 
 
 def _task_sum(arguments: argparse.Namespace) -> TaskSum | None:
-    from lswap_core.baselines import SCALES, TaskSum
-    from lswap_core.recipe import LayerSwap
+    from lswap_core.recipe.baselines import SCALES, TaskSum
+    from lswap_core.recipe.layer_swap import LayerSwap
 
     if arguments.method not in SCALES:
         return None

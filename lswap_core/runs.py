@@ -9,8 +9,8 @@ from itertools import groupby
 from operator import attrgetter
 
 from lswap_core.checkpoint.catalogue import Role, TensorRef
-from lswap_core.expressions import Copy
 from lswap_core.plan import OutputFile, Step
+from lswap_core.recipe.expressions import Copy
 
 BLOCK_BYTES = 4096
 """What filesystems share, at offsets that are equal modulo this. Those with larger blocks share less."""

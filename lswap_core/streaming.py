@@ -11,8 +11,8 @@ from typing import Protocol
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.difference import DifferenceStats
 from lswap_core.evaluate import OPERAND_BYTES, Chunk, Evaluator, element_ranges
-from lswap_core.expressions import Blend, Copy, Operand
 from lswap_core.ports import Kernels, Source
+from lswap_core.recipe.expressions import Blend, Copy, Operand
 
 
 class Slot(Protocol):

@@ -11,9 +11,9 @@ from typing import Any
 from lswap_core.checkpoint.catalogue import Role, TensorRef, parse_role
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.checkpoint.header import Header, size_in_bytes
-from lswap_core.draft import SwapRecord
 from lswap_core.errors import RecipeError
-from lswap_core.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
+from lswap_core.recipe.draft import SwapRecord
+from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
 from lswap_core.strict_json import Node
 
 

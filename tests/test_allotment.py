@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from lswap_core.expressions import Copy
 from lswap_core.plan import Plan, PlanSource
+from lswap_core.recipe.expressions import Copy
 from lswap_core.sinks.allotment import allot
 from lswap_core.sinks.parting import part_file, stretch_file
 from tests.test_parting import GIB, MIB, STORED, check, output

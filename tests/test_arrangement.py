@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from lswap_core.arrangement import arrange, run_order, split
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
-from lswap_core.draft import Draft
-from lswap_core.expressions import Expression
 from lswap_core.layout import lay_out
 from lswap_core.plan import OutputFile
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Expression
+from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.runs import BLOCK_BYTES, is_plain, runs
 from tests.catalogue import checkpoint
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from lswap_core.compatibility import compare
 from lswap_core.errors import FormatError
+from lswap_core.recipe.compatibility import compare
 from tests.catalogue import checkpoint, llama
 
 

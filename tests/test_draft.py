@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.draft import Draft
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
-from lswap_core.expressions import Blend, Copy
-from lswap_core.names import layers, named
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Blend, Copy
+from lswap_core.recipe.layer_swap import LayerSwap
+from lswap_core.recipe.selectors import layers, named
 from tests.catalogue import checkpoint, llama
 
 MATH = checkpoint(llama(4))

@@ -10,11 +10,11 @@ import pytest
 
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, MismatchError, RecipeError
-from lswap_core.expressions import Adapted, Blend, Copy, Expression, TaskVectors, rounded_to
-from lswap_core.names import named
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, TaskVectors, rounded_to
+from lswap_core.recipe.layer_swap import LayerSwap
+from lswap_core.recipe.selectors import named
 from lswap_core.strict_json import Node
 from lswap_core.wire import expression_from_json, expression_to_json
 from tests.catalogue import checkpoint, llama

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Draft
 from lswap_core.errors import FormatError
-from lswap_core.expressions import Blend
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, StepRecord, compile_manifest
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Blend
+from lswap_core.recipe.layer_swap import LayerSwap
 from tests.catalogue import checkpoint, llama
 
 

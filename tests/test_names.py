@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lswap_core.checkpoint.names import Outside, Stack, classify_outside, find_stack, split_layer
 from lswap_core.errors import RecipeError
-from lswap_core.names import layers, named, one_of
+from lswap_core.recipe.selectors import layers, named, one_of
 
 
 def blocks(prefix: str, count: int, rest: str = "w") -> list[str]:

@@ -19,12 +19,12 @@ from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.cli import main
 from lswap_core.difference import DifferenceStats
-from lswap_core.draft import Draft as PlannedDraft
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.heatmaps import MEASURES, HeatMap
 from lswap_core.layout import lay_out
 from lswap_core.manifest import StepRecord, compile_manifest
 from lswap_core.page import Page, compile_page
+from lswap_core.recipe.draft import Draft as PlannedDraft
 from tests.build import Model, normal, write_model
 from tests.catalogue import checkpoint, llama
 from tests.test_evaluations import comparison, scores, write

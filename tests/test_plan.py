@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import reference_order
-from lswap_core.draft import Draft
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.expressions import Copy
 from lswap_core.layout import lay_out
-from lswap_core.names import layers, named
 from lswap_core.plan import Plan
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.draft import Draft
+from lswap_core.recipe.expressions import Copy
+from lswap_core.recipe.layer_swap import LayerSwap
+from lswap_core.recipe.selectors import layers, named
 from tests.catalogue import checkpoint, llama
 
 SWAPS = [

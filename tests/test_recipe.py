@@ -11,10 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.expressions import Blend, Copy, Expression
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.expressions import Blend, Copy, Expression
+from lswap_core.recipe.layer_swap import LayerSwap, Zones
 from lswap_core.text import parse_layers
-from lswap_core.zones import Zones
 from tests.catalogue import checkpoint, llama
 
 small = st.integers(0, 12)

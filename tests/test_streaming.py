@@ -16,8 +16,8 @@ from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.difference import DifferenceStats
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
-from lswap_core.expressions import Blend, Copy
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.expressions import Blend, Copy
+from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.streaming import StreamingEvaluator
 from tests.build import llama_pair, tree
 

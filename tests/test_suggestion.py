@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lswap_core.changes import ChangeMaps
 from lswap_core.errors import RecipeError
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.suggestion import suggest
 from tests.maps import planted
 

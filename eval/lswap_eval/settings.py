@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lswap_core import Checkpoint, Draft, LayerSwap
 from lswap_core.errors import RecipeError
-from lswap_core.expressions import Expression
+from lswap_core.recipe.expressions import Expression
 
 REFERENCE_LAYERS = 32
 """The number of layers that the method's default was chosen for (Llama 3.1 8B)."""

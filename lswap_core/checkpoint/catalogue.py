@@ -121,7 +121,7 @@ class Sidecar:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A change of one matrix: scale * (b @ a), transposed or not. See `lswap_core.expressions.Adapted`."""
+    """A change of one matrix: scale * (b @ a), transposed or not. See `lswap_core.recipe.expressions.Adapted`."""
 
     a: TensorRef
     b: TensorRef

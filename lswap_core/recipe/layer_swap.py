@@ -9,22 +9,51 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import MODULES, Outside, Stack, classify_outside, module_of
-from lswap_core.compatibility import compare, tensor_issues
-from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import one_of
 from lswap_core.options import PARTS, RAMPS, Part, Ramp
+from lswap_core.recipe.compatibility import compare, tensor_issues
+from lswap_core.recipe.draft import Draft, SwapRecord
+from lswap_core.recipe.selectors import one_of
 from lswap_core.text import counted
-from lswap_core.zones import Zones
-
-if TYPE_CHECKING:
-    from lswap_core.changes import ChangeMaps
 
 _SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Zones:
+    """Lang's share of each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is blended."""
+
+    shares: tuple[float, ...]
+
+    @property
+    def lang(self) -> tuple[int, ...]:
+        """Layers that are lang's."""
+        return tuple(n for n, share in enumerate(self.shares) if share == 1)
+
+    @property
+    def blended(self) -> tuple[int, ...]:
+        """Layers of the transition zones."""
+        return tuple(n for n, share in enumerate(self.shares) if 0 < share < 1)
+
+    @property
+    def math(self) -> tuple[int, ...]:
+        """Layers that are math's."""
+        return tuple(n for n, share in enumerate(self.shares) if share == 0)
+
+
+class MeasuredShares(NamedTuple):
+    """Lang's share of each blended layer where the change from a base decides it (`ramp="mav"`)."""
+
+    shares: Mapping[int, float]
+    """By layer number."""
+    base: str
+    """The base's name."""
+    notes: tuple[str, ...]
+    """What to say about them in the plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +170,9 @@ class LayerSwap:
         return Zones(tuple(from_bottom))
 
     def draft(
-        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, changes: ChangeMaps | None = None
+        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredShares | None = None
     ) -> Draft:
-        """The draft of this swap. base: needed to revert layers. changes: for `ramp="mav"`, of these two. MismatchError lists
+        """The draft of this swap. base: needed to revert layers. measured: needed for `ramp="mav"`. MismatchError lists
         everything that keeps the sources from being combined.
         """
         if (math.role, lang.role) != ("math", "lang"):
@@ -152,8 +181,7 @@ class LayerSwap:
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
         stack = math.stack(self.layer_prefix)
-        shares, said = self._shares(changes, math, lang, stack.count)
-        zones = self.zones(stack.count, shares)
+        zones = self.zones(stack.count, None if measured is None else measured.shares)
         changed: list[tuple[str, int]] = []
         others: list[str] = []
         for name, number in zip(math.tensors, stack.layers_of(math.tensors), strict=True):
@@ -184,33 +212,9 @@ class LayerSwap:
             elif names and giver == "blend":
                 draft = draft.blend(one_of(names), (math, 1 - self.weight), (lang, self.weight), cast=self.cast)
         parts["other"] = ("math", outside.other)
-        notes = (*said, *self._notes(outside), *comparison.notes)
-        measured = changes.base if changes and said else None
-        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, measured))
-
-    def _shares(
-        self, changes: ChangeMaps | None, math: Checkpoint, lang: Checkpoint, layer_count: int
-    ) -> tuple[dict[int, float] | None, list[str]]:
-        """Lang's shares of blended layers as change maps give them, and what to say of them."""
-        if self.ramp != "mav" or changes is None:
-            return None, []
-        changes.check(math, lang)
-        if changes.base is None:
-            raise RecipeError("--ramp mav: the changes were measured without a base; analyse them with --base")
-        by_layer, shares, notes = changes.by_layer(), {}, []
-        for number in self.seams(layer_count):
-            if number not in by_layer:
-                raise RecipeError(f"--ramp mav: layer {number} was not measured; analyse it too")
-            share = by_layer[number].lang_share
-            shares[number] = float(self.weight) if share is None else share
-            if share is None:
-                notes.append(
-                    f"layer {number}: math or lang did not change from {changes.base} (by a finite amount), so --weight "
-                    f"{self.weight} is taken"
-                )
-        if shares:
-            notes.insert(0, f"blend shares are inversely proportional to the mean absolute change from {changes.base}, per layer")
-        return shares, notes
+        notes = (*(measured.notes if measured else ()), *self._notes(outside), *comparison.notes)
+        base_name = measured.base if measured and measured.notes else None
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, base_name))
 
     def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
         """The layers to revert, from base."""

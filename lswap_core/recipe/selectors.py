@@ -1,9 +1,4 @@
-"""The grammar of tensor names: which names belong to which layer, and selectors over them.
-
-A tensor name is a path of components joined by dots. A *stack* is a prefix followed by a number: `model.layers.7.` or
-`transformer.h.7.`. Only the first number in a name counts, so that the experts of an MoE layer stay inside it. Nothing
-here knows an architecture.
-"""
+"""Selectors: predicates over tensor names, by layer or by pattern, and their combinations."""
 
 from __future__ import annotations
 

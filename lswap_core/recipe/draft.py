@@ -16,7 +16,7 @@ from lswap_core.checkpoint.dtypes import DType
 from lswap_core.checkpoint.header import METADATA
 from lswap_core.checkpoint.names import modules_with_scale
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
-from lswap_core.expressions import (
+from lswap_core.recipe.expressions import (
     Adapted,
     Blend,
     Copy,
@@ -28,7 +28,7 @@ from lswap_core.expressions import (
     operand_in,
     rounded_to,
 )
-from lswap_core.names import Selector, chosen_by
+from lswap_core.recipe.selectors import Selector, chosen_by
 from lswap_core.strict_json import is_unicode
 
 
@@ -145,7 +145,7 @@ class Draft:
         cast: bool = False,
     ) -> Draft:
         """The tensors that match become base's, with what each expert changed of them added; see
-        `lswap_core.expressions.TaskVectors` for the arithmetic, scales and density. Obstacles as for `blend`.
+        `lswap_core.recipe.expressions.TaskVectors` for the arithmetic, scales and density. Obstacles as for `blend`.
         """
         if density is not None and not 0 < density <= 1:
             raise RecipeError(f"add_task_vectors: the density is {density!r}; expected a share above 0, 1 at most")

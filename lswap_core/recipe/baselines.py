@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import classify_outside
-from lswap_core.compatibility import compare, tensor_issues
-from lswap_core.draft import Draft, SwapRecord
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.names import one_of
 from lswap_core.options import METHODS, Part
-from lswap_core.recipe import LayerSwap
+from lswap_core.recipe.compatibility import compare, tensor_issues
+from lswap_core.recipe.draft import Draft, SwapRecord
+from lswap_core.recipe.layer_swap import LayerSwap
+from lswap_core.recipe.selectors import one_of
 
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
 DENSITY = 0.2
