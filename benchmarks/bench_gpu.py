@@ -23,11 +23,12 @@ from torch import Tensor
 
 from lswap_core import kernels
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.difference import DifferenceStats
-from lswap_core.kernels import _cuda, _triton, reference
-from lswap_core.kernels._device import DeviceBackend, Launcher, blend_batch
+from lswap_core.kernels import reference
 from lswap_core.kernels.backend import BackendUnavailable
-from lswap_core.kernels.batch import STATISTICS, Operands, from_row
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu import cuda, triton
+from lswap_core.kernels.gpu.batch import STATISTICS, Operands, from_row
+from lswap_core.kernels.gpu.device import DeviceBackend, Launcher, blend_batch
 
 CACHE_BYTES = 256 << 20
 """Operands that come to more than this between two uses of one are out of any L2 (H200: 60 MB, B200: 126 MB)."""
@@ -87,7 +88,7 @@ def main() -> None:
 def available_launchers() -> dict[str, Launcher]:
     """Those whose backends load; says why others do not."""
     found: dict[str, Launcher] = {}
-    for name, module in (("triton", _triton), ("cuda", _cuda)):
+    for name, module in (("triton", triton), ("cuda", cuda)):
         try:
             backend = module.load()
         except BackendUnavailable as reason:
@@ -206,7 +207,7 @@ def host_to_host(name: str, launcher: Launcher, elements: int) -> None:
     """A BF16 tensor in host memory, blended into host memory: through the slots, and by the CPU."""
     from lswap_core.checkpoint.catalogue import TensorRef
     from lswap_core.evaluate import Evaluator
-    from lswap_core.gpu import SLOTS, CudaSlot
+    from lswap_core.kernels.gpu.slots import SLOTS, CudaSlot
     from lswap_core.recipe.expressions import Blend, Copy
     from lswap_core.streaming import StreamingEvaluator
 

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.difference import DifferenceStats
 from lswap_core.kernels import native, reference
 from lswap_core.kernels.backend import Backend, Bytes
+from lswap_core.kernels.difference import DifferenceStats
 
 TORCH = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

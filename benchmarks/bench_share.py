@@ -24,9 +24,9 @@ from unittest import mock
 
 from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
-from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.manifest import Manifest
 from lswap_core.plan import Plan
 from lswap_core.recipe.expressions import Blend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from lswap_core.changes import Change, ChangeMaps
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.kinship import Kinship
 from lswap_core.report import Table
 from lswap_core.suggestion import Suggestion

@@ -127,10 +127,10 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
         return lambda source: Evaluator(source, kernels)
     try:
-        from lswap_core import gpu
+        from lswap_core.kernels.gpu.slots import open_slots
     except ImportError as error:
         raise RecipeError(f"--device cuda: {error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
-    slots = gpu.open_slots()
+    slots = open_slots()
     return lambda source: StreamingEvaluator(source, kernels, slots)
 
 

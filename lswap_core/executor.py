@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
 from lswap_core.plan import Plan, Step

@@ -11,7 +11,7 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Role
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan import Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.backend import FileRange
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.manifest import StepRecord
 from lswap_core.plan import Plan
 from lswap_core.runs import Run
 
 Tally = Callable[[int], None]
 """Called with a number of bytes as they are done. It may raise to stop the work between two pieces."""
-
-
-class FileRange(NamedTuple):
-    """Where a tensor's bytes begin in an open file, and what messages call the file."""
-
-    descriptor: int
-    begin: int
-    path: str
 
 
 class Source(Protocol):
@@ -158,7 +151,7 @@ class Kernels(Protocol):
 
 
 class Threshold(Protocol):
-    """See `lswap_core.kernels.sums.Largest`."""
+    """See `lswap_core.kernels.task_vectors.Largest`."""
 
     passes: int
 

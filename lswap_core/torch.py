@@ -18,10 +18,11 @@ from torch import Tensor
 
 from lswap_core import kernels
 from lswap_core.checkpoint.dtypes import DTYPES, DType
-from lswap_core.difference import DifferenceStats
-from lswap_core.kernels import _device
-from lswap_core.kernels.batch import STATISTICS, Operands, from_row, to_row
-from lswap_core.kernels.checks import check_weight
+from lswap_core.kernels.backend import check_weight
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu import load_launcher
+from lswap_core.kernels.gpu.batch import STATISTICS, Operands, from_row, to_row
+from lswap_core.kernels.gpu.device import Launcher, blend_batch
 
 __all__ = ["blend_stats", "blend_stats_batch", "difference"]
 
@@ -79,7 +80,7 @@ def _blend(x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Ten
     dtype = _common_dtype(x, y, out)
     _check_overlaps(x, y, out)
     if x and x[0].is_cuda:
-        return blend_on_device(_device.load_launcher(), x, y, weights, out, dtype)
+        return blend_on_device(load_launcher(), x, y, weights, out, dtype)
     statistics = []
     for a, b, weight, target in zip(x, y, weights, out, strict=True):
         found = kernels.blend_stats(_bytes(a), _bytes(b), weight, dtype=dtype, out=_bytes(target))
@@ -94,7 +95,7 @@ def _(x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor])
 
 
 def blend_on_device(
-    launcher: _device.Launcher, x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor], dtype: DType
+    launcher: Launcher, x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor], dtype: DType
 ) -> Tensor:
     """Blend a batch with kernels for the tensors' device, on its current stream. Tensors are sound."""
     statistics = torch.zeros((len(x), len(STATISTICS)), dtype=torch.float64, device=x[0].device)
@@ -102,7 +103,7 @@ def blend_on_device(
         Operands(a.data_ptr(), b.data_ptr(), target.data_ptr(), a.numel(), weight)
         for a, b, weight, target in zip(x, y, weights, out, strict=True)
     ]
-    _device.blend_batch(launcher, tensors, dtype, statistics)
+    blend_batch(launcher, tensors, dtype, statistics)
     return statistics
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
-from lswap_core.difference import DifferenceStats
 from lswap_core.digests import Digest
 from lswap_core.evaluate import CHUNK_BYTES, OPERAND_BYTES, Evaluator, element_ranges
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.manifest import Manifest, TensorRecord
 from lswap_core.parallel import run_all
 from lswap_core.ports import Kernels, Progress, Source, Tally

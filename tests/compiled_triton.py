@@ -16,7 +16,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lswap_core.kernels import _triton, _triton_elementwise, _triton_kernels
+from lswap_core.kernels.gpu import triton as backend
+from lswap_core.kernels.gpu import triton_blend, triton_elementwise
 
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 OPTIONS = {"enable_fp_fusion": False}
@@ -26,30 +27,30 @@ def sources(dtype: str) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], 
     """Kernel, types of its arguments, constants and warps, as the launcher launches them; tables lie at 16 bytes."""
     width = WIDTHS[dtype]
     tables = {"records": "*i64", "sums": "*fp64", "tallies": "*fp64"}
-    tile = {"FORMAT": dtype, "BLOCKS": _triton.TILE_BLOCKS[width], "ROWS": _triton.ROWS[width]}
-    tile |= {"CAREFUL_ROWS": _triton.CAREFUL_ROWS, "WRITE": True}
+    tile = {"FORMAT": dtype, "BLOCKS": backend.TILE_BLOCKS[width], "ROWS": backend.ROWS[width]}
+    tile |= {"CAREFUL_ROWS": backend.CAREFUL_ROWS, "WRITE": True}
     many = {"addresses": "*i64", "shares": "*fp64", "out": "*i64", "elements": "i64", "inputs": "i32"}
-    blocked = {"CHUNK": _triton.CHUNK, "ALIGNED": True}
+    blocked = {"CHUNK": backend.CHUNK, "ALIGNED": True}
     hot = {
         "tile": (
-            _triton_kernels.tile_kernel,
+            triton_blend.tile_kernel,
             {"records": "*i64", "tile_owners": "*i32", "sums": "*fp64", "tallies": "*fp64", "all_blocks": "i32"},
             tile,
-            _triton.WARPS,
+            backend.WARPS,
         )
     }
     if dtype != "BF16":  # the rest is alike for every dtype
         return hot
     return hot | {
         "totals": (
-            _triton_kernels.totals_kernel,
+            triton_blend.totals_kernel,
             tables | {"statistics": "*fp64", "all_blocks": "i32", "all_tiles": "i32"},
-            {"TILE": tile["BLOCKS"] * 1024, "CHUNK": _triton.CHUNK},
+            {"TILE": tile["BLOCKS"] * 1024, "CHUNK": backend.CHUNK},
             4,
         ),
-        "many": (_triton_elementwise.blend_many_kernel, many, {"FORMAT": dtype, **blocked}, 4),
+        "many": (triton_elementwise.blend_many_kernel, many, {"FORMAT": dtype, **blocked}, 4),
         "cast": (
-            _triton_elementwise.cast_kernel,
+            triton_elementwise.cast_kernel,
             {"x": "*i64", "out": "*i64", "elements": "i64"},
             {"SOURCE": "F32", "TARGET": dtype, **blocked},
             4,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from lswap_core.kernels import _cuda
-from lswap_core.kernels._device import DeviceBackend
 from lswap_core.kernels.backend import Backend, BackendUnavailable
+from lswap_core.kernels.gpu import cuda
+from lswap_core.kernels.gpu.device import DeviceBackend
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "csrc/src/gpu.cu"
@@ -38,5 +38,5 @@ def emulated_library() -> Path:
 
 
 def load() -> Backend:
-    library = _cuda.open_library(emulated_library())
-    return DeviceBackend(_cuda.CudaLauncher(library), torch.device("cpu"))
+    library = cuda.open_library(emulated_library())
+    return DeviceBackend(cuda.CudaLauncher(library), torch.device("cpu"))

@@ -17,7 +17,7 @@ import torch
 
 from lswap_core import kernels
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.kernels import _cuda
+from lswap_core.kernels.gpu import cuda
 from tests.emulated_cuda import INCLUDE, SOURCE
 
 CAPABILITIES = (80, 90, 100)
@@ -84,18 +84,18 @@ def test_no_register_is_spilt(built: Built, capability: int) -> None:
 
 
 def test_the_library_loads_without_a_driver_and_a_launch_says_what_is_missing(built: Built) -> None:
-    launcher = _cuda.CudaLauncher(_cuda.open_library(built.library))
+    launcher = cuda.CudaLauncher(cuda.open_library(built.library))
     assert launcher.tile_blocks(DTYPES["BF16"]) == 16
     if ctypes.util.find_library("cuda"):
         pytest.skip("there is a driver")
     table = torch.zeros(8, dtype=torch.int64)
-    with pytest.raises(_cuda.CudaError, match=r"CUDA error 35: CUDA driver version is insufficient"):
+    with pytest.raises(cuda.CudaError, match=r"CUDA error 35: CUDA driver version is insufficient"):
         launcher.cast(table, table, 8, DTYPES["F32"], DTYPES["BF16"], aligned=True)
 
 
 def test_a_library_of_another_interface_is_refused(tmp_path: Path) -> None:
     with pytest.raises(kernels.BackendUnavailable, match=r"none\.so does not load"):
-        _cuda.open_library(tmp_path / "none.so")
+        cuda.open_library(tmp_path / "none.so")
 
 
 def test_without_a_device_the_reason_is_given() -> None:

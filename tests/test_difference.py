@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.difference import DifferenceStats
 
 counts = st.integers(0, 10**12)
 sums = st.floats(0, 1e300)

@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from lswap_core.difference import DifferenceStats
 from lswap_core.kernels import blend_many, blend_stats, cast, stats
+from lswap_core.kernels.difference import DifferenceStats
 from tests import oracle
 from tests.build import Tensor, tensor
 

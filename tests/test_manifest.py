@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lswap_core.difference import DifferenceStats
 from lswap_core.errors import FormatError
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.layout import lay_out
 from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.recipe.draft import Draft

@@ -18,9 +18,9 @@ from lswap_core.changes import Change, ChangeMaps, TensorChange, figures, source
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.cli import main
-from lswap_core.difference import DifferenceStats
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.heatmaps import MEASURES, HeatMap
+from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.layout import lay_out
 from lswap_core.manifest import StepRecord, compile_manifest
 from lswap_core.page import Page, compile_page

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import api, cli, execution, gpu, kernels
+from lswap_core import api, cli, execution, kernels
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES, DType
-from lswap_core.difference import DifferenceStats
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu import slots
 from lswap_core.recipe.expressions import Blend, Copy
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.streaming import StreamingEvaluator
@@ -143,7 +144,7 @@ def experts(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_a_merge_on_a_device_is_the_merge(experts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "open_slots", lambda: [LateSlot() for _ in range(3)])
+    monkeypatch.setattr(slots, "open_slots", lambda: [LateSlot() for _ in range(3)])
     recipe = LayerSwap(bottom=1, top=1, transition=1)
     for device in execution.DEVICES:
         (tmp_path / device).mkdir()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lswap_core import kernels
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.kernels.batch import to_row
+from lswap_core.kernels.gpu.batch import to_row
 from lswap_core.torch import FLOATS, blend_on_device, blend_stats, blend_stats_batch, difference
 from tests.conformance.backends import backend_or_skip
 

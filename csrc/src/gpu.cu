@@ -1,4 +1,4 @@
-// The kernels on a CUDA device; `lswap_core/kernels/_triton_kernels.py` says how they work, and these work alike: a warp
+// The kernels on a CUDA device; `lswap_core/kernels/gpu/triton_blend.py` says how they work, and these work alike: a warp
 // walks a tile, segment by segment of a few rows of each block, loads whole lines, and hands the elements through shared
 // memory to the threads that own their lanes. Here every thread owns lanes, 16 bytes of a row of one block.
 #include <cuda_runtime.h>

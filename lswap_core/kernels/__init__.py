@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from lswap_core.kernels.contract import available_backends, blend_many, blend_stats, cast, stats
     from lswap_core.kernels.files import stats_of_files
     from lswap_core.kernels.low_rank import add_low_rank
-    from lswap_core.kernels.sums import Largest, add_task_vectors, merge_ties, to_fp32
+    from lswap_core.kernels.task_vectors import Largest, add_task_vectors, merge_ties, to_fp32
 
 _HOME = {
     "BackendUnavailable": "backend",
     **dict.fromkeys(("available_backends", "blend_many", "blend_stats", "cast", "stats"), "contract"),
     "add_low_rank": "low_rank",
     "stats_of_files": "files",
-    **dict.fromkeys(("Largest", "add_task_vectors", "merge_ties", "to_fp32"), "sums"),
+    **dict.fromkeys(("Largest", "add_task_vectors", "merge_ties", "to_fp32"), "task_vectors"),
 }
 
 __all__ = [

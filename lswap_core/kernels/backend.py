@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.difference import DifferenceStats
 
 if TYPE_CHECKING:  # the native kernels over files do without numpy
     import numpy as np
     from numpy.typing import NDArray
+from typing import NamedTuple
+
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.kernels.difference import BLOCK_ELEMENTS
 
 Bytes: TypeAlias = "NDArray[np.uint8]"
 
@@ -34,3 +38,32 @@ class Backend(Protocol):
     def blend_many(self, inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None: ...
 
     def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None: ...
+
+
+def checked_dtype(name: str, value: DType | str) -> DType:
+    """`value` as a dtype that has arithmetic here; ValueError, with the name, for any other."""
+    dtype = DTYPES.get(str(value))
+    if dtype is None or not dtype.blendable:
+        known = ", ".join(d.name for d in DTYPES.values() if d.blendable)
+        raise ValueError(f"{name} is {value}; the kernels compute in {known}")
+    return dtype
+
+
+def check_weight(name: str, weight: float) -> None:
+    """Raises ValueError, with the name, for what is no share."""
+    if not (type(weight) in (int, float) and 0 <= weight <= 1):
+        raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
+
+
+def check_before(before: DifferenceStats) -> None:
+    """Raises ValueError where the chunks before this one end inside a block."""
+    if before.count % BLOCK_ELEMENTS:
+        raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
+
+
+class FileRange(NamedTuple):
+    """Where a tensor's bytes begin in an open file, and what messages call the file."""
+
+    descriptor: int
+    begin: int
+    path: str

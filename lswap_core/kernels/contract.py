@@ -5,28 +5,49 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
-from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
-from lswap_core.kernels.checks import check_before, check_weight, checked_dtype
+from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes, check_before, check_weight, checked_dtype
+from lswap_core.kernels.difference import DifferenceStats
 
 Buffer = bytes | bytearray | memoryview | NDArray[np.generic]
 
-_MODULES = {"native": "native", "reference": "reference", "cuda": "_cuda", "triton": "_triton"}
-"""Backends and their modules in this package, best first: operands lie in the host's memory, and moving them to a GPU
-takes longer than blending them (PCIe 55 GB/s, 4 to 5 cores' worth), so `auto`, which takes the first that loads, never
-gets as far as those below the reference."""
+
+def _load_native() -> Backend:
+    from lswap_core.kernels import native
+
+    return native.load()
+
+
+def _load_reference() -> Backend:
+    from lswap_core.kernels import reference
+
+    return reference.load()
+
+
+def _load_cuda() -> Backend:
+    from lswap_core.kernels.gpu import cuda
+
+    return cuda.load()
+
+
+def _load_triton() -> Backend:
+    from lswap_core.kernels.gpu import triton
+
+    return triton.load()
+
+
+_LOADERS = {"native": _load_native, "reference": _load_reference, "cuda": _load_cuda, "triton": _load_triton}
+"""The backends, best first. Operands are in the host's memory, and moving them to a GPU takes longer than blending them
+(PCIe 55 GB/s: what 4 to 5 cores blend). `auto` takes the first that loads, so it never gets past the reference."""
 
 
 def available_backends() -> tuple[str, ...]:
     """Names that `backend` takes on this machine, best first."""
-    return tuple(name for name in _names() if not isinstance(_loaded(name), str))
+    return tuple(name for name in _LOADERS if not isinstance(_loaded(name), str))
 
 
 def blend_stats(
@@ -133,26 +154,21 @@ def _check_out(views: dict[str, Bytes]) -> None:
             raise ValueError(f"out and {name} overlap in memory")
 
 
-def _names() -> list[str]:
-    return [name for name, module in _MODULES.items() if find_spec(f"{__package__}.{module}")]
-
-
 @cache
 def _loaded(name: str) -> Backend | str:
     """The backend, or why there is none."""
     try:
-        backend: Backend = import_module(f"{__package__}.{_MODULES[name]}").load()
+        return _LOADERS[name]()
     except BackendUnavailable as reason:
         return str(reason)
-    return backend
 
 
 @cache
 def _chosen(name: str) -> Backend:
-    for candidate in _names() if name == "auto" else [name] if name in _names() else []:
+    for candidate in _LOADERS if name == "auto" else [name] if name in _LOADERS else []:
         found = _loaded(candidate)
         if not isinstance(found, str):
             return found
     usable = available_backends()
-    reasons = [f"{other} is not ({_loaded(other)})" for other in _names() if other not in usable]
+    reasons = [f"{other} is not ({_loaded(other)})" for other in _LOADERS if other not in usable]
     raise BackendUnavailable(f"backend {name!r} is not available; {', '.join(usable)} are; {'; '.join(reasons)}".rstrip("; "))

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from functools import cache
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.errors import became_shorter, located
-from lswap_core.kernels.backend import BackendUnavailable
-from lswap_core.kernels.checks import check_before, checked_dtype
+from lswap_core.kernels.backend import BackendUnavailable, FileRange, check_before, checked_dtype
+from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.kernels.native import Native, load
-from lswap_core.ports import FileRange
 
 MOST_RANGES, LINE_BYTES = 8, 64
 """As the native kernels have it, which read where in a cache line the bytes lie in their file."""

@@ -7,14 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
 from lswap_core.errors import became_shorter
-from lswap_core.kernels.backend import BackendUnavailable, Bytes
-from lswap_core.ports import FileRange
+from lswap_core.kernels import library
+from lswap_core.kernels.backend import BackendUnavailable, Bytes, FileRange
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.library import DTYPE_NUMBERS, Function, find_library
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 LIBRARY = "liblswap_cpu.so"
 _ABI = 3
 _FILE_ENDED, _READ_FAILED = 4, 5
-_DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 LARGE_FROM_BYTES = 8 << 20
 """Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
 written past them. Threads are started anew for each call, which takes about as long as 0.3 MiB of work; the pipeline's
@@ -99,7 +98,7 @@ class Native:
         found = (_Stats * len(pairs))(*map(_Stats.of, before))
         failed, error = ctypes.c_uint32(), ctypes.c_int32()
         status = self._library.lswap_stats_files(
-            self._isa, _DTYPES[dtype.name],
+            self._isa, DTYPE_NUMBERS[dtype.name],
             (_Range * len(ranges))(*(_Range(each.begin, each.descriptor) for each in ranges)), len(ranges),
             (_Pair * len(pairs))(*(_Pair(x, y) for x, y in pairs)), len(pairs), count,
             ctypes.byref(ctypes.c_uint8.from_buffer(scratch)), scratch.nbytes, found,
@@ -118,13 +117,13 @@ class Native:
         addresses = (ctypes.c_void_p * count)(*(data.ctypes.data for data in inputs))
         shares = (ctypes.c_double * count)(*weights)
         elements, threads = out.nbytes * 8 // dtype.bits, self._threads if self._is_large(out) else 1
-        number = _DTYPES[dtype.name]
+        number = DTYPE_NUMBERS[dtype.name]
         _check(self._library.lswap_blend_many(self._isa, number, addresses, shares, count, out.ctypes.data, elements, threads))
 
     def cast(self, x: Bytes, source: DType, out: Bytes, target: DType) -> None:
         """See `lswap_core.kernels.cast`; arguments are checked there."""
         elements, threads = x.nbytes * 8 // source.bits, self._threads if self._is_large(x) else 1
-        numbers = _DTYPES[source.name], _DTYPES[target.name]
+        numbers = DTYPE_NUMBERS[source.name], DTYPE_NUMBERS[target.name]
         _check(self._library.lswap_cast(self._isa, numbers[0], x.ctypes.data, numbers[1], out.ctypes.data, elements, threads))
 
     def change_of(
@@ -146,7 +145,7 @@ class Native:
         s = _Stats.of(before)
         _check(
             self._library.lswap_blend_stats(
-                self._isa, _DTYPES[dtype.name], x.ctypes.data, y.ctypes.data, weight, out, count,
+                self._isa, DTYPE_NUMBERS[dtype.name], x.ctypes.data, y.ctypes.data, weight, out, count,
                 self._threads if large else 1, large, ctypes.byref(s),
             )
         )  # fmt: skip
@@ -160,28 +159,28 @@ def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES
     """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
     unless told otherwise. Raises BackendUnavailable.
     """
-    library = open_library()
-    isa = next(number for number in range(len(instruction_sets())) if library.lswap_isa_runs(number))
-    return Native(library, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
+    opened = open_library()
+    isa = next(number for number in range(len(instruction_sets())) if opened.lswap_isa_runs(number))
+    return Native(opened, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
 
 
 def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
     """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
-    library = open_library()
+    opened = open_library()
     known = instruction_sets()
     if isa not in known:
         raise BackendUnavailable(f"the library was built without {isa}; it has {', '.join(known)}")
-    if not library.lswap_isa_runs(known.index(isa)):
+    if not opened.lswap_isa_runs(known.index(isa)):
         raise BackendUnavailable(f"this processor has no {isa}")
-    return Native(library, known.index(isa), threads=threads, large_from_bytes=large_from_bytes)
+    return Native(opened, known.index(isa), threads=threads, large_from_bytes=large_from_bytes)
 
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
     """Those that the library was built with, best first. Raises BackendUnavailable."""
-    library = open_library()
+    opened = open_library()
     names: list[str] = []
-    while name := library.lswap_isa_name(len(names)):
+    while name := opened.lswap_isa_name(len(names)):
         names.append(name.decode())
     return tuple(names)
 
@@ -191,42 +190,18 @@ def open_library() -> ctypes.CDLL:
     """The library. Raises BackendUnavailable where it was not built, or is not this package's."""
     if sys.byteorder != "little":
         raise BackendUnavailable("this machine is big-endian")
-    library = _at(_found(LIBRARY))
     pointer, i32, u32, u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64
-    for name, result, arguments in (
-        ("lswap_isa_name", ctypes.c_char_p, [i32]),
-        ("lswap_isa_runs", i32, [i32]),
-        ("lswap_blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
-        ("lswap_stats_files", i32, [i32, i32, pointer, u32, pointer, u32, u64, pointer, u64, pointer, pointer, pointer]),
-        ("lswap_blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
-        ("lswap_cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
-        ("lswap_low_rank", i32, [i32, pointer, pointer, u64, u64, ctypes.c_double, u64, pointer, u64]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def _found(name: str) -> Path:
-    # An editable install has the library in site-packages and the modules elsewhere; the package's path names both.
-    places = [Path(place) for place in sys.modules[__package__].__path__]
-    for place in places:
-        if (place / name).exists():
-            return place / name
-    raise BackendUnavailable(
-        f"{name} is not in {' or '.join(map(str, places))}; it is built by `pip install` where there is a C++ compiler"
-    )
-
-
-def _at(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path))
-        abi = library.lswap_abi()
-    except (OSError, AttributeError) as error:
-        raise BackendUnavailable(f"{path} does not load: {error}") from error
-    if abi != _ABI:
-        raise BackendUnavailable(f"{path} has interface {abi}, expected {_ABI}; install the package anew")
-    return library
+    functions: list[Function] = [
+        ("isa_name", ctypes.c_char_p, [i32]),
+        ("isa_runs", i32, [i32]),
+        ("blend_stats", i32, [i32, i32, pointer, pointer, ctypes.c_double, pointer, u64, u32, i32, pointer]),
+        ("stats_files", i32, [i32, i32, pointer, u32, pointer, u32, u64, pointer, u64, pointer, pointer, pointer]),
+        ("blend_many", i32, [i32, i32, pointer, pointer, u32, pointer, u64, u32]),
+        ("cast", i32, [i32, i32, pointer, i32, pointer, u64, u32]),
+        ("low_rank", i32, [i32, pointer, pointer, u64, u64, ctypes.c_double, u64, pointer, u64]),
+    ]
+    path = find_library(LIBRARY, built_with="a C++ compiler")
+    return library.open_library(path, prefix="lswap_", abi=_ABI, functions=functions)
 
 
 def _check(status: int) -> None:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.kernels.backend import Backend, Bytes
+from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 
 Bits = NDArray[Any]
 Floats = NDArray[Any]

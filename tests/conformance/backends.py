@@ -10,8 +10,9 @@ from typing import Literal
 
 import pytest
 
-from lswap_core.kernels import _cuda, _triton, native, reference
+from lswap_core.kernels import native, reference
 from lswap_core.kernels.backend import Backend, BackendUnavailable
+from lswap_core.kernels.gpu import cuda, triton
 from tests import emulated_cuda
 from tests.conformance import emulated
 
@@ -42,8 +43,8 @@ BACKENDS: dict[str, Entry] = {
     },
     "native, neon in qemu": Entry(emulated.load_neon, speed="slow"),
     "native, 64 threads": Entry(partial(native.load, threads=64, large_from_bytes=0)),
-    "triton": Entry(_triton.load, "slow" if os.environ.get("TRITON_INTERPRET") == "1" else "fast"),
-    "cuda": Entry(_cuda.load),
+    "triton": Entry(triton.load, "slow" if os.environ.get("TRITON_INTERPRET") == "1" else "fast"),
+    "cuda": Entry(cuda.load),
     "cuda, emulated": Entry(emulated_cuda.load),
 }
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
 from lswap_core.kernels.backend import Backend, BackendUnavailable, Bytes
+from lswap_core.kernels.difference import DifferenceStats
 
 CSRC = Path(__file__).parents[2] / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-pthread", "-static")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lswap_core import kernels
-from lswap_core.difference import DifferenceStats
+from lswap_core.kernels.difference import DifferenceStats
 
 X, LONG = bytes(8), bytes(10)
 Call = Callable[[str], object]

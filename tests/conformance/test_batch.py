@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.difference import DifferenceStats
 from lswap_core.kernels import reference
-from lswap_core.kernels._device import DeviceBackend, blend_batch
-from lswap_core.kernels.batch import Operands, from_row, to_row
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu.batch import Operands, from_row, to_row
+from lswap_core.kernels.gpu.device import DeviceBackend, blend_batch
 from tests.conformance import cases
 from tests.conformance.backends import BACKENDS, backend_or_skip
 from tests.conformance.cases import FLOATS, Bits

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.difference import DifferenceStats
 from lswap_core.kernels import reference
 from lswap_core.kernels.backend import Backend
+from lswap_core.kernels.difference import DifferenceStats
 from tests.conformance import cases
 from tests.conformance.backends import BACKENDS, Speed, backend_or_skip
 from tests.conformance.cases import FLOATS, Case

@@ -13,9 +13,9 @@ import pytest
 
 from lswap_core import kernels
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.errors import StalePlanError
-from lswap_core.ports import FileRange
+from lswap_core.kernels.backend import FileRange
+from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 from tests.conformance.cases import FLOATS, ordinary, random_bits
 
 BACKENDS = [name for name in ("native", "reference") if name in kernels.available_backends()]

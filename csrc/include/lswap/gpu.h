@@ -2,7 +2,7 @@
  * reproduce bit for bit, statistics included.
  *
  * Every pointer but a string is to the device's memory, which is the caller's; tables are those of
- * lswap_core/kernels/batch.py. Work is put on `stream`, a cudaStream_t, and nothing waits for it. Functions return 0 or
+ * lswap_core/kernels/gpu/batch.py. Work is put on `stream`, a cudaStream_t, and nothing waits for it. Functions return 0 or
  * a cudaError_t, also for an earlier launch that failed meanwhile. dtypes are numbered as in lswap/kernels.h. */
 #ifndef LSWAP_GPU_H
 #define LSWAP_GPU_H

@@ -33,7 +33,7 @@ enum lswap_status {
 
 enum lswap_dtype { LSWAP_F64 = 0, LSWAP_F32, LSWAP_F16, LSWAP_BF16, LSWAP_F8_E4M3, LSWAP_F8_E5M2, LSWAP_DTYPES };
 
-/* How two tensors differ; a call adds its elements to what is there. Fields as in lswap_core/difference.py. */
+/* How two tensors differ; a call adds its elements to what is there. Fields as in lswap_core/kernels/difference.py. */
 struct lswap_stats {
   double sum_abs, sum_squares, max_abs, dot, x_squares, y_squares;
   uint64_t differing, x_nonfinite, y_nonfinite;

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import BLOCK_ELEMENTS
 from lswap_core.kernels.backend import Backend, BackendUnavailable
+from lswap_core.kernels.difference import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +35,13 @@ CHUNK = 1024
 
 
 class TritonLauncher:
-    """See `lswap_core.kernels._device.Launcher`."""
+    """See `lswap_core.kernels.gpu.device.Launcher`."""
 
     def __init__(self, *, interpreted: bool) -> None:
-        from lswap_core.kernels import _triton_elementwise, _triton_kernels
+        from lswap_core.kernels.gpu import triton_blend, triton_elementwise
 
-        self._kernels: ModuleType = _triton_kernels
-        self._elementwise: ModuleType = _triton_elementwise
+        self._kernels: ModuleType = triton_blend
+        self._elementwise: ModuleType = triton_elementwise
         self.interpreted = interpreted
         self._chunk = INTERPRETED_BLOCKS * BLOCK_ELEMENTS if interpreted else CHUNK
 
@@ -101,8 +101,8 @@ def load() -> Backend:
     try:
         from torch import device
 
-        from lswap_core.kernels import _device
+        from lswap_core.kernels.gpu.device import DeviceBackend, cuda_device
     except ImportError as error:
         raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
     launcher = load_launcher()
-    return _device.DeviceBackend(launcher, device("cpu") if launcher.interpreted else _device.cuda_device())
+    return DeviceBackend(launcher, device("cpu") if launcher.interpreted else cuda_device())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lswap_core.kernels._triton_formats import decode, encode, inlined, operand
+from lswap_core.kernels.gpu.triton_formats import decode, encode, inlined, operand
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import BLOCK_ELEMENTS, DifferenceStats
+from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 
 STATISTICS = tuple(f.name for f in fields(DifferenceStats))
 """Columns of a table of statistics, one row per tensor, in fp64: counts are exact up to 2^53."""

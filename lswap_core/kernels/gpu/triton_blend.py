@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lswap_core.kernels._triton_formats import decode, encode, inlined, operand
+from lswap_core.kernels.gpu.triton_formats import decode, encode, inlined, operand
 
 LANES = tl.constexpr(16)
 BLOCK = tl.constexpr(1024)
@@ -37,7 +37,7 @@ def tile_kernel(
     CAREFUL_ROWS: tl.constexpr,
     WRITE: tl.constexpr,
 ) -> None:
-    """One tile: out, five sums for each block, and the tile's tallies. Tables: see `lswap_core.kernels.batch`.
+    """One tile: out, five sums for each block, and the tile's tallies. Tables: see `lswap_core.kernels.gpu.batch`.
 
     records: int64 (tensors, 8). tile_owners: int32 (tiles), as many as programs. sums: fp64 (5, all_blocks).
     tallies: fp64 (19, tiles). FORMAT: a dtype's name. BLOCKS: of a tile. ROWS: of 16 elements, loaded at once;

@@ -6,17 +6,15 @@ The device is a CUDA device, or the CPU where the kernels run in Triton's interp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
-from lswap_core.kernels import _cuda, _triton
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
-from lswap_core.kernels.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, shares, to_row
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, shares, to_row
 
 _ALIGNMENT = 16
 """Bytes of the widest load."""
@@ -31,7 +29,7 @@ class Launcher(Protocol):
     def blend(
         self, records: torch.Tensor, tiles: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, dtype: DType, *, write: bool
     ) -> None:
-        """Every tile of a batch; shapes as in `lswap_core.kernels.batch`."""
+        """Every tile of a batch; shapes as in `lswap_core.kernels.gpu.batch`."""
 
     def add_up(
         self, records: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, statistics: torch.Tensor, dtype: DType
@@ -71,18 +69,6 @@ def cuda_device() -> torch.device:
     if not torch.cuda.is_available():
         raise BackendUnavailable("no CUDA device")
     return torch.device("cuda", torch.cuda.current_device())
-
-
-@cache
-def load_launcher() -> Launcher:
-    """Triton's kernels, or those in CUDA C++ where there is no Triton. Raises BackendUnavailable."""
-    reasons = []
-    for name, load in (("triton", _triton.load_launcher), ("cuda", _cuda.load_launcher)):
-        try:
-            return load()
-        except BackendUnavailable as reason:
-            reasons.append(f"{name}: {reason}")
-    raise BackendUnavailable("; ".join(reasons))
 
 
 class DeviceBackend:

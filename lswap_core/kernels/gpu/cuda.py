@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lswap_core.checkpoint.dtypes import DType
+from lswap_core.kernels import library
 from lswap_core.kernels.backend import Backend, BackendUnavailable
+from lswap_core.kernels.library import DTYPE_NUMBERS, Function, find_library
 
 if TYPE_CHECKING:
     import torch
 
 LIBRARY = "liblswap_cuda.so"
 _ABI = 1
-_DTYPES = {name: number for number, name in enumerate(("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"))}
 
 
 class CudaError(RuntimeError):
@@ -23,14 +23,14 @@ class CudaError(RuntimeError):
 
 
 class CudaLauncher:
-    """See `lswap_core.kernels._device.Launcher`. Raises CudaError."""
+    """See `lswap_core.kernels.gpu.device.Launcher`. Raises CudaError."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
 
     def tile_blocks(self, dtype: DType) -> int:
         """See Launcher."""
-        return int(self._library.lswap_gpu_tile_blocks(_DTYPES[dtype.name]))
+        return int(self._library.lswap_gpu_tile_blocks(DTYPE_NUMBERS[dtype.name]))
 
     def blend(
         self, records: torch.Tensor, tiles: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, dtype: DType, *, write: bool
@@ -38,7 +38,7 @@ class CudaLauncher:
         """See Launcher."""
         self._check(
             self._library.lswap_gpu_blend(
-                _DTYPES[dtype.name], records.data_ptr(), tiles.data_ptr(), len(tiles), sums.data_ptr(), sums.shape[1],
+                DTYPE_NUMBERS[dtype.name], records.data_ptr(), tiles.data_ptr(), len(tiles), sums.data_ptr(), sums.shape[1],
                 tallies.data_ptr(), write, _stream(records),
             )
         )  # fmt: skip
@@ -49,7 +49,7 @@ class CudaLauncher:
         """See Launcher."""
         self._check(
             self._library.lswap_gpu_add_up(
-                _DTYPES[dtype.name], records.data_ptr(), len(records), sums.data_ptr(), sums.shape[1],
+                DTYPE_NUMBERS[dtype.name], records.data_ptr(), len(records), sums.data_ptr(), sums.shape[1],
                 tallies.data_ptr(), tallies.shape[1], statistics.data_ptr(), _stream(records),
             )
         )  # fmt: skip
@@ -60,14 +60,14 @@ class CudaLauncher:
         """See Launcher."""
         self._check(
             self._library.lswap_gpu_blend_many(
-                _DTYPES[dtype.name], addresses.data_ptr(), shares.data_ptr(), len(addresses), out.data_ptr(), elements,
+                DTYPE_NUMBERS[dtype.name], addresses.data_ptr(), shares.data_ptr(), len(addresses), out.data_ptr(), elements,
                 aligned, _stream(addresses),
             )
         )  # fmt: skip
 
     def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:  # noqa: ARG002
         """See Launcher."""
-        numbers = _DTYPES[source.name], _DTYPES[target.name]
+        numbers = DTYPE_NUMBERS[source.name], DTYPE_NUMBERS[target.name]
         self._check(self._library.lswap_gpu_cast(*numbers, x.data_ptr(), out.data_ptr(), elements, _stream(x)))
 
     def _check(self, status: int) -> None:
@@ -77,7 +77,7 @@ class CudaLauncher:
 
 def load_launcher() -> CudaLauncher:
     """The kernels, for tensors that lie on the device. Raises BackendUnavailable where the library was not built."""
-    return CudaLauncher(open_library(_found()))
+    return CudaLauncher(open_library(find_library(LIBRARY, built_with="nvcc")))
 
 
 def load() -> Backend:
@@ -86,44 +86,24 @@ def load() -> Backend:
     """
     launcher = load_launcher()
     try:
-        from lswap_core.kernels import _device
+        from lswap_core.kernels.gpu.device import DeviceBackend, cuda_device
     except ImportError as error:
         raise BackendUnavailable(f"{error.name} is not installed; `pip install lswap-core[gpu]` brings it") from error
-    return _device.DeviceBackend(launcher, _device.cuda_device())
+    return DeviceBackend(launcher, cuda_device())
 
 
 def open_library(path: Path) -> ctypes.CDLL:
     """The library at `path`. Raises BackendUnavailable where it does not load or is not this package's."""
-    try:
-        library = ctypes.CDLL(str(path))
-        abi = library.lswap_gpu_abi()
-    except (OSError, AttributeError) as error:
-        raise BackendUnavailable(f"{path} does not load: {error}") from error
-    if abi != _ABI:
-        raise BackendUnavailable(f"{path} has interface {abi}, expected {_ABI}; install the package anew")
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-    for name, result, arguments in (
+    functions: list[Function] = [
         ("error", ctypes.c_char_p, [i32]),
         ("tile_blocks", i32, [i32]),
         ("blend", i32, [i32, pointer, pointer, i64, pointer, i64, pointer, i32, pointer]),
         ("add_up", i32, [i32, pointer, i64, pointer, i64, pointer, i64, pointer, pointer]),
         ("blend_many", i32, [i32, pointer, pointer, i32, pointer, i64, i32, pointer]),
         ("cast", i32, [i32, i32, pointer, pointer, i64, pointer]),
-    ):
-        function = getattr(library, f"lswap_gpu_{name}")
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-def _found() -> Path:
-    # An editable install has the library in site-packages and the modules elsewhere; the package's path names both.
-    places = [Path(place) for place in sys.modules[__package__].__path__]
-    for place in places:
-        if (place / LIBRARY).exists():
-            return place / LIBRARY
-    raise BackendUnavailable(
-        f"{LIBRARY} is not in {' or '.join(map(str, places))}; it is built by `pip install` where nvcc is found"
-    )
+    ]
+    return library.open_library(path, prefix="lswap_gpu_", abi=_ABI, functions=functions)
 
 
 def _stream(table: torch.Tensor) -> int:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.difference import DifferenceStats
 from lswap_core.errors import RecipeError
-from lswap_core.kernels._device import Launcher, blend_batch, cuda_device, load_launcher
 from lswap_core.kernels.backend import BackendUnavailable
-from lswap_core.kernels.batch import STATISTICS, Operands, from_row
+from lswap_core.kernels.difference import DifferenceStats
+from lswap_core.kernels.gpu import load_launcher
+from lswap_core.kernels.gpu.batch import STATISTICS, Operands, from_row
+from lswap_core.kernels.gpu.device import Launcher, blend_batch, cuda_device
 
 SLOTS = 3
 """One on its way to the device, one there, one on its way back. Not measured."""
