@@ -32,7 +32,7 @@ if __package__ in (None, ""):
 
 from benchmarks.harness import GateError, table
 from lswap_core import LayerSwap, execute, lay_out, merge, open_checkpoint
-from lswap_core.plan import Plan
+from lswap_core.plan.plan import Plan
 from tests.build import llama_like, normal, tree, write_model
 from tests.remote.hub_server import HubServer, Repository
 

@@ -27,8 +27,8 @@ from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import Manifest
-from lswap_core.plan import Plan
+from lswap_core.plan.manifest import Manifest
+from lswap_core.plan.plan import Plan
 from lswap_core.recipe.expressions import Blend
 from lswap_core.sources.local import LocalSource
 from lswap_core.workers import default_workers

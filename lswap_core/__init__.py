@@ -28,18 +28,18 @@ if TYPE_CHECKING:
         StalePlanError,
         VerificationError,
     )
-    from lswap_core.layout import lay_out
-    from lswap_core.manifest import Manifest
     from lswap_core.options import WriteOptions
     from lswap_core.outputs import read_manifest
     from lswap_core.parts import apply_part, publish
-    from lswap_core.plan import Plan
+    from lswap_core.plan.division import Part
+    from lswap_core.plan.layout import lay_out
+    from lswap_core.plan.manifest import Manifest
+    from lswap_core.plan.plan import Plan
     from lswap_core.recipe.baselines import TaskSum, soup
     from lswap_core.recipe.draft import Draft
     from lswap_core.recipe.expressions import Blend, Copy, Expression, TaskVectors
     from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.recipe.selectors import layers, named
-    from lswap_core.shares import Part
     from lswap_core.survey import analyze
 
 _HOME = {
@@ -51,10 +51,10 @@ _HOME = {
     "FormatError": "errors",
     "LayerSwap": "recipe.layer_swap",
     "LswapError": "errors",
-    "Manifest": "manifest",
+    "Manifest": "plan.manifest",
     "MismatchError": "errors",
-    "Part": "shares",
-    "Plan": "plan",
+    "Part": "plan.division",
+    "Plan": "plan.plan",
     "RecipeError": "errors",
     "SelectionError": "errors",
     "SourceError": "errors",
@@ -68,7 +68,7 @@ _HOME = {
     "apply_part": "parts",
     "diff": "api",
     "execute": "api",
-    "lay_out": "layout",
+    "lay_out": "plan.layout",
     "layers": "recipe.selectors",
     "merge": "api",
     "named": "recipe.selectors",

@@ -15,11 +15,11 @@ from lswap_core.checkpoints import open_checkpoint
 from lswap_core.errors import FormatError, RecipeError, VerificationError
 from lswap_core.execution import StrPath, complete, merged_sources, near, prepare
 from lswap_core.hub_upload import Upload, check_repository, upload
-from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
-from lswap_core.plan import Plan
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.manifest import Manifest
+from lswap_core.plan.plan import Plan
 from lswap_core.ports import Progress, Silence
 from lswap_core.recipe.baselines import TaskSum
 from lswap_core.recipe.draft import Draft

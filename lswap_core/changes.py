@@ -17,9 +17,9 @@ from lswap_core.checkpoint.dtypes import DType
 from lswap_core.checkpoint.names import Stack, classify_outside
 from lswap_core.errors import RecipeError
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import FileRecord, SourceRecord, parse_statistics
+from lswap_core.plan.json_form import check_format, parse_dtype, read_role, unique_by
+from lswap_core.plan.manifest import FileRecord, SourceRecord, parse_statistics
 from lswap_core.strict_json import Node, parse_object
-from lswap_core.wire import check_format, parse_dtype, read_role, unique_by
 
 FORMAT = "lswap-changes/1"
 Key = TypeVar("Key")

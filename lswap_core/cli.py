@@ -24,7 +24,7 @@ from lswap_core.planning_cli import make_plan, stored_plan
 from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:
-    from lswap_core.plan import Plan
+    from lswap_core.plan.plan import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import xxhash
 
-from lswap_core.manifest import StepRecord
-from lswap_core.plan import Step
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import Step
 
 ALGORITHM = "xxh3-128"
 

@@ -10,9 +10,9 @@ from lswap_core import kernels, report
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Role, parse_role
 from lswap_core.errors import RecipeError, VerificationError
 from lswap_core.evaluate import Evaluator
-from lswap_core.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.parallel import run_all
-from lswap_core.plan import CARD_FILE, MANIFEST_FILE, Plan
+from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
+from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.ports import Output, Silence, Source
 from lswap_core.sinks.opening import is_url
 from lswap_core.sources.places import Places, is_remote, local_places

@@ -9,12 +9,12 @@ from functools import partial
 from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import StepRecord
 from lswap_core.parallel import run_all
-from lswap_core.plan import Plan, Step
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import Plan, Step
+from lswap_core.plan.runs import Run, runs
 from lswap_core.ports import Progress, Source, Tally, Writer
 from lswap_core.recipe.expressions import Blend
-from lswap_core.runs import Run, runs
 
 
 def run(

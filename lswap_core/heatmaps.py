@@ -12,7 +12,7 @@ from typing import TypeVar
 from lswap_core.changes import Change, ChangeMaps, Side, figures
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import Manifest
+from lswap_core.plan.manifest import Manifest
 from lswap_core.recipe.expressions import Blend, Expression, TaskVectors
 
 Cell = float | str | None

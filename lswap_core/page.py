@@ -16,7 +16,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.evaluations import Evaluation
 from lswap_core.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
 from lswap_core.kinship import find_kinship
-from lswap_core.manifest import Manifest
+from lswap_core.plan.manifest import Manifest
 from lswap_core.report import Table, layer_table, repeat_command, seam_table
 from lswap_core.suggestion import suggest
 

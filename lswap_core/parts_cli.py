@@ -14,8 +14,8 @@ from lswap_core.planning_cli import stored_plan
 from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:
-    from lswap_core.manifest import Manifest
-    from lswap_core.plan import Plan
+    from lswap_core.plan.manifest import Manifest
+    from lswap_core.plan.plan import Plan
 
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:

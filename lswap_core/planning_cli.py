@@ -15,7 +15,7 @@ from lswap_core.text import parse_size
 if TYPE_CHECKING:
     from lswap_core.changes import ChangeMaps
     from lswap_core.checkpoint.catalogue import Checkpoint
-    from lswap_core.plan import Plan
+    from lswap_core.plan.plan import Plan
     from lswap_core.recipe.baselines import TaskSum
     from lswap_core.recipe.layer_swap import LayerSwap
 

@@ -9,9 +9,9 @@ from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.backend import FileRange
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import StepRecord
-from lswap_core.plan import Plan
-from lswap_core.runs import Run
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import Plan
+from lswap_core.plan.runs import Run
 
 Tally = Callable[[int], None]
 """Called with a number of bytes as they are done. It may raise to stop the work between two pieces."""

@@ -14,8 +14,8 @@ from lswap_core.checkpoint.catalogue import ADAPTER_FILE, ROLES, SHARD_SUFFIX, C
 from lswap_core.checkpoint.names import Stack, classify_outside
 from lswap_core.errors import RecipeError
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import Manifest
-from lswap_core.plan import MANIFEST_FILE, Plan, PlanSource
+from lswap_core.plan.manifest import Manifest
+from lswap_core.plan.plan import MANIFEST_FILE, Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.text import counted, format_size, one_line
 

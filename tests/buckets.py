@@ -20,7 +20,7 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoReque
 from werkzeug.serving import make_server
 
 from lswap_core.checkpoint.catalogue import Role, TensorRef
-from lswap_core.runs import Run
+from lswap_core.plan.runs import Run
 from tests.build import Pair, Tensor, write_model
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -8,7 +8,7 @@ from lswap_core.changes import Change, ChangeMaps, TensorChange
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.manifest import FileRecord, SourceRecord
+from lswap_core.plan.manifest import FileRecord, SourceRecord
 
 COUNT = 16
 

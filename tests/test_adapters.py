@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from lswap_core import LayerSwap, api
 from lswap_core.cli import main
-from lswap_core.plan import Plan
+from lswap_core.plan.plan import Plan
 from lswap_core.sources.adapters import open_source, places_of
 
 from . import build, oracle

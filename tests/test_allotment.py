@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from lswap_core.plan import Plan, PlanSource
+from lswap_core.plan.plan import Plan, PlanSource
 from lswap_core.recipe.expressions import Copy
 from lswap_core.sinks.allotment import allot
 from lswap_core.sinks.parting import part_file, stretch_file

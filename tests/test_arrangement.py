@@ -11,15 +11,15 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lswap_core.arrangement import arrange, run_order, split
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
-from lswap_core.layout import lay_out
-from lswap_core.plan import OutputFile
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.plan import OutputFile
+from lswap_core.plan.runs import BLOCK_BYTES, is_plain, runs
+from lswap_core.plan.shareable_layout import arrange, run_order, split
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Expression
 from lswap_core.recipe.layer_swap import LayerSwap
-from lswap_core.runs import BLOCK_BYTES, is_plain, runs
 from tests.catalogue import checkpoint
 
 PARTS = ("attn.weight", "attn.bias", "mlp.weight", "norm.weight")

@@ -11,12 +11,12 @@ import pytest
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.errors import FormatError, MismatchError, RecipeError
+from lswap_core.plan.json_form import expression_from_json, expression_to_json
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, TaskVectors, rounded_to
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.recipe.selectors import named
 from lswap_core.strict_json import Node
-from lswap_core.wire import expression_from_json, expression_to_json
 from tests.catalogue import checkpoint, llama
 
 F32, BF16, F16 = DTYPES["F32"], DTYPES["BF16"], DTYPES["F16"]

@@ -16,8 +16,8 @@ from lswap_core import LayerSwap, WriteOptions, executor, kernels, merge
 from lswap_core.descriptors import Descriptors
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
 from lswap_core.evaluate import Evaluator
-from lswap_core.layout import lay_out
-from lswap_core.plan import Plan
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource, open_local

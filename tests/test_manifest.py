@@ -13,8 +13,8 @@ import pytest
 
 from lswap_core.errors import FormatError
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.layout import lay_out
-from lswap_core.manifest import Manifest, StepRecord, compile_manifest
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Blend
 from lswap_core.recipe.layer_swap import LayerSwap

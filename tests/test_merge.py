@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lswap_core import Draft, LayerSwap, execute, lay_out, layers, merge, named, open_checkpoint, verify
 from lswap_core.checkpoint.dtypes import DTYPES
-from lswap_core.plan import Plan
+from lswap_core.plan.plan import Plan
 from tests import oracle
 from tests.build import BITS, Model, Tensor, llama_pair, normal, read_file, read_model, tensor, tree, write_model
 

@@ -21,9 +21,9 @@ from lswap_core.cli import main
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.heatmaps import MEASURES, HeatMap
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.layout import lay_out
-from lswap_core.manifest import StepRecord, compile_manifest
 from lswap_core.page import Page, compile_page
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.manifest import StepRecord, compile_manifest
 from lswap_core.recipe.draft import Draft as PlannedDraft
 from tests.build import Model, normal, write_model
 from tests.catalogue import checkpoint, llama

@@ -11,7 +11,7 @@ from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
-from lswap_core.plan import OutputFile
+from lswap_core.plan.plan import OutputFile
 from lswap_core.recipe.expressions import Blend, Copy, Expression
 from lswap_core.sinks.parting import Part, part_file
 

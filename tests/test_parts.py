@@ -32,9 +32,9 @@ from lswap_core import (
 from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.options import DigestKind
-from lswap_core.plan import Plan
+from lswap_core.plan.division import divide
+from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
-from lswap_core.shares import divide
 from lswap_core.sinks.building import Build
 from tests.build import Pair, llama_pair, normal, tree, unmeasured, write_model
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import reference_order
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.layout import lay_out
-from lswap_core.plan import Plan
+from lswap_core.plan.layout import lay_out
+from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Copy
 from lswap_core.recipe.layer_swap import LayerSwap
@@ -264,7 +264,7 @@ def test_a_copy_read_at_once_is_the_one_read_member_by_member(member: int, to: o
         entry |= {"cast": "BF16"} if more else {}
 
     outcomes = []
-    for way in (nullcontext(), mock.patch("lswap_core.wire.copies_from_json", return_value={})):
+    for way in (nullcontext(), mock.patch("lswap_core.plan.json_form.copies_from_json", return_value={})):
         with way:
             try:
                 outcomes.append(repr(Plan.from_json(mutated(change), path="p")))

@@ -16,7 +16,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
 from lswap_core.executor import run
 from lswap_core.options import DigestKind
-from lswap_core.plan import Plan
+from lswap_core.plan.plan import Plan
 from lswap_core.ports import Silence
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource

@@ -7,8 +7,9 @@ import random
 import pytest
 
 from lswap_core import LayerSwap, RecipeError, lay_out, open_checkpoint
-from lswap_core.plan import Plan, Step
-from lswap_core.shares import Part, divide, parse_part, part_of, work_bytes
+from lswap_core.plan.division import Part, divide, work_bytes
+from lswap_core.plan.plan import Plan, Step
+from lswap_core.shares import parse_part, part_of
 from tests.build import llama_pair
 
 COUNTS = (1, 2, 3, 16, 1000)

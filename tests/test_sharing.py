@@ -20,9 +20,9 @@ from lswap_core import LayerSwap, WriteOptions, execute, lay_out, merge, open_ch
 from lswap_core.errors import RecipeError
 from lswap_core.options import CopyMethod, DigestKind
 from lswap_core.parts import apply_part, publish
-from lswap_core.plan import Plan
-from lswap_core.runs import is_plain
-from lswap_core.shares import Part
+from lswap_core.plan.division import Part
+from lswap_core.plan.plan import Plan
+from lswap_core.plan.runs import is_plain
 from lswap_core.traffic import Traffic
 from tests import oracle
 from tests.build import Model, Pair, normal, read_model, tree, write_model

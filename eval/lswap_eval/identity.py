@@ -22,8 +22,8 @@ from lswap_core import Draft, open_checkpoint, read_manifest
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.digests import Digest
 from lswap_core.errors import VerificationError
-from lswap_core.manifest import Manifest
-from lswap_core.plan import MANIFEST_FILE
+from lswap_core.plan.manifest import Manifest
+from lswap_core.plan.plan import MANIFEST_FILE
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import in_fp32
 from lswap_core.sources.local import LocalSource

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from lswap_core.plan import OutputFile, Plan, Step
-from lswap_core.shares import spread
+from lswap_core.plan.division import spread
+from lswap_core.plan.plan import OutputFile, Plan, Step
 from lswap_core.sinks.parting import Part, Stretches, cut_parts
 
 

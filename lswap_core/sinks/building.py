@@ -22,8 +22,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from lswap_core.errors import RecipeError, located
-from lswap_core.manifest import StepRecord
-from lswap_core.shares import Part
+from lswap_core.plan.division import Part
+from lswap_core.plan.manifest import StepRecord
 from lswap_core.sinks.durable import sync_directory, write_all
 from lswap_core.sinks.records import PART_FILE, Terms, decode, decode_part, encode, encode_part, part_file, refuse_terms
 

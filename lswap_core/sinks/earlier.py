@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lswap_core.digests import RunDigests
 from lswap_core.errors import FormatError, RecipeError, located
-from lswap_core.manifest import Manifest, StepRecord
 from lswap_core.options import DigestKind
-from lswap_core.plan import MANIFEST_FILE, OutputFile, Plan, Step
+from lswap_core.plan.manifest import Manifest, StepRecord
+from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan, Step
 from lswap_core.sinks.journal import Progress, read_journal
 from lswap_core.sinks.partial import JOURNAL_FILE
 from lswap_core.sinks.placing import LINKED, WRITTEN

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from lswap_core.checkpoint.catalogue import Role
-from lswap_core.plan import Plan
+from lswap_core.plan.json_form import read_role
+from lswap_core.plan.plan import Plan
 from lswap_core.sinks.allotment import Allotment, allot
 from lswap_core.sinks.parting import stretch_file
 from lswap_core.sinks.records import Terms, decode, encode
-from lswap_core.wire import read_role
 
 FORMAT = "lswap-upload-parts/1"
 SourceFile = tuple[Role, str]

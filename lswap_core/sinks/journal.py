@@ -22,11 +22,12 @@ from typing import Any
 import xxhash
 
 from lswap_core.errors import FormatError, located
-from lswap_core.manifest import StepRecord, parse_statistics
+from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
 from lswap_core.sinks.durable import sync_directory, write_all
 from lswap_core.strict_json import Node, parse_object
 
 FORMAT = "lswap-journal/1"
+
 _SUM_DIGITS = 16
 
 
@@ -130,18 +131,3 @@ def _parse(line: bytes, path: Path) -> Node:
     if xxhash.xxh3_64_hexdigest(text).encode() != written:
         raise FormatError("a line is not what was written", path=str(path))
     return Node(parse_object(text, path=str(path)), path=str(path))
-
-
-def record_to_json(record: StepRecord) -> list[Any]:
-    """A step's record as JSON: name, digest, statistics."""
-    return [record.name, record.digest, None if record.statistics is None else record.statistics.to_json()]
-
-
-def record_from_json(entry: Node) -> StepRecord:
-    """The inverse of `record_to_json`; FormatError for anything else."""
-    name, digest, statistics = entry.elements(3)
-    return StepRecord(
-        name.text(),
-        None if digest.value is None else digest.text(),
-        None if statistics.value is None else parse_statistics(statistics),
-    )

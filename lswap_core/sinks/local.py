@@ -11,11 +11,11 @@ from pathlib import Path
 from threading import Lock
 
 from lswap_core.errors import located
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.runs import Run, base_of
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run, base_of
 from lswap_core.sinks.durable import sync_directory, sync_file
 from lswap_core.sinks.earlier import find_earlier, finished, is_intact
 from lswap_core.sinks.journal import Journal

@@ -9,10 +9,10 @@ from lswap_core.buffers import Buffers
 from lswap_core.descriptors import Descriptors
 from lswap_core.digests import RunDigests
 from lswap_core.errors import located
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run
 from lswap_core.sinks.copying import Copier, Span
 from lswap_core.sinks.durable import write_all
 from lswap_core.sinks.writeback import Writeback

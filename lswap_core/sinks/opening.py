@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions, check_options
-from lswap_core.plan import Plan
+from lswap_core.plan.division import Part
+from lswap_core.plan.plan import Plan
 from lswap_core.ports import Source
-from lswap_core.shares import Part
 from lswap_core.sinks.building import Build
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lswap_core.errors import RecipeError, located
-from lswap_core.plan import CLAIM_FILE, MANIFEST_FILE
+from lswap_core.plan.plan import CLAIM_FILE, MANIFEST_FILE
 from lswap_core.sinks.durable import sync_directory, sync_file
 from lswap_core.strict_json import is_unicode
 

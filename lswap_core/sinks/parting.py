@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import RecipeError
-from lswap_core.plan import OutputFile
-from lswap_core.runs import is_plain
+from lswap_core.plan.plan import OutputFile
+from lswap_core.plan.runs import is_plain
 
 MIB = 1024 * 1024
 MOST_PARTS = 10_000

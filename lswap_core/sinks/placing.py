@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lswap_core.errors import located
 from lswap_core.options import CopyMethod, Link
-from lswap_core.plan import OutputFile, Plan, Step
+from lswap_core.plan.plan import OutputFile, Plan, Step
+from lswap_core.plan.runs import Base, is_plain, is_shareable
 from lswap_core.ports import Source
-from lswap_core.runs import Base, is_plain, is_shareable
 from lswap_core.sinks.copying import Copier, Span
 from lswap_core.text import format_size
 from lswap_core.traffic import Traffic

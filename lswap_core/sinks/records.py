@@ -10,12 +10,11 @@ from typing import Any
 import xxhash
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.manifest import StepRecord
-from lswap_core.plan import Plan, Step
-from lswap_core.shares import Part
-from lswap_core.sinks.journal import record_from_json, record_to_json
+from lswap_core.plan.division import Part
+from lswap_core.plan.json_form import check_format
+from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
+from lswap_core.plan.plan import Plan, Step
 from lswap_core.strict_json import Node, parse_object
-from lswap_core.wire import check_format
 
 PART_FORMAT = "lswap-part/1"
 PART_FILE = r"part-\d+-of-\d+\.json"

@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 from lswap_core.errors import FormatError, LswapError, RecipeError, SourceError
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.division import Part
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.ports import Source
-from lswap_core.shares import Part
 from lswap_core.sinks.buckets import GoneError, Place
 from lswap_core.sinks.joint import Joint
 from lswap_core.sinks.origins import find_alike, find_origins

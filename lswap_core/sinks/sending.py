@@ -8,11 +8,11 @@ from threading import Lock
 from lswap_core.buffers import Buffers
 from lswap_core.digests import RunDigests
 from lswap_core.errors import LswapError
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import Plan
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import Plan
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run
 from lswap_core.sinks.assembly import Assembly
 from lswap_core.sinks.buckets import LostUploadError, Place, UnknownCallError
 from lswap_core.sinks.origins import Origins

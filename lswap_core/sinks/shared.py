@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import Lock
 
 from lswap_core.errors import RecipeError, located
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions
-from lswap_core.plan import OutputFile, Plan
+from lswap_core.plan.division import Part, divide
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import OutputFile, Plan
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run
-from lswap_core.shares import Part, divide
 from lswap_core.sinks.building import Build
 from lswap_core.sinks.durable import sync, sync_directory, write_all
 from lswap_core.sinks.earlier import is_intact

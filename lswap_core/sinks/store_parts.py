@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.parallel import run_all
-from lswap_core.plan import OutputFile, Plan
+from lswap_core.plan.division import Part
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import OutputFile, Plan
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Silence, Source, Tally
-from lswap_core.runs import Run
-from lswap_core.shares import Part
 from lswap_core.sinks.buckets import GoneError, UnknownCallError, connect
 from lswap_core.sinks.completing import put_small, put_together
 from lswap_core.sinks.origins import CALLS_AT_A_TIME, confirm_origins

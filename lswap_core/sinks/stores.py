@@ -9,11 +9,11 @@ from contextlib import suppress
 from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError, StalePlanError
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions, check_options
-from lswap_core.plan import Plan, Step
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import Plan, Step
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run
 from lswap_core.sinks.buckets import Place, connect
 from lswap_core.sinks.completing import put_small, put_together
 from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files

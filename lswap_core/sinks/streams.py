@@ -17,11 +17,11 @@ from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.digests import RunDigests
 from lswap_core.errors import RecipeError, SourceError
-from lswap_core.manifest import StepRecord
 from lswap_core.options import WriteOptions, check_options
-from lswap_core.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.manifest import StepRecord
+from lswap_core.plan.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.runs import Run
 from lswap_core.ports import Source, Tally
-from lswap_core.runs import Run
 from lswap_core.traffic import Traffic
 
 SCHEMES = ("gs", "az")

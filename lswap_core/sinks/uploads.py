@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lswap_core.manifest import StepRecord, parse_statistics
+from lswap_core.plan.json_form import check_format
+from lswap_core.plan.manifest import StepRecord, parse_statistics
 from lswap_core.strict_json import Node, parse_object
-from lswap_core.wire import check_format
 
 FORMAT = "lswap-upload/1"
 FOLDER = ".lswap-partial/"

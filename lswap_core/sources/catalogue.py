@@ -10,7 +10,7 @@ from typing import Any
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FILE, Shard
 from lswap_core.checkpoint.header import Header
 from lswap_core.errors import FormatError
-from lswap_core.plan import MANIFEST_FILE
+from lswap_core.plan.plan import MANIFEST_FILE
 from lswap_core.strict_json import is_plain_name, parse_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

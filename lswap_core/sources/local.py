@@ -17,7 +17,7 @@ from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Checkpoint,
 from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
 from lswap_core.descriptors import Descriptors
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
-from lswap_core.runs import Run
+from lswap_core.plan.runs import Run
 from lswap_core.sources.catalogue import (
     NESTED,
     PICKLES,

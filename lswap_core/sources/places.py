@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Self
 
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef
-from lswap_core.plan import Plan
-from lswap_core.runs import Run, runs
+from lswap_core.plan.plan import Plan
+from lswap_core.plan.runs import Run, runs
 from lswap_core.sources import hub, stores
 from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from lswap_core.checkpoint.catalogue import Content, Role, TensorRef
 from lswap_core.errors import StalePlanError
-from lswap_core.runs import Run
+from lswap_core.plan.runs import Run
 from lswap_core.sources.transfer import Count, RangeReader, Stream
 
 _STREAMS_OF_A_THREAD = 4

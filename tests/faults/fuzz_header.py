@@ -18,8 +18,8 @@ def read(kind: str, data: bytes, folder: Path) -> bool:
     """Read `data` as one of KINDS; False where it is refused. An index stands beside two empty shards, `a` and `b`."""
     from lswap_core import FormatError, open_checkpoint
     from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE
-    from lswap_core.manifest import Manifest
-    from lswap_core.plan import Plan
+    from lswap_core.plan.manifest import Manifest
+    from lswap_core.plan.plan import Plan
     from lswap_core.sinks.journal import read_journal
 
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from lswap_core import LayerSwap, WriteOptions, lay_out, merge, open_checkpoint
-from lswap_core.runs import runs
+from lswap_core.plan.runs import runs
 from lswap_core.traffic import Traffic
 from tests.build import Model, Tensor, unmeasured, write_model
 

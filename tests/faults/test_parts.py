@@ -17,7 +17,7 @@ import pytest
 from lswap_core import WriteOptions, execute
 from lswap_core.api import read_plan
 from lswap_core.parts import apply_part, publish
-from lswap_core.shares import Part
+from lswap_core.plan.division import Part
 from tests.build import unmeasured
 
 from .merging import LONG, PROGRAM, SWAP_ARGUMENTS, make_merging, sums

@@ -14,8 +14,8 @@ from lswap_core import api
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.errors import StalePlanError
-from lswap_core.plan import Step
-from lswap_core.runs import Run
+from lswap_core.plan.plan import Step
+from lswap_core.plan.runs import Run
 from lswap_core.sources.remote import RemoteFile, RemoteSource
 from tests.remote.conftest import LANG, MATH, Command
 from tests.remote.hub_server import HubServer

@@ -15,10 +15,10 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
-from lswap_core import wire
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, Role
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.checkpoint.header import Header, parse_header
+from lswap_core.plan import json_form
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression
 from lswap_core.strict_json import MAX_SIZE, Node, parse_object
@@ -171,10 +171,10 @@ class Plan:
         """The plan as JSON text; equal plans give equal text."""
         files = []
         for file in self.files:
-            name, header = wire.to_text(file.name), wire.to_text(file.header.raw.decode())
-            tensors = wire.expressions_to_text(zip(file.header.tensors, file.made_of, strict=True), 3)
+            name, header = json_form.to_text(file.name), json_form.to_text(file.header.raw.decode())
+            tensors = json_form.expressions_to_text(zip(file.header.tensors, file.made_of, strict=True), 3)
             files.append(f'{{\n   "name": {name},\n   "header": {header},\n   "tensors": {tensors}\n  }}')
-        members = {name: wire.to_text(value, 1) for name, value in self._document(files=()).items()}
+        members = {name: json_form.to_text(value, 1) for name, value in self._document(files=()).items()}
         members["files"] = "[\n  " + ",\n  ".join(files) + "\n ]" if files else "[]"
         return "{\n" + ",\n".join(f' "{name}": {text}' for name, text in members.items()) + "\n}\n"
 
@@ -183,7 +183,7 @@ class Plan:
         """The inverse of `to_json`. `path` is named in the FormatError for anything that is not a sound plan."""
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         document = Node(parse_object(raw, path=path), path=path)
-        wire.check_format(document, FORMAT)
+        json_form.check_format(document, FORMAT)
         return _parse_plan(document, path)
 
     def _document(self, files: tuple[OutputFile, ...] | None = None) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Plan:
         return {
             "format": FORMAT,
             "host": self.host,
-            "swap": None if self.swap is None else wire.swap_to_json(self.swap),
+            "swap": None if self.swap is None else json_form.swap_to_json(self.swap),
             "sources": [
                 {
                     "role": source.role,
@@ -205,7 +205,9 @@ class Plan:
                 {
                     "name": file.name,
                     "header": file.header.raw.decode(),
-                    "tensors": {n: wire.expression_to_json(e) for n, e in zip(file.header.tensors, file.made_of, strict=True)},
+                    "tensors": {
+                        n: json_form.expression_to_json(e) for n, e in zip(file.header.tensors, file.made_of, strict=True)
+                    },
                 }
                 for file in (self.files if files is None else files)
             ],
@@ -218,16 +220,18 @@ class Plan:
 def _parse_plan(document: Node, path: str) -> Plan:
     sources = tuple(
         PlanSource(
-            wire.read_role(s["role"]),
+            json_form.read_role(s["role"]),
             s["name"].line(),
             s["location"].text(),
-            tuple(map(_source_file, wire.unique_by(s["files"], "name"))),
+            tuple(map(_source_file, json_form.unique_by(s["files"], "name"))),
         )
-        for s in wire.unique_by(document["sources"], "role")
+        for s in json_form.unique_by(document["sources"], "role")
     )
-    places: dict[tuple[Role, str], wire.Place] = {(s.role, f.name): (s.role, f.name, f.size) for s in sources for f in s.files}
-    files = tuple(_output_file(entry, places, path) for entry in wire.unique_by(document["files"], "name"))
-    sidecars = tuple(_sidecar(entry) for entry in wire.unique_by(document["sidecars"], "name"))
+    places: dict[tuple[Role, str], json_form.Place] = {
+        (s.role, f.name): (s.role, f.name, f.size) for s in sources for f in s.files
+    }
+    files = tuple(_output_file(entry, places, path) for entry in json_form.unique_by(document["files"], "name"))
+    sidecars = tuple(_sidecar(entry) for entry in json_form.unique_by(document["sidecars"], "name"))
     home: dict[str, str] = {}
     for file in files:
         if not home.keys().isdisjoint(file.header.tensors):
@@ -240,7 +244,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
     elif len(files) != 1:
         raise document["index"].refuse(f"{len(files)} output files need an index")
     swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
-    host = wire.read_role(document["host"])
+    host = json_form.read_role(document["host"])
     if host not in {source.role for source in sources}:
         raise document["host"].refuse(f"the plan has no source {host!r}")
     plan = Plan(
@@ -250,7 +254,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
         sidecars,
         None if index is None else index.text(),
         None if shard_size is None else shard_size.integer(low=1),
-        None if swap is None else wire.swap_from_json(swap, home),
+        None if swap is None else json_form.swap_from_json(swap, home),
     )
     for name, made_of in chain.from_iterable(zip(f.header.tensors, f.made_of, strict=True) for f in files):
         for ref in made_of.refs:
@@ -272,18 +276,18 @@ def _sidecar(entry: Node) -> PlanSidecar:
     return PlanSidecar(name, entry["size"].integer(), entry["sha256"].text())
 
 
-def _output_file(entry: Node, places: Mapping[tuple[Role, str], wire.Place], path: str) -> OutputFile:
+def _output_file(entry: Node, places: Mapping[tuple[Role, str], json_form.Place], path: str) -> OutputFile:
     name = entry["name"].file_name()
     if not name.endswith(SHARD_SUFFIX):
         raise entry["name"].refuse(f"{name!r} does not end in {SHARD_SUFFIX}")
     header = parse_header(entry["header"].text().encode(), data_size=None, path=f"{path}: {name}")
-    entries, copied = entry["tensors"], wire.copies_from_json(entry["tensors"].members(), header, places)
+    entries, copied = entry["tensors"], json_form.copies_from_json(entry["tensors"].members(), header, places)
     if entries.members().keys() != header.tensors.keys():
         raise entry.refuse("its header and its tensors name different things")
     if header.metadata.get("format") != "pt":
         raise entry["header"].refuse("its metadata do not say format: pt, which loaders need")
     made_of = (
-        copied.get(tensor) or wire.expression_from_json(entries[tensor].blaming(tensor), info.dtype, info.shape)
+        copied.get(tensor) or json_form.expression_from_json(entries[tensor].blaming(tensor), info.dtype, info.shape)
         for tensor, info in header.tensors.items()
     )
     return OutputFile(name, header, tuple(made_of))

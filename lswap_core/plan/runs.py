@@ -9,7 +9,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from lswap_core.checkpoint.catalogue import Role, TensorRef
-from lswap_core.plan import OutputFile, Step
+from lswap_core.plan.plan import OutputFile, Step
 from lswap_core.recipe.expressions import Copy
 
 BLOCK_BYTES = 4096

@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from lswap_core.arrangement import arrange, split
 from lswap_core.checkpoint.catalogue import SINGLE_FILE, Shard
 from lswap_core.checkpoint.header import Header, build_header, reference_order
 from lswap_core.errors import RecipeError
-from lswap_core.plan import OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
+from lswap_core.plan.plan import OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
+from lswap_core.plan.shareable_layout import arrange, split
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Copy
 
@@ -25,7 +25,7 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     nothing is swapped equals the host's file. A draft whose names, dtypes or shapes are not the host's is laid out
     anew, in the reference serialiser's order: `model-0000k-of-0000n.safetensors`. So is any draft when `shard_size` (bytes
     of tensors per file, at most, unless one tensor is larger) is given; order and padding are then those that let
-    filesystems share most with the sources, see `lswap_core.arrangement.arrange`. RecipeError for a size below 1.
+    filesystems share most with the sources, see `lswap_core.plan.shareable_layout.arrange`. RecipeError for a size below 1.
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")

@@ -12,11 +12,7 @@ from typing import Any
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Role
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.plan import Plan, PlanSource
-from lswap_core.recipe.draft import SwapRecord
-from lswap_core.recipe.expressions import Expression
-from lswap_core.strict_json import Node, parse_object
-from lswap_core.wire import (
+from lswap_core.plan.json_form import (
     check_format,
     expression_from_json,
     expression_to_json,
@@ -27,6 +23,10 @@ from lswap_core.wire import (
     swap_to_json,
     unique_by,
 )
+from lswap_core.plan.plan import Plan, PlanSource
+from lswap_core.recipe.draft import SwapRecord
+from lswap_core.recipe.expressions import Expression
+from lswap_core.strict_json import Node, parse_object
 
 FORMAT = "lswap-manifest/1"
 
@@ -256,3 +256,18 @@ def parse_statistics(entry: Node) -> DifferenceStats:
         name: float(entry[name].value) if entry[name].value in ("inf", "-inf", "nan") else entry[name].number() for name in names
     }
     return DifferenceStats(**counts, **sums)  # type: ignore[arg-type]
+
+
+def record_to_json(record: StepRecord) -> list[Any]:
+    """A step's record as JSON: name, digest, statistics."""
+    return [record.name, record.digest, None if record.statistics is None else record.statistics.to_json()]
+
+
+def record_from_json(entry: Node) -> StepRecord:
+    """The inverse of `record_to_json`; FormatError for anything else."""
+    name, digest, statistics = entry.elements(3)
+    return StepRecord(
+        name.text(),
+        None if digest.value is None else digest.text(),
+        None if statistics.value is None else parse_statistics(statistics),
+    )

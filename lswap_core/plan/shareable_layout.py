@@ -11,9 +11,9 @@ from dataclasses import replace
 from itertools import accumulate
 
 from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
-from lswap_core.plan import OutputFile
+from lswap_core.plan.plan import OutputFile
+from lswap_core.plan.runs import BLOCK_BYTES, runs
 from lswap_core.recipe.expressions import Copy, Expression
-from lswap_core.runs import BLOCK_BYTES, runs
 
 _ALIGNMENT = 8
 """Of the data in a file, and the size of the largest dtype."""
