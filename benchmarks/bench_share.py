@@ -24,14 +24,14 @@ from unittest import mock
 
 from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
-from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.digests import Digest
+from lswap_core.io.threads import default_workers
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.expressions import Blend
 from lswap_core.sources.local import LocalSource
-from lswap_core.workers import default_workers
 
 
 class Reference:

@@ -11,8 +11,8 @@ from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.errors import MismatchError
 from lswap_core.evaluate import Evaluator
-from lswap_core.parallel import run_all
-from lswap_core.ports import Kernels, Progress, Source, Tally
+from lswap_core.io.ports import Kernels, Progress, Source, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.recipe.draft import operand_of
 from lswap_core.recipe.expressions import Operand, operand_in
 

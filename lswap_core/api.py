@@ -15,12 +15,14 @@ from lswap_core.checkpoints import open_checkpoint
 from lswap_core.errors import FormatError, RecipeError, VerificationError
 from lswap_core.execution import StrPath, complete, merged_sources, near, prepare
 from lswap_core.hub_upload import Upload, check_repository, upload
+from lswap_core.io.ports import Progress, Silence
+from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Progress, Silence
 from lswap_core.recipe.baselines import TaskSum
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap
@@ -29,9 +31,7 @@ from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.places import Places, Travel
 from lswap_core.sources.reopening import source_of
 from lswap_core.survey import analyze
-from lswap_core.traffic import Traffic
 from lswap_core.verifier import Diff, differing_tensors, tensor_diff
-from lswap_core.workers import are_remote, threads_for
 
 if TYPE_CHECKING:
     from lswap_core.changes import ChangeMaps

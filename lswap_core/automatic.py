@@ -8,8 +8,8 @@ from typing import Any
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import RecipeError
+from lswap_core.io.ports import Progress
 from lswap_core.kinship import find_kinship
-from lswap_core.ports import Progress
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap, MeasuredShares
 from lswap_core.suggestion import suggest

@@ -77,7 +77,7 @@ def _write_options(arguments: argparse.Namespace) -> WriteOptions:
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core import api
-    from lswap_core.traffic import METHODS, Traffic
+    from lswap_core.io.traffic import METHODS, Traffic
 
     check_engine(arguments)
     _check_push(arguments, into)

@@ -14,12 +14,12 @@ from typing import Any
 
 from lswap_core.errors import RecipeError
 from lswap_core.execution import StrPath
+from lswap_core.io.ports import Progress, Silence
 from lswap_core.options import WriteOptions
 from lswap_core.parts import apply_part, check_parts, publish
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Progress, Silence
 from lswap_core.sinks.opening import is_url
 
 LOCAL = "local"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from lswap_core.text import one_line
 
 if TYPE_CHECKING:
-    from lswap_core.ports import Progress
+    from lswap_core.io.ports import Progress
     from lswap_core.report import Table
 
 _WIDE = 160

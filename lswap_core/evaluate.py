@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from threading import local
 from typing import Any
 
-from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import TensorRef
+from lswap_core.io.per_thread import Buffers
+from lswap_core.io.ports import Kernels, Source, Tally
 from lswap_core.kernels.backend import FileRange
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.ports import Kernels, Source, Tally
 from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
 
 CHUNK_BYTES = 256 * 1024

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from lswap_core.digests import Digest
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.digests import Digest
+from lswap_core.io.ports import Progress, Source, Tally, Writer
+from lswap_core.io.threads import run_all
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.parallel import run_all
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run, runs
-from lswap_core.ports import Progress, Source, Tally, Writer
 from lswap_core.recipe.expressions import Blend
 
 

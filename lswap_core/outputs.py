@@ -14,10 +14,10 @@ from typing import Protocol
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Shard
 from lswap_core.errors import FormatError
-from lswap_core.parallel import run_all
+from lswap_core.io.ports import Silence, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.plan.manifest import Manifest, ShardRecord
 from lswap_core.plan.plan import MANIFEST_FILE
-from lswap_core.ports import Silence, Tally
 from lswap_core.sources.local import open_confined, read_shard, read_small
 from lswap_core.sources.opening import read_remote_shard, read_whole
 from lswap_core.sources.places import Places

@@ -9,14 +9,14 @@ from functools import partial
 
 from lswap_core import executor
 from lswap_core.execution import StrPath, complete, host_sidecars, near, prepare
+from lswap_core.io.ports import Progress, Silence
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Progress, Silence
 from lswap_core.sinks.opening import find_parts, is_url, open_part, open_parts
 from lswap_core.sources.reopening import source_of
-from lswap_core.traffic import Traffic
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lswap_core.changes import Profile, Side
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.ports import Kernels
+from lswap_core.io.ports import Kernels
 
 
 class ProfileSums:

@@ -12,7 +12,7 @@ _REFRESH_SECONDS = 0.1
 
 
 class Bar:
-    """A `lswap_core.ports.Progress` on stderr. Workers report every piece; the terminal hears of it ten times a second."""
+    """A `lswap_core.io.ports.Progress` on stderr. Workers report every piece; the terminal hears of it ten times a second."""
 
     def __init__(self, what: str) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())

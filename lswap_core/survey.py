@@ -11,9 +11,9 @@ from lswap_core.analysis import measure_changes
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.errors import RecipeError
-from lswap_core.ports import Progress, Silence
+from lswap_core.io.ports import Progress, Silence
+from lswap_core.io.threads import are_remote, threads_for
 from lswap_core.sources.places import Places
-from lswap_core.workers import are_remote, threads_for
 
 
 def analyze(

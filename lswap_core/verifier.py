@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
-from lswap_core.digests import Digest
 from lswap_core.evaluate import CHUNK_BYTES, OPERAND_BYTES, Evaluator, element_ranges
+from lswap_core.io.digests import Digest
+from lswap_core.io.per_thread import Buffers
+from lswap_core.io.ports import Kernels, Progress, Source, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.parallel import run_all
 from lswap_core.plan.manifest import Manifest, TensorRecord
-from lswap_core.ports import Kernels, Progress, Source, Tally
 from lswap_core.recipe.draft import operand_of
 from lswap_core.recipe.expressions import Copy, Operand
 

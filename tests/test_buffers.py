@@ -8,7 +8,7 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from lswap_core.buffers import PAGE_BYTES, Buffers
+from lswap_core.io.per_thread import PAGE_BYTES, Buffers
 
 
 def address(view: memoryview) -> int:

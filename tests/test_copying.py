@@ -15,10 +15,10 @@ import pytest
 
 from lswap_core import LayerSwap, WriteOptions, merge
 from lswap_core.errors import RecipeError
+from lswap_core.io.traffic import Traffic
 from lswap_core.sinks import copying, writeback
 from lswap_core.sinks.copying import PIECE_BYTES, Copier, Span
 from lswap_core.sinks.writeback import WINDOW_BYTES, Writeback
-from lswap_core.traffic import Traffic
 from tests.build import llama_pair, tree
 
 CALLS = ("copy_file_range", "sendfile")

@@ -10,15 +10,15 @@ from xxhash import xxh3_64_hexdigest
 
 from lswap_core import LayerSwap, RecipeError, executor, kernels, lay_out, merge, open_checkpoint
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.ports import Silence
+from lswap_core.io.traffic import Traffic
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
-from lswap_core.ports import Silence
 from lswap_core.sinks.journal import Journal, Progress, read_journal
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import JOURNAL_FILE
 from lswap_core.sources.local import LocalSource
-from lswap_core.traffic import Traffic
 from tests.build import Pair, llama_pair, tree
 
 RECORDS = [

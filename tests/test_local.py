@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from lswap_core import LayerSwap, WriteOptions, executor, kernels, merge
-from lswap_core.descriptors import Descriptors
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.per_thread import Descriptors
+from lswap_core.io.traffic import Traffic
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource, open_local
-from lswap_core.traffic import Traffic
 from tests.build import llama_pair, tree
 
 

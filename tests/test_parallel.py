@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from lswap_core.parallel import run_all
-from lswap_core.ports import Tally
+from lswap_core.io.ports import Tally
+from lswap_core.io.threads import run_all
 
 
 class Count:

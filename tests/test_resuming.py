@@ -15,12 +15,12 @@ from lswap_core import LayerSwap, WriteOptions, execute, kernels, lay_out, open_
 from lswap_core.errors import RecipeError
 from lswap_core.evaluate import Evaluator
 from lswap_core.executor import run
+from lswap_core.io.ports import Silence
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import DigestKind
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Silence
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.local import LocalSource
-from lswap_core.traffic import Traffic
 from tests.build import llama_pair, tree
 
 

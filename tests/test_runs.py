@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.traffic import METHODS, Traffic
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, WriteOptions
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.plan import Step
 from lswap_core.plan.runs import RUN_BYTES, base_of, is_plain, runs
 from lswap_core.recipe.draft import Draft
-from lswap_core.traffic import METHODS, Traffic
 from tests.catalogue import checkpoint
 from tests.test_arrangement import drafts
 

@@ -24,14 +24,14 @@ from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli import main
 from lswap_core.errors import SourceError
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.ports import Silence
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Silence
 from lswap_core.recipe.expressions import Blend
 from lswap_core.sinks.stores import StoreSink
 from lswap_core.sources.local import LocalSource
-from lswap_core.traffic import Traffic
 from tests.buckets import (
     KEYS,
     BucketSource,

@@ -35,9 +35,9 @@ from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.errors import FormatError, SourceError
 from lswap_core.evaluate import Evaluator
+from lswap_core.io.ports import Silence
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Silence
 from lswap_core.recipe.expressions import Blend
 from lswap_core.sinks import store_parts
 from lswap_core.sinks.joint import Joint

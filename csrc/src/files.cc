@@ -13,7 +13,7 @@ constexpr size_t kLine = 64;  // bytes of a cache line
 constexpr uint32_t kMostRanges = 8;
 
 // The first address from `to` on that lies as far into a cache line as byte `at` of a file. Memory a few bytes further on in its
-// page than what is copied there makes a processor wait for its own stores; see lswap_core/buffers.py.
+// page than what is copied there makes a processor wait for its own stores; see lswap_core/io/per_thread.py.
 uint8_t *as_in_file(uint8_t *to, uint64_t at) { return to + ((at - reinterpret_cast<uintptr_t>(to)) & (kLine - 1)); }
 
 // All of `bytes` bytes, or why not.

@@ -20,8 +20,8 @@ from typing import Any
 
 from lswap_core import Draft, open_checkpoint, read_manifest
 from lswap_core.checkpoint.catalogue import Checkpoint
-from lswap_core.digests import Digest
 from lswap_core.errors import VerificationError
+from lswap_core.io.digests import Digest
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import MANIFEST_FILE
 from lswap_core.recipe.draft import SwapRecord

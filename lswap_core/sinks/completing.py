@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.errors import SourceError
-from lswap_core.parallel import run_all
+from lswap_core.io.ports import Silence, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan
-from lswap_core.ports import Silence, Tally
 from lswap_core.sinks.buckets import GoneError, Place
 from lswap_core.sinks.origins import CALLS_AT_A_TIME
 from lswap_core.sinks.parting import Part

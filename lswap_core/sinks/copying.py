@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod
 from lswap_core.sinks.extents import clone_file, clone_range
-from lswap_core.traffic import Traffic
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of one call: between two, progress is told and an interruption noticed."""

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from lswap_core.digests import RunDigests
 from lswap_core.errors import FormatError, RecipeError, located
+from lswap_core.io.digests import RunDigests
 from lswap_core.options import DigestKind
 from lswap_core.plan.manifest import Manifest, StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan, Step

@@ -11,18 +11,18 @@ from pathlib import Path
 from threading import Lock
 
 from lswap_core.errors import located
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.plan.runs import Run, base_of
-from lswap_core.ports import Source, Tally
 from lswap_core.sinks.durable import sync_directory, sync_file
 from lswap_core.sinks.earlier import find_earlier, finished, is_intact
 from lswap_core.sinks.journal import Journal
 from lswap_core.sinks.moving import Mover
 from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
 from lswap_core.sinks.placing import SCRATCH_FILE, WRITTEN, check_space, place, try_copying
-from lswap_core.traffic import Traffic
 
 _COMMIT_SECONDS = 5.0
 """What a power cut costs, at most, beside the steps in flight."""
@@ -32,9 +32,9 @@ class LocalSink:
     """Writes to `.<name>.partial` beside `destination`. What was finished there is kept when a run fails, for the next one."""
 
     in_order = False
-    """See `lswap_core.ports.Sink`."""
+    """See `lswap_core.io.ports.Sink`."""
     most_workers: int | None = None
-    """See `lswap_core.ports.Sink`."""
+    """See `lswap_core.io.ports.Sink`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LocalSink:
         self._worth_keeping = not restart and self._partial.holds_work
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
+        """See `lswap_core.io.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
         or the copying method that was asked for does not work.
         """
         try_copying(plan, source, self.partial / SCRATCH_FILE, self._mover.copier, self._options.copy_method)
@@ -108,16 +108,16 @@ class LocalSink:
         return done
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         # Of what is shared nothing is to be written; only a digest was asked for.
         return self._mover.copy(run, source, tally, there=run.steps[0].name in self._shared)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         self._mover.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         assert self._journal is not None
         with self._lock:
             self._events = self._journal.record(records)
@@ -141,20 +141,20 @@ class LocalSink:
                 self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with located(path), open(path, "xb") as handle:  # never over a shard
             handle.write(data)
 
     def publish(self) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         self._let_go()
         self._partial.publish()
         self.close()
 
     def close(self) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         if self._open_still:
             self._open_still = False
             self._let_go()

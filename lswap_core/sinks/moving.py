@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lswap_core.buffers import Buffers
-from lswap_core.descriptors import Descriptors
-from lswap_core.digests import RunDigests
 from lswap_core.errors import located
+from lswap_core.io.digests import RunDigests
+from lswap_core.io.per_thread import Buffers, Descriptors
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Source, Tally
 from lswap_core.sinks.copying import Copier, Span
 from lswap_core.sinks.durable import write_all
 from lswap_core.sinks.writeback import Writeback
-from lswap_core.traffic import Traffic
 
 _PIECE_BYTES = 256 * 1024
 """See `lswap_core.evaluate.CHUNK_BYTES`."""

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.ports import Source
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.division import Part
 from lswap_core.plan.plan import Plan
-from lswap_core.ports import Source
 from lswap_core.sinks.building import Build
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.records import Terms
 from lswap_core.sinks.shared import Gathering, SharedSink
-from lswap_core.traffic import Traffic
 
 if TYPE_CHECKING:
     from lswap_core.sinks.store_parts import StoreGathering, StorePartSink

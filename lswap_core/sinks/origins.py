@@ -7,10 +7,10 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import StalePlanError
-from lswap_core.parallel import run_all
+from lswap_core.io.ports import Silence, Source, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import is_plain
-from lswap_core.ports import Silence, Source, Tally
 from lswap_core.sinks.buckets import SCHEME, look, read_head
 from lswap_core.sinks.parting import Part, part_file
 

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lswap_core.errors import located
+from lswap_core.io.ports import Source
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod, Link
 from lswap_core.plan.plan import OutputFile, Plan, Step
 from lswap_core.plan.runs import Base, is_plain, is_shareable
-from lswap_core.ports import Source
 from lswap_core.sinks.copying import Copier, Span
 from lswap_core.text import format_size
-from lswap_core.traffic import Traffic
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"
 """How a file came to be: an inode shared with the source, all extents shared with it, a header and room."""

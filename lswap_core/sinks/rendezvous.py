@@ -16,11 +16,12 @@ from dataclasses import replace
 from typing import Any
 
 from lswap_core.errors import FormatError, LswapError, RecipeError, SourceError
+from lswap_core.io.ports import Source
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
-from lswap_core.ports import Source
 from lswap_core.sinks.buckets import GoneError, Place
 from lswap_core.sinks.joint import Joint
 from lswap_core.sinks.origins import find_alike, find_origins
@@ -28,7 +29,6 @@ from lswap_core.sinks.records import PART_FILE, Terms, decode_part, encode_part,
 from lswap_core.sinks.resuming import abort_strays, begin_uploads, is_ours, not_empty, read_state
 from lswap_core.sinks.sending import Key, Sender
 from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
-from lswap_core.traffic import Traffic
 
 _RECORD = re.compile(re.escape(FOLDER) + PART_FILE)
 LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"

@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lswap_core.errors import FormatError, RecipeError
+from lswap_core.io.ports import Silence, Tally
+from lswap_core.io.threads import run_all
 from lswap_core.options import DigestKind
-from lswap_core.parallel import run_all
 from lswap_core.plan.plan import OutputFile, Plan
-from lswap_core.ports import Silence, Tally
 from lswap_core.sinks import joint
 from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError
 from lswap_core.sinks.joint import Joint

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from threading import Lock
 
-from lswap_core.buffers import Buffers
-from lswap_core.digests import RunDigests
 from lswap_core.errors import LswapError
+from lswap_core.io.digests import RunDigests
+from lswap_core.io.per_thread import Buffers
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Source, Tally
 from lswap_core.sinks.assembly import Assembly
 from lswap_core.sinks.buckets import LostUploadError, Place, UnknownCallError
 from lswap_core.sinks.origins import Origins
 from lswap_core.sinks.parting import Part
-from lswap_core.traffic import Traffic
 
 _PIECE_BYTES = 1024 * 1024
 Key = tuple[str, int]
@@ -85,7 +85,7 @@ class Sender:
         self._assembly.deliver_heads()
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         digests = None if self._options.digest == "none" else RunDigests(run.steps)
         for part, begin, end in self._assembly.spans(run.file, run.begin, run.end):
             if part.origin is None or self._options.digest == "xxh3":
@@ -96,7 +96,7 @@ class Sender:
         return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         at = run.begin + offset
         for part, begin, end in self._assembly.spans(run.file, at, at + len(data)):
             room = self._assembly.room(run.file, part, begin, end)

@@ -10,12 +10,13 @@ from pathlib import Path
 from threading import Lock
 
 from lswap_core.errors import RecipeError, located
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part, divide
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Source, Tally
 from lswap_core.sinks.building import Build
 from lswap_core.sinks.durable import sync, sync_directory, write_all
 from lswap_core.sinks.earlier import is_intact
@@ -23,7 +24,6 @@ from lswap_core.sinks.moving import Mover
 from lswap_core.sinks.partial import check_destination
 from lswap_core.sinks.placing import WRITTEN, check_space, try_copying
 from lswap_core.sinks.records import Terms, covers, gather
-from lswap_core.traffic import Traffic
 
 
 class SharedSink:
@@ -37,9 +37,9 @@ class SharedSink:
     """
 
     in_order = False
-    """See `lswap_core.ports.Writer`."""
+    """See `lswap_core.io.ports.Writer`."""
     most_workers: int | None = None
-    """See `lswap_core.ports.Writer`."""
+    """See `lswap_core.io.ports.Writer`."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SharedSink:
         return records is not None and covers(records, self.steps)
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.ports.Writer`: a part that was cut off is done from its beginning."""
+        """See `lswap_core.io.ports.Writer`: a part that was cut off is done from its beginning."""
         try_copying(plan, source, self._build.scratch(), self._mover.copier, self._options.copy_method)
         check_space(self._build.path, self.steps, self._mover.copier)
         for file in plan.files:
@@ -90,15 +90,15 @@ class SharedSink:
         return {}
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         return self._mover.copy(run, source, tally)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         self._mover.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002
-        """See `lswap_core.ports.Writer`. A file in which this part has nothing left to do is synced."""
+        """See `lswap_core.io.ports.Writer`. A file in which this part has nothing left to do is synced."""
         with self._lock:
             self._left[run.file] -= len(run.steps)
             fd = self._watched.pop(run.file, None) if not self._left[run.file] else None

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError
+from lswap_core.io.ports import Silence, Source, Tally
+from lswap_core.io.threads import run_all
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
-from lswap_core.parallel import run_all
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Silence, Source, Tally
 from lswap_core.sinks.buckets import GoneError, UnknownCallError, connect
 from lswap_core.sinks.completing import put_small, put_together
 from lswap_core.sinks.origins import CALLS_AT_A_TIME, confirm_origins
@@ -21,7 +22,6 @@ from lswap_core.sinks.rendezvous import LOST, Rendezvous
 from lswap_core.sinks.resuming import is_complete
 from lswap_core.sinks.sending import Key, Sender
 from lswap_core.sinks.stores import CONNECTIONS
-from lswap_core.traffic import Traffic
 
 
 class StorePartSink:
@@ -30,9 +30,9 @@ class StorePartSink:
     """
 
     in_order = True
-    """See `lswap_core.ports.Writer`."""
+    """See `lswap_core.io.ports.Writer`."""
     most_workers: int | None = None
-    """See `lswap_core.ports.Writer`."""
+    """See `lswap_core.io.ports.Writer`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class StorePartSink:
         return done is not None and covers(done[0], self.steps) and done[1].keys() == self._share.parts
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
-        """See `lswap_core.ports.Writer`: a part that was cut off is done from its beginning."""
+        """See `lswap_core.io.ports.Writer`: a part that was cut off is done from its beginning."""
         joint, parts = self._joint, self._allotment.parts
         self._sender = Sender(
             self._rendezvous.place, plan, parts, joint.origins, joint.uploads, {},
@@ -80,15 +80,15 @@ class StorePartSink:
         return {}
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         return self._sender.copy(run, source, tally)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
         self._sender.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
-        """See `lswap_core.ports.Writer`."""
+        """See `lswap_core.io.ports.Writer`."""
 
     def seal(self, records: list[StepRecord]) -> None:
         """Record that the part is done. StalePlanError where a source that the store copied from changed, RecipeError where the

@@ -9,18 +9,18 @@ from contextlib import suppress
 from threading import Lock
 
 from lswap_core.errors import LswapError, RecipeError, StalePlanError
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Source, Tally
 from lswap_core.sinks.buckets import Place, connect
 from lswap_core.sinks.completing import put_small, put_together
 from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files
 from lswap_core.sinks.resuming import Uploads, find_state, take_up
 from lswap_core.sinks.sending import Key, Sender
 from lswap_core.sinks.uploads import STATE_FILE, State, Upload
-from lswap_core.traffic import Traffic
 
 _SAVE_SECONDS = 5.0
 """What a kill costs, at most, beside the steps in flight."""
@@ -34,9 +34,9 @@ class StoreSink:
     """
 
     in_order = True
-    """See `lswap_core.ports.Sink`."""
+    """See `lswap_core.io.ports.Sink`."""
     most_workers: int | None = None
-    """See `lswap_core.ports.Sink`."""
+    """See `lswap_core.io.ports.Sink`."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class StoreSink:
         """Always empty: nobody here sees the bytes of a shard in order."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.ports.Sink`. RecipeError where the place is not empty, or holds an unfinished merge of another
+        """See `lswap_core.io.ports.Sink`. RecipeError where the place is not empty, or holds an unfinished merge of another
         plan; SourceError where the store refuses.
         """
         state = find_state(self._place, plan, self._options.digest, restart=self._restart)
@@ -102,15 +102,15 @@ class StoreSink:
         return done
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         return self._sender.copy(run, source, tally)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         self._sender.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002 - its parts tell
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         with self._lock:
             self._finished |= {record.name: record for record in records}
         if time.monotonic() - self._saved_at > _SAVE_SECONDS and self._saving.acquire(blocking=False):
@@ -120,13 +120,13 @@ class StoreSink:
                 self._saving.release()
 
     def put(self, name: str, data: bytes) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         if name in self._small or name in self._parts:
             raise RecipeError(f"{self._place.url(name)}: two files of the output would have this name")
         self._small[name] = data
 
     def publish(self) -> None:
-        """See `lswap_core.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
         plan = self._plan_of()
         try:
             confirm_origins(self._client, self._sender.origins)
@@ -146,7 +146,7 @@ class StoreSink:
         raise RecipeError(f"{self._place.url(name)}: cannot be hashed, since nobody here sees its bytes in order")
 
     def close(self) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         if self._plan is None or self._published:
             return
         with suppress(LswapError):  # the error that led here counts; what is left now, the next run finds

@@ -13,16 +13,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from lswap_core.buffers import Buffers
 from lswap_core.checkpoint.catalogue import INDEX_FILE
-from lswap_core.digests import RunDigests
 from lswap_core.errors import RecipeError, SourceError
+from lswap_core.io.digests import RunDigests
+from lswap_core.io.per_thread import Buffers
+from lswap_core.io.ports import Source, Tally
+from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.plan.runs import Run
-from lswap_core.ports import Source, Tally
-from lswap_core.traffic import Traffic
 
 SCHEMES = ("gs", "az")
 _PIECE_BYTES = 1024 * 1024
@@ -43,9 +43,9 @@ class StreamSink:
     """
 
     in_order = True
-    """See `lswap_core.ports.Sink`."""
+    """See `lswap_core.io.ports.Sink`."""
     most_workers: int | None = 1
-    """See `lswap_core.ports.Sink`. A stream takes bytes in their order."""
+    """See `lswap_core.io.ports.Sink`. A stream takes bytes in their order."""
 
     def __init__(self, destination: str, *, options: WriteOptions = WriteOptions(), traffic: Traffic | None = None) -> None:
         """RecipeError where obstore is missing, or for options that make no sense there; SourceError for a bad setup."""
@@ -63,14 +63,14 @@ class StreamSink:
         """Always empty, as `check_options` refuses what would fill it."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
-        """See `lswap_core.ports.Sink`. RecipeError where the place is not empty; SourceError where the store refuses."""
+        """See `lswap_core.io.ports.Sink`. RecipeError where the place is not empty; SourceError where the store refuses."""
         check_empty(self._store, self._url)
         self._plan = plan
         self._files = {file.name: file for file in plan.files}
         return {}
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         digests = None if self._options.digest == "none" else RunDigests(run.steps)
         for offset in range(0, run.size_bytes, _PIECE_BYTES):
             piece = self._buffers.get("piece", min(_PIECE_BYTES, run.size_bytes - offset), run.source.begin + offset)
@@ -83,21 +83,21 @@ class StreamSink:
         return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         self._write(run.file, run.begin + offset, data)
         self._traffic.add("compute", len(data))
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
 
     def put(self, name: str, data: bytes) -> None:
-        """See `lswap_core.ports.Sink`."""
+        """See `lswap_core.io.ports.Sink`."""
         if name in self._small or name in self._files:
             raise RecipeError(f"{self._url}/{name}: two files of the output would have this name")
         self._small[name] = data
 
     def publish(self) -> None:
-        """See `lswap_core.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
         for name, file in self._files.items():
             self._writer(name)  # of a file without tensors, too
             assert self._at[name] == file.header.file_size
@@ -113,7 +113,7 @@ class StreamSink:
         raise RecipeError(f"{self._url}/{name}: cannot be hashed here")
 
     def close(self) -> None:
-        """See `lswap_core.ports.Sink`. Streams that are let go of without being closed are never completed."""
+        """See `lswap_core.io.ports.Sink`. Streams that are let go of without being closed are never completed."""
         self._writers.clear()
 
     @property

@@ -15,8 +15,8 @@ from typing import Self
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Checkpoint, Role, Shard, Sidecar, TensorRef
 from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header, parse_header, parse_length
-from lswap_core.descriptors import Descriptors
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
+from lswap_core.io.per_thread import Descriptors
 from lswap_core.plan.runs import Run
 from lswap_core.sources.catalogue import (
     NESTED,
@@ -89,14 +89,14 @@ class LocalSource:
         """Reading each file from first to last pays: on disks that turn, and on network filesystems."""
 
     def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return sorted(runs, key=lambda run: (run.source.role, run.source.file, run.source.begin)) if self.sequential else runs
 
     def expect(self, order: Sequence[Run]) -> None:
-        """See `lswap_core.ports.Source`; the kernel reads ahead by itself."""
+        """See `lswap_core.io.ports.Source`; the kernel reads ahead by itself."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         fd = self._descriptors.get(ref.role, ref.file)
         at, end = ref.begin + offset, ref.begin + offset + len(buffer)
         while at < end:
@@ -107,15 +107,15 @@ class LocalSource:
             at += count
 
     def descriptor(self, role: Role, file: str) -> int | None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return self._descriptors.get(role, file)
 
     def path_of(self, role: str, file: str) -> str:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return self._shards[role, file][0].path_of(file)
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         for ref in refs:
             self._check(ref.role, ref.file, self._descriptors.get(ref.role, ref.file))
 

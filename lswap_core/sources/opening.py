@@ -10,8 +10,8 @@ from functools import cache, partial
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Checkpoint, Role, Shard, Sidecar
 from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_header, parse_length
 from lswap_core.errors import FormatError
-from lswap_core.parallel import run_all
-from lswap_core.ports import Silence
+from lswap_core.io.ports import Silence
+from lswap_core.io.threads import run_all
 from lswap_core.sources.catalogue import (
     SAMPLE_BYTES,
     check_name,

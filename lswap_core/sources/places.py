@@ -128,27 +128,27 @@ class AnySource:
         self._remote = there.keys()
 
     def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return self._there.arrange(runs) if self._remote else self._here.arrange(runs)
 
     def expect(self, order: Sequence[Run]) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         self._there.expect(order)
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         self._of(ref.role, ref.file).read_into(ref, offset, buffer)
 
     def descriptor(self, role: Role, file: str) -> int | None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return None if (role, file) in self._remote else self._here.descriptor(role, file)
 
     def path_of(self, role: Role, file: str) -> str:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return self._of(role, file).path_of(role, file)
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         for ref in refs:
             self._of(ref.role, ref.file).confirm([ref])
 

@@ -158,11 +158,11 @@ class RemoteSource:
         return sorted(runs, key=_travelling_bytes, reverse=True)
 
     def expect(self, order: Sequence[Run]) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         self._spans = spans_of(order)
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         at, filled = ref.begin + offset, 0
         while filled < len(buffer):
             stream = self._stream(ref, at, default=max(ref.end, at + len(buffer) - filled))
@@ -171,11 +171,11 @@ class RemoteSource:
             filled, at = filled + taken, at + taken
 
     def path_of(self, role: Role, file: str) -> str:
-        """See `lswap_core.ports.Source`."""
+        """See `lswap_core.io.ports.Source`."""
         return self._files[role, file].path
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """See `lswap_core.ports.Source`: it is the file that was planned. Every response was held against the first one's ETag
+        """See `lswap_core.io.ports.Source`: it is the file that was planned. Every response was held against the first one's ETag
         and size already.
         """
         for ref in refs:

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FILE
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
-from lswap_core.parallel import run_all
-from lswap_core.ports import Silence
+from lswap_core.io.ports import Silence
+from lswap_core.io.threads import run_all
 from lswap_core.sources.opening import no_such_file
 from lswap_core.sources.transfer import InterruptedTransferError
 

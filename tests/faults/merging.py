@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from lswap_core import LayerSwap, WriteOptions, lay_out, merge, open_checkpoint
+from lswap_core.io.traffic import Traffic
 from lswap_core.plan.runs import runs
-from lswap_core.traffic import Traffic
 from tests.build import Model, Tensor, unmeasured, write_model
 
 LONG = bool(os.environ.get("LSWAP_LONG"))

@@ -15,8 +15,8 @@ import pytest
 
 from lswap_core import LayerSwap, execute, lay_out, merge, open_checkpoint, verify
 from lswap_core.errors import FormatError, RecipeError, SourceError, StalePlanError
+from lswap_core.io.traffic import Traffic
 from lswap_core.sources import transfer
-from lswap_core.traffic import Traffic
 from tests.build import tree
 from tests.remote.hub_server import Fault, HubServer
 
