@@ -206,10 +206,10 @@ def report(what: str, sets: Sequence[Case], call: Callable[[int], None], repeats
 def host_to_host(name: str, launcher: Launcher, elements: int) -> None:
     """A BF16 tensor in host memory, blended into host memory: through the slots, and by the CPU."""
     from lswap_core.checkpoint.catalogue import TensorRef
-    from lswap_core.evaluate import Evaluator
+    from lswap_core.engine.device_streaming import StreamingEvaluator
+    from lswap_core.engine.evaluate import Evaluator
     from lswap_core.kernels.gpu.slots import SLOTS, CudaSlot
     from lswap_core.recipe.expressions import Blend, Copy
-    from lswap_core.streaming import StreamingEvaluator
 
     class Memory:
         """A source that is a pair of arrays."""

@@ -24,7 +24,7 @@ from unittest import mock
 
 from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
-from lswap_core.evaluate import Evaluator
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.digests import Digest
 from lswap_core.io.threads import default_workers
 from lswap_core.kernels.difference import DifferenceStats

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-from lswap_core import executor, kernels
+from lswap_core import kernels
 from lswap_core.checkpoint.catalogue import Checkpoint, Shard
 from lswap_core.checkpoints import open_checkpoint
+from lswap_core.engine import executor
+from lswap_core.engine.verifier import Diff, differing_tensors, tensor_diff
 from lswap_core.errors import FormatError, RecipeError, VerificationError
 from lswap_core.execution import StrPath, complete, merged_sources, near, prepare
 from lswap_core.hub_upload import Upload, check_repository, upload
@@ -31,7 +33,6 @@ from lswap_core.sinks.partial import check_destination
 from lswap_core.sources.places import Places, Travel
 from lswap_core.sources.reopening import source_of
 from lswap_core.survey import analyze
-from lswap_core.verifier import Diff, differing_tensors, tensor_diff
 
 if TYPE_CHECKING:
     from lswap_core.changes import ChangeMaps

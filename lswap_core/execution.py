@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from lswap_core import kernels, report
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Role, parse_role
+from lswap_core.engine.device_streaming import StreamingEvaluator
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError, VerificationError
-from lswap_core.evaluate import Evaluator
 from lswap_core.io.ports import Output, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
@@ -17,7 +18,6 @@ from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.sinks.opening import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.reopening import Reopened, reopen
-from lswap_core.streaming import StreamingEvaluator
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-from lswap_core import executor
+from lswap_core.engine import executor
 from lswap_core.execution import StrPath, complete, host_sidecars, near, prepare
 from lswap_core.io.ports import Progress, Silence
 from lswap_core.io.traffic import Traffic

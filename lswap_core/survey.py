@@ -7,9 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lswap_core import kernels
-from lswap_core.analysis import measure_changes
 from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
+from lswap_core.engine.measure import measure_changes
 from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Progress, Silence
 from lswap_core.io.threads import are_remote, threads_for
@@ -28,7 +28,7 @@ def analyze(
     workers: int | None = None,
 ) -> ChangeMaps:
     """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
-    See `lswap_core.analysis.measure_changes`. StalePlanError where a file changes meanwhile.
+    See `lswap_core.engine.measure.measure_changes`. StalePlanError where a file changes meanwhile.
     """
     experts: dict[Role, Checkpoint] = {"math": math, "lang": lang}
     if base is not None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, executor, kernels, lay_out, open_checkpoint
+from lswap_core import LayerSwap, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Role, TensorRef
-from lswap_core.evaluate import Evaluator
+from lswap_core.engine import executor
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.ports import Silence
 from lswap_core.sinks.local import LocalSink
 from lswap_core.sources.disks import mount_of, reads_best_in_order

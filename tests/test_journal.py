@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from xxhash import xxh3_64_hexdigest
 
-from lswap_core import LayerSwap, RecipeError, executor, kernels, lay_out, merge, open_checkpoint
-from lswap_core.evaluate import Evaluator
+from lswap_core import LayerSwap, RecipeError, kernels, lay_out, merge, open_checkpoint
+from lswap_core.engine import executor
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.ports import Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.kernels.difference import DifferenceStats

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, WriteOptions, executor, kernels, merge
+from lswap_core import LayerSwap, WriteOptions, kernels, merge
+from lswap_core.engine import executor
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
-from lswap_core.evaluate import Evaluator
 from lswap_core.io.per_thread import Descriptors
 from lswap_core.io.traffic import Traffic
 from lswap_core.plan.layout import lay_out

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from lswap_core import LayerSwap, WriteOptions, execute, kernels, lay_out, open_checkpoint
+from lswap_core.engine.evaluate import Evaluator
+from lswap_core.engine.executor import run
 from lswap_core.errors import RecipeError
-from lswap_core.evaluate import Evaluator
-from lswap_core.executor import run
 from lswap_core.io.ports import Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import DigestKind

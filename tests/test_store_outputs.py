@@ -19,11 +19,12 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from lswap_core import LayerSwap, RecipeError, StalePlanError, executor, kernels, lay_out, merge, open_checkpoint
+from lswap_core import LayerSwap, RecipeError, StalePlanError, kernels, lay_out, merge, open_checkpoint
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli import main
+from lswap_core.engine import executor
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import SourceError
-from lswap_core.evaluate import Evaluator
 from lswap_core.io.ports import Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions

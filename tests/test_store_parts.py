@@ -24,7 +24,6 @@ from lswap_core import (
     WriteOptions,
     apply_part,
     execute,
-    executor,
     kernels,
     lay_out,
     merge,
@@ -33,8 +32,9 @@ from lswap_core import (
 )
 from lswap_core.api import write_plan
 from lswap_core.cli import main
+from lswap_core.engine import executor
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import FormatError, SourceError
-from lswap_core.evaluate import Evaluator
 from lswap_core.io.ports import Silence
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan

@@ -13,13 +13,13 @@ import torch
 from lswap_core import api, cli, execution, kernels
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES, DType
+from lswap_core.engine.device_streaming import StreamingEvaluator
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
-from lswap_core.evaluate import Evaluator
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.kernels.gpu import slots
 from lswap_core.recipe.expressions import Blend, Copy
 from lswap_core.recipe.layer_swap import LayerSwap
-from lswap_core.streaming import StreamingEvaluator
 from tests.build import llama_pair, tree
 
 SLOT_BYTES = 8192

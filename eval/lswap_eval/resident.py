@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lswap_core import Checkpoint, Draft, kernels
 from lswap_core.checkpoint.catalogue import Role
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
-from lswap_core.evaluate import Evaluator
 from lswap_core.recipe.expressions import Expression
 from lswap_core.sources.local import LocalSource
 from lswap_core.torch import FLOATS

@@ -18,7 +18,7 @@ from lswap_core.sinks.durable import write_all
 from lswap_core.sinks.writeback import Writeback
 
 _PIECE_BYTES = 256 * 1024
-"""See `lswap_core.evaluate.CHUNK_BYTES`."""
+"""See `lswap_core.engine.evaluate.CHUNK_BYTES`."""
 
 
 class Mover:

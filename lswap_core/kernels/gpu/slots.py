@@ -1,4 +1,4 @@
-"""Slots on a CUDA device, for `lswap_core.streaming`: pinned memory here, as much there, and a stream for each.
+"""Slots on a CUDA device, for `lswap_core.engine.device_streaming`: pinned memory here, as much there, and a stream for each.
 
 This module imports torch; `import lswap_core` does not import it.
 """
@@ -47,7 +47,7 @@ class _Carried:
 
 
 class CudaSlot:
-    """See `lswap_core.streaming.Slot`."""
+    """See `lswap_core.engine.device_streaming.Slot`."""
 
     def __init__(self, launcher: Launcher, device: torch.device) -> None:
         self._launcher = launcher

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
-from lswap_core.evaluate import Evaluator
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.digests import Digest
 from lswap_core.io.ports import Progress, Source, Tally, Writer
 from lswap_core.io.threads import run_all

@@ -9,7 +9,7 @@ from queue import Empty, LifoQueue
 from typing import Protocol
 
 from lswap_core.checkpoint.dtypes import DType
-from lswap_core.evaluate import OPERAND_BYTES, Chunk, Evaluator, element_ranges
+from lswap_core.engine.evaluate import OPERAND_BYTES, Chunk, Evaluator, element_ranges
 from lswap_core.io.ports import Kernels, Source
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.recipe.expressions import Blend, Copy, Operand

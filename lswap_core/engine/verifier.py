@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
-from lswap_core.evaluate import CHUNK_BYTES, OPERAND_BYTES, Evaluator, element_ranges
+from lswap_core.engine.evaluate import CHUNK_BYTES, OPERAND_BYTES, Evaluator, element_ranges
 from lswap_core.io.digests import Digest
 from lswap_core.io.per_thread import Buffers
 from lswap_core.io.ports import Kernels, Progress, Source, Tally

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from lswap_core.changes import Change, ChangeMaps, Side, TensorChange, source_record
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.checkpoint.dtypes import DTYPES, DType
+from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import MismatchError
-from lswap_core.evaluate import Evaluator
 from lswap_core.io.ports import Kernels, Progress, Source, Tally
 from lswap_core.io.threads import run_all
 from lswap_core.recipe.draft import operand_of
@@ -102,7 +102,7 @@ def _measured(tensor: _Tensor, evaluator: Evaluator, kernels: Kernels, profiles:
     pairs = {side: (roles.index(x), roles.index(y)) for side, (x, y) in sides.items()}
     sums = None
     if profiles and len(shape) == 2:
-        from lswap_core.profiles import ProfileSums  # and numpy, without which the figures alone do
+        from lswap_core.engine.profiles import ProfileSums  # and numpy, without which the figures alone do
 
         profiled = {side: pair for side, pair in pairs.items() if side != "difference" or len(sides) == 1}
         sums = ProfileSums(profiled, shape, tensor.dtype, kernels)
