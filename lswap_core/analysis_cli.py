@@ -15,7 +15,7 @@ from lswap_core.text import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lswap_core.changes import ChangeMaps
+    from lswap_core.analysis.changes import ChangeMaps
     from lswap_core.checkpoint.catalogue import Checkpoint
 
 
@@ -60,15 +60,15 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
 
 def _load_the_rest(*, tables: bool) -> None:
     """What shows the figures, while the experts are read."""
-    import_module("lswap_core.kinship")
-    import_module("lswap_core.suggestion")
+    import_module("lswap_core.analysis.kinship")
+    import_module("lswap_core.analysis.suggestion")
     if tables:
         import_module("lswap_core.change_tables")
         load_tables()
 
 
 def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
-    from lswap_core import kinship, suggestion
+    from lswap_core.analysis import kinship, suggestion
 
     found = kinship.find_kinship(maps)
     proposed, unclear = None, ""

@@ -35,7 +35,7 @@ from lswap_core.sources.reopening import source_of
 from lswap_core.survey import analyze
 
 if TYPE_CHECKING:
-    from lswap_core.changes import ChangeMaps
+    from lswap_core.analysis.changes import ChangeMaps
 
 __all__ = [
     "analyze", "check_output", "check_repository", "diff", "draft_merge", "execute", "lay_out", "merge", "open_checkpoint",

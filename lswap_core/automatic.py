@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from lswap_core.changes import ChangeMaps
+from lswap_core.analysis.changes import ChangeMaps
+from lswap_core.analysis.kinship import find_kinship
+from lswap_core.analysis.suggestion import suggest
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Progress
-from lswap_core.kinship import find_kinship
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap, MeasuredShares
-from lswap_core.suggestion import suggest
 from lswap_core.survey import analyze
 
 CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from lswap_core.changes import Change, ChangeMaps
+from lswap_core.analysis.changes import Change, ChangeMaps
+from lswap_core.analysis.kinship import Kinship
+from lswap_core.analysis.suggestion import Suggestion
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.kinship import Kinship
 from lswap_core.report import Table
-from lswap_core.suggestion import Suggestion
 
 _SHOWN_MATRICES = 24
 _SHOWN_NAMES = 8

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TypeVar
 
-from lswap_core.changes import Change, ChangeMaps, Side, figures
+from lswap_core.analysis.changes import Change, ChangeMaps, Side, figures
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lswap_core.analysis.changes import ChangeMaps
+from lswap_core.analysis.kinship import find_kinship
+from lswap_core.analysis.suggestion import suggest
 from lswap_core.change_tables import findings, layer_changes, matrix_changes
-from lswap_core.changes import ChangeMaps
 from lswap_core.checkpoint.names import Stack, find_stack
 from lswap_core.errors import RecipeError
 from lswap_core.evaluations import Evaluation
 from lswap_core.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
-from lswap_core.kinship import find_kinship
 from lswap_core.plan.manifest import Manifest
 from lswap_core.report import Table, layer_table, repeat_command, seam_table
-from lswap_core.suggestion import suggest
 
 FORMAT = "lswap-report/1"
 

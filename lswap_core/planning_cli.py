@@ -13,7 +13,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.text import parse_size
 
 if TYPE_CHECKING:
-    from lswap_core.changes import ChangeMaps
+    from lswap_core.analysis.changes import ChangeMaps
     from lswap_core.checkpoint.catalogue import Checkpoint
     from lswap_core.plan.plan import Plan
     from lswap_core.recipe.baselines import TaskSum

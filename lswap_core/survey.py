@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from lswap_core import kernels
-from lswap_core.changes import ChangeMaps
+from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.engine.measure import measure_changes
 from lswap_core.errors import RecipeError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lswap_core.changes import Change, ChangeMaps, TensorChange
+from lswap_core.analysis.changes import Change, ChangeMaps, TensorChange
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats

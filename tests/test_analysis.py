@@ -14,12 +14,12 @@ import pytest
 from numpy.typing import NDArray
 
 from lswap_core import LayerSwap, analyze, open_checkpoint, read_manifest
-from lswap_core.changes import ChangeMaps
+from lswap_core.analysis.changes import ChangeMaps
+from lswap_core.analysis.kinship import find_kinship
+from lswap_core.analysis.suggestion import suggest
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.cli import main
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.kinship import find_kinship
-from lswap_core.suggestion import suggest
 from tests.build import Model, Tensor, llama_like, normal, write_model
 
 LAYERS = 6

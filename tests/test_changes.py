@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lswap_core.changes import Change, ChangeMaps, figures
+from lswap_core.analysis.changes import Change, ChangeMaps, figures
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.kernels.difference import DifferenceStats
 from tests.maps import planted, stats

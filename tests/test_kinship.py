@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lswap_core import analyze, open_checkpoint
-from lswap_core.kinship import Kinship, find_kinship
+from lswap_core.analysis.kinship import Kinship, find_kinship
 from tests.build import Model, Tensor, write_model
 from tests.maps import planted
 

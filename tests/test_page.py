@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lswap_core import Draft, LayerSwap, Manifest, api, html, layers, page_files
-from lswap_core.changes import Change, ChangeMaps, TensorChange, figures, source_record
+from lswap_core.analysis.changes import Change, ChangeMaps, TensorChange, figures, source_record
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.cli import main

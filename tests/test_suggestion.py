@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.changes import ChangeMaps
+from lswap_core.analysis.changes import ChangeMaps
+from lswap_core.analysis.suggestion import suggest
 from lswap_core.errors import RecipeError
 from lswap_core.recipe.layer_swap import LayerSwap
-from lswap_core.suggestion import suggest
 from tests.maps import planted
 
 

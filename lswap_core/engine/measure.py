@@ -6,7 +6,7 @@ import math as arithmetic
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from lswap_core.changes import Change, ChangeMaps, Side, TensorChange, source_record
+from lswap_core.analysis.changes import Change, ChangeMaps, Side, TensorChange, source_record
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.engine.evaluate import Evaluator

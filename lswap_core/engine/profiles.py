@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lswap_core.changes import Profile, Side
+from lswap_core.analysis.changes import Profile, Side
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.io.ports import Kernels
 

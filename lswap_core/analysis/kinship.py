@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
-from lswap_core.changes import SIDES, ChangeMaps, Side
+from lswap_core.analysis.changes import SIDES, ChangeMaps, Side
 from lswap_core.checkpoint.catalogue import Role
 
 Verdict = Literal["one base", "unclear", "different bases"]

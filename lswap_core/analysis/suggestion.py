@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, takewhile
 from typing import Any
 
-from lswap_core.changes import ChangeMaps
+from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.errors import RecipeError
 
 MARGIN = 0.05
