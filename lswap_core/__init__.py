@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lswap_core.api import diff, execute, merge, read_plan, verify
     from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
-    from lswap_core.checkpoints import open_checkpoint
     from lswap_core.errors import (
         FormatError,
         LswapError,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from lswap_core.options import WriteOptions
-    from lswap_core.outputs import read_manifest
     from lswap_core.parts import apply_part, publish
     from lswap_core.plan.division import Part
     from lswap_core.plan.layout import lay_out
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from lswap_core.recipe.expressions import Blend, Copy, Expression, TaskVectors
     from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.recipe.selectors import layers, named
+    from lswap_core.sources.outputs import read_manifest
+    from lswap_core.sources.places import open_checkpoint
     from lswap_core.survey import analyze
 
 _HOME = {
@@ -72,9 +72,9 @@ _HOME = {
     "layers": "recipe.selectors",
     "merge": "api",
     "named": "recipe.selectors",
-    "open_checkpoint": "checkpoints",
+    "open_checkpoint": "sources.places",
     "publish": "parts",
-    "read_manifest": "outputs",
+    "read_manifest": "sources.outputs",
     "read_plan": "api",
     "soup": "recipe.baselines",
     "verify": "api",

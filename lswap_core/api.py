@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from lswap_core import kernels
 from lswap_core.checkpoint.catalogue import Checkpoint, Shard
-from lswap_core.checkpoints import open_checkpoint
 from lswap_core.engine import executor
 from lswap_core.engine.verifier import Diff, differing_tensors, tensor_diff
 from lswap_core.errors import FormatError, RecipeError, VerificationError
@@ -21,7 +20,6 @@ from lswap_core.io.ports import Progress, Silence
 from lswap_core.io.threads import are_remote, threads_for
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
-from lswap_core.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
@@ -30,8 +28,9 @@ from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.sinks.opening import check_place, is_url, open_sink
 from lswap_core.sinks.partial import check_destination
-from lswap_core.sources.places import Places, Travel
-from lswap_core.sources.reopening import source_of
+from lswap_core.sources.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
+from lswap_core.sources.places import Places, Travel, open_checkpoint
+from lswap_core.sources.planned import source_of
 from lswap_core.survey import analyze
 
 if TYPE_CHECKING:

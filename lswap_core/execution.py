@@ -17,7 +17,7 @@ from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.sinks.opening import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
-from lswap_core.sources.reopening import Reopened, reopen
+from lswap_core.sources.planned import Reopened, reopen
 
 DEVICES = ("auto", "cpu", "cuda")
 StrPath = str | os.PathLike[str]

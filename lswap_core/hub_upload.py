@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
-from lswap_core.outputs import LocalOutput, intact_shard, read_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE
 from lswap_core.sources.hub import SCHEME
 from lswap_core.sources.hub_errors import translated
-from lswap_core.sources.transfer import InterruptedTransferError, persist
+from lswap_core.sources.outputs import LocalOutput, intact_shard, read_manifest
+from lswap_core.sources.range_stream import InterruptedTransferError, persist
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

@@ -53,7 +53,7 @@ def uncollected() -> Iterator[None]:
 
 def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
     """Math, lang and, where it is given, base."""
-    from lswap_core.checkpoints import open_checkpoint
+    from lswap_core.sources.places import open_checkpoint
 
     math = open_checkpoint(arguments.math, role="math", name=arguments.math_name)
     lang = open_checkpoint(arguments.lang, role="lang", name=arguments.lang_name)

@@ -13,9 +13,9 @@ from urllib.parse import urljoin, urlsplit
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.sources.http_range import Response, check_body, request_range, retry_later
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
-from lswap_core.sources.transfer import InterruptedTransferError, persist
-from lswap_core.sources.transport import Response, check_body, request_range, retry_later
+from lswap_core.sources.range_stream import InterruptedTransferError, persist
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
@@ -193,7 +193,7 @@ class HubFile:
         """Of the responses from the present address."""
 
     def stream(self, begin: int, end: int) -> Generator[bytes, None, None]:
-        """See `lswap_core.sources.transfer.RangeReader`."""
+        """See `lswap_core.sources.range_stream.RangeReader`."""
         address, generation = self._present_address()
         for _ in range(_REDIRECTS):
             with translated(self.path, self._folder.name):

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from lswap_core.errors import SourceError
-from lswap_core.sources.opening import no_such_file
-from lswap_core.sources.transfer import InterruptedTransferError
-from lswap_core.sources.transport import LATER, delay_of
+from lswap_core.sources.http_range import LATER, delay_of
+from lswap_core.sources.range_stream import InterruptedTransferError
+from lswap_core.sources.remote_catalogue import no_such_file
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

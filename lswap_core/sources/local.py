@@ -18,7 +18,7 @@ from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, Header,
 from lswap_core.errors import FormatError, RecipeError, StalePlanError, became_shorter, located
 from lswap_core.io.per_thread import Descriptors
 from lswap_core.plan.runs import Run
-from lswap_core.sources.catalogue import (
+from lswap_core.sources.directory import (
     NESTED,
     PICKLES,
     check_name,

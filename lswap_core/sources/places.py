@@ -9,15 +9,15 @@ from threading import Lock
 from types import TracebackType
 from typing import Self
 
-from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef
+from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef, parse_role
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run, runs
-from lswap_core.sources import hub, stores
+from lswap_core.sources import hub, object_stores
 from lswap_core.sources.adapters import open_source, places_of
 from lswap_core.sources.local import LocalSource
-from lswap_core.sources.opening import local_copies, open_folder
+from lswap_core.sources.range_stream import Count
 from lswap_core.sources.remote import Folder, RemoteFile, RemoteSource, spans_of
-from lswap_core.sources.transfer import Count
+from lswap_core.sources.remote_catalogue import local_copies, open_folder
 
 
 def is_remote(location: str) -> bool:
@@ -111,7 +111,7 @@ class Places:
 
 def _open_folder(location: str) -> Folder:
     if "://" in location and not location.startswith(hub.SCHEME):
-        return stores.StoreFolder(location)
+        return object_stores.StoreFolder(location)
     found = hub.parse_location(location)
     assert found is not None
     return hub.HubFolder(*found)
@@ -169,3 +169,13 @@ class AnySource:
 
     def _of(self, role: Role, file: str) -> LocalSource | RemoteSource:
         return self._there if (role, file) in self._remote else self._here
+
+
+def open_checkpoint(path: str | os.PathLike[str], *, role: str, name: str | None = None) -> Checkpoint:
+    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
+    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
+
+    role: `math`, `lang` or `base`. name: what to call it in what is published; by default its hub id where it lies on the hub
+    or in its cache, else its directory's name. Raises FormatError, RecipeError (role), SourceError or OSError.
+    """
+    return Places().open(os.fspath(path), parse_role(role), name)

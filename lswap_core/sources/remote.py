@@ -1,6 +1,6 @@
 """Checkpoints that are read in ranges over a network: what their files are to whoever reads them, and a source of their bytes.
 
-What speaks a protocol is a `Folder` with its `RangeReader`s; see `lswap_core.sources.hub` and `lswap_core.sources.stores`.
+What speaks a protocol is a `Folder` with its `RangeReader`s; see `lswap_core.sources.hub` and `lswap_core.sources.object_stores`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 from lswap_core.checkpoint.catalogue import Content, Role, TensorRef
 from lswap_core.errors import StalePlanError
 from lswap_core.plan.runs import Run
-from lswap_core.sources.transfer import Count, RangeReader, Stream
+from lswap_core.sources.range_stream import Count, RangeReader, Stream
 
 _STREAMS_OF_A_THREAD = 4
 """Operands that a thread reads in turn: base, math and lang, and one to spare."""

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lswap_core.errors import SourceError, StalePlanError
-from lswap_core.sources import transfer
+from lswap_core.sources import range_stream
+from lswap_core.sources.range_stream import InterruptedTransferError, Stream, read_range
 from lswap_core.sources.remote import Spans
-from lswap_core.sources.transfer import InterruptedTransferError, Stream, read_range
 
 DATA = bytes(range(256)) * 8
 
@@ -38,7 +38,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(range_stream, "FIRST_WAIT_SECONDS", 0.0)
 
 
 @given(

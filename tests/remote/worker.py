@@ -13,9 +13,9 @@ from contextlib import redirect_stderr, redirect_stdout
 
 def main() -> None:
     from lswap_core import cli
-    from lswap_core.sources import transfer
+    from lswap_core.sources import range_stream
 
-    transfer.FIRST_WAIT_SECONDS = 0.01
+    range_stream.FIRST_WAIT_SECONDS = 0.01
     results = sys.stdout
     for line in sys.stdin:
         asked = json.loads(line)

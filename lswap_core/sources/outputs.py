@@ -19,10 +19,10 @@ from lswap_core.io.threads import run_all
 from lswap_core.plan.manifest import Manifest, ShardRecord
 from lswap_core.plan.plan import MANIFEST_FILE
 from lswap_core.sources.local import open_confined, read_shard, read_small
-from lswap_core.sources.opening import read_remote_shard, read_whole
 from lswap_core.sources.places import Places
+from lswap_core.sources.range_stream import Count, Stream
 from lswap_core.sources.remote import Folder
-from lswap_core.sources.transfer import Count, Stream
+from lswap_core.sources.remote_catalogue import read_remote_shard, read_whole
 
 _PIECE_BYTES = 1024 * 1024
 _FIRST_GUESS_BYTES = 64 * 1024

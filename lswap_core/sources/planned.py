@@ -13,10 +13,10 @@ from lswap_core.io.ports import Silence
 from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import Plan, PlanSidecar, PlanSource, SourceFile
 from lswap_core.sources.local import read_shard
-from lswap_core.sources.opening import FIRST_GUESS_BYTES, read_remote_shard, read_whole
 from lswap_core.sources.places import AnySource, Places, is_remote
+from lswap_core.sources.range_stream import Count, RangeReader
 from lswap_core.sources.remote import Folder, RemoteFile
-from lswap_core.sources.transfer import Count, RangeReader
+from lswap_core.sources.remote_catalogue import FIRST_GUESS_BYTES, read_remote_shard, read_whole
 
 _AT_ONCE = 16
 """Remote files that are looked at at a time: each costs a round trip or two and next to no bytes."""

@@ -21,8 +21,8 @@ from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FIL
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 from lswap_core.io.ports import Silence
 from lswap_core.io.threads import run_all
-from lswap_core.sources.opening import no_such_file
-from lswap_core.sources.transfer import InterruptedTransferError
+from lswap_core.sources.range_stream import InterruptedTransferError
+from lswap_core.sources.remote_catalogue import no_such_file
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
 _ON_THE_WEB = ("https", "http")
@@ -133,7 +133,7 @@ class StoreFile:
         self._lock = Lock()
 
     def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:
-        """See `lswap_core.sources.transfer.RangeReader`."""
+        """See `lswap_core.sources.range_stream.RangeReader`."""
         asked: dict[str, Any] = {"range": (begin, end)}
         if self.etag is not None and not self.etag.startswith("W/"):
             asked["if_match"] = self.etag

@@ -12,7 +12,7 @@ from lswap_core.checkpoint.header import LENGTH_BYTES, MAX_HEADER_BYTES, parse_h
 from lswap_core.errors import FormatError
 from lswap_core.io.ports import Silence
 from lswap_core.io.threads import run_all
-from lswap_core.sources.catalogue import (
+from lswap_core.sources.directory import (
     SAMPLE_BYTES,
     check_name,
     check_shard,
@@ -24,8 +24,8 @@ from lswap_core.sources.catalogue import (
     tensors_by_file,
 )
 from lswap_core.sources.local import read_shard, read_small
+from lswap_core.sources.range_stream import Count, RangeReader, read_range
 from lswap_core.sources.remote import Folder
-from lswap_core.sources.transfer import Count, RangeReader, read_range
 from lswap_core.strict_json import parse_object
 
 _AT_ONCE = 16
