@@ -53,7 +53,7 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
     """Where to write the figures, if they are wanted; RecipeError where that may not be."""
     if not path:
         return None
-    from lswap_core.sinks.partial import check_destination
+    from lswap_core.sinks.disk.partial_directory import check_destination
 
     return check_destination(path, [expert.location for expert in experts if expert is not None])
 

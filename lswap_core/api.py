@@ -26,8 +26,8 @@ from lswap_core.plan.plan import Plan
 from lswap_core.recipe.baselines import TaskSum
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap
-from lswap_core.sinks.opening import check_place, is_url, open_sink
-from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.disk.partial_directory import check_destination
+from lswap_core.sinks.places import check_place, is_url, open_sink
 from lswap_core.sources.outputs import intact_shard, manifest_of, open_output, read_manifest, shard_issues, sidecar_issues
 from lswap_core.sources.places import Places, Travel, open_checkpoint
 from lswap_core.sources.planned import source_of

@@ -20,7 +20,7 @@ from lswap_core.parts import apply_part, check_parts, publish
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.opening import is_url
+from lswap_core.sinks.places import is_url
 
 LOCAL = "local"
 """The address of a cluster that is started on this machine alone and for this call alone."""

@@ -15,7 +15,7 @@ from lswap_core.io.ports import Output, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
-from lswap_core.sinks.opening import is_url
+from lswap_core.sinks.places import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.planned import Reopened, reopen
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from lswap_core.errors import RecipeError
 from lswap_core.evaluations import find_evaluations, find_logs, read_evaluation
 from lswap_core.page import Page, compile_page
-from lswap_core.sinks.partial import check_destination
+from lswap_core.sinks.disk.partial_directory import check_destination
 from lswap_core.sources.outputs import read_manifest
 from lswap_core.survey import read_changes
 

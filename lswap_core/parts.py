@@ -15,7 +15,7 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.opening import find_parts, is_url, open_part, open_parts
+from lswap_core.sinks.places import find_parts, is_url, open_part, open_parts
 from lswap_core.sources.planned import source_of
 
 

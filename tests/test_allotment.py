@@ -9,8 +9,8 @@ import pytest
 
 from lswap_core.plan.plan import Plan, PlanSource
 from lswap_core.recipe.expressions import Copy
-from lswap_core.sinks.allotment import allot
-from lswap_core.sinks.parting import part_file, stretch_file
+from lswap_core.sinks.s3.division import allot
+from lswap_core.sinks.s3.multipart import part_file, stretch_file
 from tests.test_parting import GIB, MIB, STORED, check, output
 
 SIZES = [0, 2, 4096, MIB, 3 * MIB, 5 * MIB, 5 * MIB + 2, 7 * MIB, 40 * MIB, 700 * MIB]

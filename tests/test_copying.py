@@ -16,9 +16,9 @@ import pytest
 from lswap_core import LayerSwap, WriteOptions, merge
 from lswap_core.errors import RecipeError
 from lswap_core.io.traffic import Traffic
-from lswap_core.sinks import copying, writeback
-from lswap_core.sinks.copying import PIECE_BYTES, Copier, Span
-from lswap_core.sinks.writeback import WINDOW_BYTES, Writeback
+from lswap_core.sinks.disk import kernel_copy, writing
+from lswap_core.sinks.disk.kernel_copy import PIECE_BYTES, Copier, Span
+from lswap_core.sinks.disk.writing import WINDOW_BYTES, Writeback
 from tests.build import llama_pair, tree
 
 CALLS = ("copy_file_range", "sendfile")
@@ -209,7 +209,7 @@ def test_a_merge_is_the_same_whatever_fails(
 
 def test_only_whole_blocks_in_phase_are_cloned(span: Span, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(copying, "clone_range", lambda _, begin, __, at, size: asked.append((begin, at, size)))
+    monkeypatch.setattr(kernel_copy, "clone_range", lambda _, begin, __, at, size: asked.append((begin, at, size)))
     random_ = random.Random(5)
     for _ in range(2000):
         source_at, size = random_.randrange(60_000), random_.randrange(1, 40_000)
@@ -237,7 +237,7 @@ def test_blocks_are_what_the_filesystem_says_if_that_is_likely(
 
     assert real.f_bsize > 0
     monkeypatch.setattr(os, "fstatvfs", lambda _: Status)
-    monkeypatch.setattr(copying, "clone_range", lambda *_: None)
+    monkeypatch.setattr(kernel_copy, "clone_range", lambda *_: None)
     found = Copier("auto", Traffic()).clone(Span(span.source, 1000, span.target, 1000, 140_000))
     assert found == (block - 1000, (141_000 // block) * block - 1000)
 
@@ -248,7 +248,7 @@ def test_blocks_are_what_the_filesystem_says_if_that_is_likely(
 def test_full_windows_go_out_one_behind_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, int, int, int]] = []
     for name in ("start_writing", "finish_writing"):
-        monkeypatch.setattr(writeback, name, lambda fd, begin, end, name=name: events.append((name, fd, begin, end)))
+        monkeypatch.setattr(writing, name, lambda fd, begin, end, name=name: events.append((name, fd, begin, end)))
     push = Writeback()
     random_ = random.Random(7)
     written: dict[int, list[tuple[int, int]]] = {3: [], 4: []}
@@ -278,8 +278,8 @@ def test_threads_have_windows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     from threading import Thread
 
     begun: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(writeback, "start_writing", lambda *range_: begun.append(range_))
-    monkeypatch.setattr(writeback, "finish_writing", lambda *_: None)
+    monkeypatch.setattr(writing, "start_writing", lambda *range_: begun.append(range_))
+    monkeypatch.setattr(writing, "finish_writing", lambda *_: None)
     push = Writeback()
     half = WINDOW_BYTES // 2
     push.wrote(5, 0, half)
@@ -294,7 +294,7 @@ def test_threads_have_windows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_pushing_what_cannot_be_pushed_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     try:
-        writeback.start_writing(writer, 0, 4096)
+        writing.start_writing(writer, 0, 4096)
     finally:
         os.close(reader)
         os.close(writer)

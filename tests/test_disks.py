@@ -11,7 +11,7 @@ from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.ports import Silence
-from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sources.disks import mount_of, reads_best_in_order
 from lswap_core.sources.local import LocalSource
 from tests.build import llama_pair, tree

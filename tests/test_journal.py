@@ -16,9 +16,9 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
-from lswap_core.sinks.journal import Journal, Progress, read_journal
-from lswap_core.sinks.local import LocalSink
-from lswap_core.sinks.partial import JOURNAL_FILE
+from lswap_core.sinks.disk.journal import Journal, Progress, read_journal
+from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
+from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sources.local import LocalSource
 from tests.build import Pair, llama_pair, tree
 

@@ -21,7 +21,7 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
-from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sources.local import LocalSource, open_local
 from tests.build import llama_pair, tree
 

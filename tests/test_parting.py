@@ -13,7 +13,7 @@ from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
 from lswap_core.plan.plan import OutputFile
 from lswap_core.recipe.expressions import Blend, Copy, Expression
-from lswap_core.sinks.parting import Part, part_file
+from lswap_core.sinks.s3.multipart import Part, part_file
 
 MIB = 2**20
 GIB = 2**30

@@ -19,7 +19,7 @@ from lswap_core.io.ports import Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import DigestKind
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.local import LocalSink
+from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sources.local import LocalSource
 from tests.build import llama_pair, tree
 
@@ -106,7 +106,7 @@ def test_the_journal_of_the_former_file_is_not_believed_of_the_new_one(work: Wor
         sink.close()
         (work.partial / work.plan.files[0].name).unlink()
         sink = LocalSink(work.root / "out")
-        monkeypatch.setattr("lswap_core.sinks.local.sync_file", _killed_at(work.plan.files[0].name))
+        monkeypatch.setattr("lswap_core.sinks.disk.sink.sync_file", _killed_at(work.plan.files[0].name))
         with pytest.raises(KeyboardInterrupt):
             sink.begin(work.plan, source)
         monkeypatch.undo()

@@ -31,7 +31,7 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.expressions import Blend
-from lswap_core.sinks.stores import StoreSink
+from lswap_core.sinks.s3.sink import StoreSink
 from lswap_core.sources.local import LocalSource
 from tests.buckets import (
     KEYS,
@@ -330,8 +330,8 @@ def test_a_run_that_fails_before_its_first_part_leaves_nothing(store: Store, pai
 
 KILLED = """
 import sys
-from lswap_core.sinks import stores
-stores._SAVE_SECONDS = 0.0
+from lswap_core.sinks.s3 import sink
+sink._SAVE_SECONDS = 0.0
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli import main
 sys.exit(main(sys.argv[1:]))

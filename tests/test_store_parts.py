@@ -39,10 +39,10 @@ from lswap_core.io.ports import Silence
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.expressions import Blend
-from lswap_core.sinks import store_parts
-from lswap_core.sinks.joint import Joint
-from lswap_core.sinks.records import Terms
-from lswap_core.sinks.store_parts import StorePartSink
+from lswap_core.sinks.part_records import Terms
+from lswap_core.sinks.s3 import part_sink
+from lswap_core.sinks.s3.part_sink import StorePartSink
+from lswap_core.sinks.s3.state import Joint
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
 from tests.build import Pair, llama_pair, tree, unmeasured
 from tests.test_store_outputs import MIB, SWAP, make_plan, open_local, seams, shards
@@ -94,7 +94,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stor
 
 def connect_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One client for all workers of a test that are in this process: to make one takes longer than most parts."""
-    monkeypatch.setattr(store_parts, "connect", cache(store_parts.connect))
+    monkeypatch.setattr(part_sink, "connect", cache(part_sink.connect))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from obstore.store import AzureStore, S3Store
 from lswap_core import LayerSwap, RecipeError, merge
 from lswap_core.errors import SourceError
 from lswap_core.options import WriteOptions
-from lswap_core.sinks import streams
+from lswap_core.sinks import gcs_azure
 from tests.buckets import KEYS, Store, large_pair, moto_store
 from tests.build import Pair, tree
 
@@ -63,7 +63,7 @@ def over_s3(server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
             client_options={"allow_http": True}, retry_config={"max_retries": 0},
         )  # fmt: skip
 
-    monkeypatch.setattr(streams, "open_store", open_store)
+    monkeypatch.setattr(gcs_azure, "open_store", open_store)
     server.refuse = lambda _: None
     server.calls.clear()
     return server

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from lswap_core import cli
-from lswap_core.sinks import local, writeback
+from lswap_core.sinks.disk import sink, writing
 
 EAGER = (sys.executable, __file__)
 """In place of `python -m lswap_core`."""
 
 if __name__ == "__main__":
-    local._COMMIT_SECONDS = 0.0
-    writeback.WINDOW_BYTES = 4096
+    sink._COMMIT_SECONDS = 0.0
+    writing.WINDOW_BYTES = 4096
     sys.exit(cli.main())

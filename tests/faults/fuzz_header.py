@@ -20,7 +20,7 @@ def read(kind: str, data: bytes, folder: Path) -> bool:
     from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE
     from lswap_core.plan.manifest import Manifest
     from lswap_core.plan.plan import Plan
-    from lswap_core.sinks.journal import read_journal
+    from lswap_core.sinks.disk.journal import read_journal
 
     try:
         if kind == "file":

@@ -23,7 +23,7 @@ import xxhash
 
 from lswap_core.errors import FormatError, located
 from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
-from lswap_core.sinks.durable import sync_directory, write_all
+from lswap_core.sinks.disk.durable import sync_directory, write_all
 from lswap_core.strict_json import Node, parse_object
 
 FORMAT = "lswap-journal/1"

@@ -11,8 +11,8 @@ from lswap_core.io.ports import Silence, Source, Tally
 from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import is_plain
-from lswap_core.sinks.buckets import SCHEME, look, read_head
-from lswap_core.sinks.parting import Part, part_file
+from lswap_core.sinks.s3.bucket import SCHEME, look, read_head
+from lswap_core.sinks.s3.multipart import Part, part_file
 
 CALLS_AT_A_TIME = 8
 Origins = Mapping[tuple[Role, str], tuple[str, str]]

@@ -14,10 +14,10 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.assembly import Assembly
-from lswap_core.sinks.buckets import LostUploadError, Place, UnknownCallError
-from lswap_core.sinks.origins import Origins
-from lswap_core.sinks.parting import Part
+from lswap_core.sinks.s3.bucket import LostUploadError, Place, UnknownCallError
+from lswap_core.sinks.s3.copy_sources import Origins
+from lswap_core.sinks.s3.multipart import Part
+from lswap_core.sinks.s3.part_buffers import Assembly
 
 _PIECE_BYTES = 1024 * 1024
 Key = tuple[str, int]

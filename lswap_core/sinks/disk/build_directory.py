@@ -24,8 +24,8 @@ from uuid import uuid4
 from lswap_core.errors import RecipeError, located
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
-from lswap_core.sinks.durable import sync_directory, write_all
-from lswap_core.sinks.records import PART_FILE, Terms, decode, decode_part, encode, encode_part, part_file, refuse_terms
+from lswap_core.sinks.disk.durable import sync_directory, write_all
+from lswap_core.sinks.part_records import PART_FILE, Terms, decode, decode_part, encode, encode_part, part_file, refuse_terms
 
 FORMAT = "lswap-build/1"
 OUTPUT = "output"

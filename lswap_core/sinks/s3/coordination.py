@@ -22,13 +22,12 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
-from lswap_core.sinks.buckets import GoneError, Place
-from lswap_core.sinks.joint import Joint
-from lswap_core.sinks.origins import find_alike, find_origins
-from lswap_core.sinks.records import PART_FILE, Terms, decode_part, encode_part, part_file, refuse_terms
-from lswap_core.sinks.resuming import abort_strays, begin_uploads, is_ours, not_empty, read_state
-from lswap_core.sinks.sending import Key, Sender
-from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
+from lswap_core.sinks.part_records import PART_FILE, Terms, decode_part, encode_part, part_file, refuse_terms
+from lswap_core.sinks.s3.bucket import GoneError, Place
+from lswap_core.sinks.s3.copy_sources import find_alike, find_origins
+from lswap_core.sinks.s3.sender import Key, Sender
+from lswap_core.sinks.s3.state import FOLDER, STATE_FILE, Joint, State
+from lswap_core.sinks.s3.uploads import abort_strays, begin_uploads, is_ours, not_empty, read_state
 
 _RECORD = re.compile(re.escape(FOLDER) + PART_FILE)
 LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from threading import local
+from typing import Any
 
 from lswap_core.errors import located
 from lswap_core.io.digests import RunDigests
@@ -13,9 +19,8 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.copying import Copier, Span
-from lswap_core.sinks.durable import write_all
-from lswap_core.sinks.writeback import Writeback
+from lswap_core.sinks.disk.durable import write_all
+from lswap_core.sinks.disk.kernel_copy import Copier, Span
 
 _PIECE_BYTES = 256 * 1024
 """See `lswap_core.engine.evaluate.CHUNK_BYTES`."""
@@ -123,3 +128,62 @@ class Mover:
         except OSError:
             self._on_loss(path)
             raise
+
+
+WINDOW_BYTES = 8 * 1024 * 1024
+"""What a thread writes before it pushes; twice as much may be dirty for each."""
+
+
+class Writeback:
+    """Told of every range that is written. Each thread has a window of its own."""
+
+    def __init__(self) -> None:
+        self._mine = local()
+
+    def wrote(self, fd: int, begin: int, end: int) -> None:
+        """Bytes [begin, end) were written. While a full window goes out, the thread waits for the one before it."""
+        held, at, to = getattr(self._mine, "window", (-1, 0, 0))
+        if (held, to) != (fd, begin):
+            self._mine.before = None
+            at = begin
+        self._mine.window = (fd, at, end)
+        if end - at >= WINDOW_BYTES:
+            start_writing(fd, at, end)
+            if (before := self._mine.before) is not None:
+                finish_writing(fd, *before)
+            self._mine.before = (at, end)
+            self._mine.window = (fd, end, end)
+
+
+_LOST = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+"""What became of pages on their way to the disk. Any other error says that the call is not to be had there."""
+
+# <fcntl.h>
+_SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
+
+
+def start_writing(fd: int, begin: int, end: int) -> None:
+    """Begin to write the dirty pages of a range to the disk, without waiting. OSError where the disk failed to take pages."""
+    _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WRITE)
+
+
+def finish_writing(fd: int, begin: int, end: int) -> None:
+    """Wait until the pages of a range are on their way out, then let the page cache have them back. No replacement for fsync.
+    OSError where the disk failed to take pages.
+    """
+    _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
+    os.posix_fadvise(fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+
+def _sync_range(fd: int, begin: int, end: int, flags: int) -> None:
+    # Its error must not be overlooked: the kernel tells of pages that it failed to write only once, and to an fsync after
+    # this call, through another descriptor, no more.
+    if _sync_file_range()(fd, begin, end - begin, flags) and (error := ctypes.get_errno()) in _LOST:
+        raise OSError(error, os.strerror(error))
+
+
+@cache
+def _sync_file_range() -> Any:
+    function = ctypes.CDLL(None, use_errno=True).sync_file_range
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return function

@@ -12,16 +12,16 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.division import Part
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.building import Build
-from lswap_core.sinks.local import LocalSink
-from lswap_core.sinks.partial import check_destination
-from lswap_core.sinks.records import Terms
-from lswap_core.sinks.shared import Gathering, SharedSink
+from lswap_core.sinks.disk.build_directory import Build
+from lswap_core.sinks.disk.part_sink import Gathering, SharedSink
+from lswap_core.sinks.disk.partial_directory import check_destination
+from lswap_core.sinks.disk.sink import LocalSink
+from lswap_core.sinks.part_records import Terms
 
 if TYPE_CHECKING:
-    from lswap_core.sinks.store_parts import StoreGathering, StorePartSink
-    from lswap_core.sinks.stores import StoreSink
-    from lswap_core.sinks.streams import StreamSink
+    from lswap_core.sinks.gcs_azure import StreamSink
+    from lswap_core.sinks.s3.part_sink import StoreGathering, StorePartSink
+    from lswap_core.sinks.s3.sink import StoreSink
 
 SCHEMES = ("s3", "gs", "az")
 """Of the URLs of outputs."""
@@ -36,12 +36,13 @@ def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
     """Raise what a sink would where `into` is an impossible place for an output: see `check_destination`."""
     if is_url(into):
         url = _checked_url(os.fspath(into), sources)
-        from lswap_core.sinks import buckets, resuming, streams
+        from lswap_core.sinks import gcs_azure
+        from lswap_core.sinks.s3 import bucket, uploads
 
-        if url.startswith(buckets.SCHEME):
-            resuming.check_empty(buckets.Place(buckets.connect(1), url))
+        if url.startswith(bucket.SCHEME):
+            uploads.check_empty(bucket.Place(bucket.connect(1), url))
         else:
-            streams.check_empty(streams.open_store(url), url)
+            gcs_azure.check_empty(gcs_azure.open_store(url), url)
     else:
         check_destination(into, sources)
 
@@ -54,10 +55,10 @@ def open_sink(
         return LocalSink(into, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_url(os.fspath(into), sources)
     if not url.startswith("s3://"):
-        from lswap_core.sinks.streams import StreamSink
+        from lswap_core.sinks.gcs_azure import StreamSink
 
         return StreamSink(url, options=options, traffic=traffic)
-    from lswap_core.sinks.stores import StoreSink
+    from lswap_core.sinks.s3.sink import StoreSink
 
     return StoreSink(url, options=options, traffic=traffic, restart=restart)
 
@@ -77,7 +78,7 @@ def open_part(
     if not is_url(into):
         return SharedSink(into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks.store_parts import StorePartSink
+    from lswap_core.sinks.s3.part_sink import StorePartSink
 
     return StorePartSink(url, plan, part, source, options=options, traffic=traffic, restart=restart)
 
@@ -87,7 +88,7 @@ def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[st
     if not is_url(into):
         return Gathering(into, plan, sources=sources)
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks.store_parts import StoreGathering
+    from lswap_core.sinks.s3.part_sink import StoreGathering
 
     return StoreGathering(url, plan)
 
@@ -105,10 +106,10 @@ def find_parts(
             build.check(Terms(plan.digest, parts or terms.parts, options.digest))
         return None if terms is None else terms.parts
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks import buckets, rendezvous
+    from lswap_core.sinks.s3 import bucket, coordination
 
     check_options(options)
-    place = rendezvous.Rendezvous(buckets.connect(1), url, plan)
+    place = coordination.Rendezvous(bucket.connect(1), url, plan)
     joint = place.find()
     if joint is not None:
         place.check(joint, Terms(plan.digest, parts or joint.terms.parts, options.digest), options)

@@ -12,9 +12,9 @@ from lswap_core.io.digests import RunDigests
 from lswap_core.options import DigestKind
 from lswap_core.plan.manifest import Manifest, StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan, Step
-from lswap_core.sinks.journal import Progress, read_journal
-from lswap_core.sinks.partial import JOURNAL_FILE
-from lswap_core.sinks.placing import LINKED, WRITTEN
+from lswap_core.sinks.disk.journal import Progress, read_journal
+from lswap_core.sinks.disk.new_files import LINKED, WRITTEN
+from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
 
 _PIECE_BYTES = 1024 * 1024
 _ANY_DIGEST = ""

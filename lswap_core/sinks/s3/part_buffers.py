@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import Lock
 
-from lswap_core.sinks.parting import Part
+from lswap_core.sinks.s3.multipart import Part
 
 Deliver = Callable[[str, Part, bytearray | None], None]
 """Called with a file, a part of it, and the part's bytes; None for one that the store copies."""

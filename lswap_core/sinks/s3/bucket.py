@@ -14,15 +14,23 @@ from typing import Any
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 
 SCHEME = "s3://"
+
 PLAN_KEY = "lswap-plan"
 """Metadata of an object that a run has made: the digest of its plan."""
+
 _READ_SECONDS = 300
 """A store that copies a large part may be silent for minutes."""
+
 _CONNECT_SECONDS = 10
+
 _UNKNOWN_CALL = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "XNotImplemented"})
+
 _DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"})
+
 _REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "401", "Unauthorized"})
+
 _BUSY = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "503", "500", "429", "TooManyRequests"})
+
 _ELSEWHERE = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"})
 
 
@@ -266,3 +274,7 @@ def _bare(etag: object) -> str:
 
 def _body(data: bytes | bytearray | memoryview) -> bytes | bytearray:
     return data if isinstance(data, bytes | bytearray) else bytes(data)
+
+
+CONNECTIONS = 32
+"""To the store, at a time."""

@@ -17,12 +17,12 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.plan.runs import Run, base_of
-from lswap_core.sinks.durable import sync_directory, sync_file
-from lswap_core.sinks.earlier import find_earlier, finished, is_intact
-from lswap_core.sinks.journal import Journal
-from lswap_core.sinks.moving import Mover
-from lswap_core.sinks.partial import JOURNAL_FILE, Partial, check_destination
-from lswap_core.sinks.placing import SCRATCH_FILE, WRITTEN, check_space, place, try_copying
+from lswap_core.sinks.disk.durable import sync_directory, sync_file
+from lswap_core.sinks.disk.journal import Journal
+from lswap_core.sinks.disk.new_files import SCRATCH_FILE, WRITTEN, check_space, place, try_copying
+from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE, Partial, check_destination
+from lswap_core.sinks.disk.resume import find_earlier, finished, is_intact
+from lswap_core.sinks.disk.writing import Mover
 
 _COMMIT_SECONDS = 5.0
 """What a power cut costs, at most, beside the steps in flight."""

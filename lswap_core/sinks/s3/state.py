@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lswap_core.plan.json_form import check_format
+from lswap_core.checkpoint.catalogue import Role
+from lswap_core.plan.json_form import check_format, read_role
 from lswap_core.plan.manifest import StepRecord, parse_statistics
+from lswap_core.plan.plan import Plan
+from lswap_core.sinks.part_records import Terms, decode, encode
+from lswap_core.sinks.s3.division import Allotment, allot
+from lswap_core.sinks.s3.multipart import stretch_file
 from lswap_core.strict_json import Node, parse_object
 
 FORMAT = "lswap-upload/1"
+
 FOLDER = ".lswap-partial/"
+
 STATE_FILE = FOLDER + "state.json"
 
 
@@ -83,3 +90,55 @@ def _record(name: str, entry: Node) -> StepRecord:
         None if digest.value is None else digest.text(),
         None if statistics.value is None else parse_statistics(statistics),
     )
+
+
+SHARED_FORMAT = "lswap-upload-parts/1"
+
+SourceFile = tuple[Role, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """terms, copy_method: as the first worker was given them. origins: URL and ETag of the source files that the store copies
+    from. alike: by output file, the source file that begins with its header. uploads: ids by output file.
+    """
+
+    terms: Terms
+    copy_method: str
+    origins: Mapping[SourceFile, tuple[str, str]] = field(default_factory=dict)
+    alike: Mapping[str, SourceFile] = field(default_factory=dict)
+    uploads: Mapping[str, str] = field(default_factory=dict)
+
+    def allot(self, plan: Plan) -> Allotment:
+        """The parts of the output, and who sends which. With `--copy-method read_write` a worker has whole files, since who asks
+        for that may have a store that wants parts of one size.
+        """
+        stretches = {file.name: stretch_file(file, self.origins.keys(), self.alike.get(file.name)) for file in plan.files}
+        return allot(plan, stretches, self.terms.parts, whole=self.copy_method == "read_write")
+
+    def to_json(self) -> bytes:
+        """It as JSON, with a sum."""
+        return encode(
+            {
+                "format": SHARED_FORMAT,
+                **asdict(self.terms),
+                "copy_method": self.copy_method,
+                "origins": [[*file, *where] for file, where in self.origins.items()],
+                "alike": {file: [*theirs] for file, theirs in self.alike.items()},
+                "uploads": dict(self.uploads),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, raw: bytes, *, path: str) -> Joint:
+        """The inverse of `to_json`; FormatError names `path` for anything else."""
+        document = decode(raw, SHARED_FORMAT, path)
+        origins = [entry.elements(4) for entry in document["origins"].elements()]
+        alike = {file: entry.elements(2) for file, entry in document["alike"].items()}
+        return cls(
+            Terms.of(document),
+            document["copy_method"].text(),
+            {(read_role(role), file.file_name()): (url.text(), etag.text()) for role, file, url, etag in origins},
+            {file: (read_role(role), theirs.file_name()) for file, (role, theirs) in alike.items()},
+            {file: upload.text() for file, upload in document["uploads"].items()},
+        )

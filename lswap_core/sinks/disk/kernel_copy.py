@@ -5,20 +5,25 @@ takes, found out by trying, once for each pair.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from lswap_core.errors import RecipeError
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod
-from lswap_core.sinks.extents import clone_file, clone_range
 
 PIECE_BYTES = 8 * 1024 * 1024
 """Most bytes of one call: between two, progress is told and an interruption noticed."""
+
 _LARGEST_BLOCK = 64 * 1024
+
 _USUAL_BLOCK = 4096
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 _NEVER = frozenset({
     errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ETXTBSY,
 })  # fmt: skip
@@ -133,3 +138,19 @@ def _block_bytes(fd: int) -> int:
     """What extents are made of. Network filesystems give what they like to transfer instead."""
     size = os.fstatvfs(fd).f_bsize
     return size if _USUAL_BLOCK <= size <= _LARGEST_BLOCK and size & (size - 1) == 0 else _USUAL_BLOCK
+
+
+# <linux/fs.h>: _IOW(0x94, 9, int) and _IOW(0x94, 13, struct file_clone_range), on x86, Arm and RISC-V alike.
+_FICLONE = 0x40049409
+
+_FICLONERANGE = 0x4020940D
+
+
+def clone_file(source: int, target: int) -> None:
+    """Make `target` share all extents of `source`; whatever it held is gone. OSError where the filesystem cannot."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def clone_range(source: int, source_at: int, target: int, target_at: int, size: int) -> None:
+    """Make a range of `target` share the extents of a range of `source`. Offsets and size are whole blocks."""
+    fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, size, target_at))

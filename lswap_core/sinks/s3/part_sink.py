@@ -14,14 +14,12 @@ from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.buckets import GoneError, UnknownCallError, connect
-from lswap_core.sinks.completing import put_small, put_together
-from lswap_core.sinks.origins import CALLS_AT_A_TIME, confirm_origins
-from lswap_core.sinks.records import Terms, covers, gather, tell_missing
-from lswap_core.sinks.rendezvous import LOST, Rendezvous
-from lswap_core.sinks.resuming import is_complete
-from lswap_core.sinks.sending import Key, Sender
-from lswap_core.sinks.stores import CONNECTIONS
+from lswap_core.sinks.part_records import Terms, covers, gather, tell_missing
+from lswap_core.sinks.s3.bucket import CONNECTIONS, GoneError, UnknownCallError, connect
+from lswap_core.sinks.s3.coordination import LOST, Rendezvous
+from lswap_core.sinks.s3.copy_sources import CALLS_AT_A_TIME, confirm_origins
+from lswap_core.sinks.s3.sender import Key, Sender
+from lswap_core.sinks.s3.uploads import is_complete, put_small, put_together
 
 
 class StorePartSink:

@@ -15,17 +15,14 @@ from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.buckets import Place, connect
-from lswap_core.sinks.completing import put_small, put_together
-from lswap_core.sinks.origins import Origins, confirm_origins, find_origins, part_files
-from lswap_core.sinks.resuming import Uploads, find_state, take_up
-from lswap_core.sinks.sending import Key, Sender
-from lswap_core.sinks.uploads import STATE_FILE, State, Upload
+from lswap_core.sinks.s3.bucket import CONNECTIONS, Place, connect
+from lswap_core.sinks.s3.copy_sources import Origins, confirm_origins, find_origins, part_files
+from lswap_core.sinks.s3.sender import Key, Sender
+from lswap_core.sinks.s3.state import STATE_FILE, State, Upload
+from lswap_core.sinks.s3.uploads import Uploads, find_state, put_small, put_together, take_up
 
 _SAVE_SECONDS = 5.0
 """What a kill costs, at most, beside the steps in flight."""
-CONNECTIONS = 32
-"""To the store, at a time."""
 
 
 class StoreSink:

@@ -14,7 +14,7 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod, Link
 from lswap_core.plan.plan import OutputFile, Plan, Step
 from lswap_core.plan.runs import Base, is_plain, is_shareable
-from lswap_core.sinks.copying import Copier, Span
+from lswap_core.sinks.disk.kernel_copy import Copier, Span
 from lswap_core.text import format_size
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"

@@ -17,13 +17,13 @@ from lswap_core.plan.division import Part, divide
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.building import Build
-from lswap_core.sinks.durable import sync, sync_directory, write_all
-from lswap_core.sinks.earlier import is_intact
-from lswap_core.sinks.moving import Mover
-from lswap_core.sinks.partial import check_destination
-from lswap_core.sinks.placing import WRITTEN, check_space, try_copying
-from lswap_core.sinks.records import Terms, covers, gather
+from lswap_core.sinks.disk.build_directory import Build
+from lswap_core.sinks.disk.durable import sync, sync_directory, write_all
+from lswap_core.sinks.disk.new_files import WRITTEN, check_space, try_copying
+from lswap_core.sinks.disk.partial_directory import check_destination
+from lswap_core.sinks.disk.resume import is_intact
+from lswap_core.sinks.disk.writing import Mover
+from lswap_core.sinks.part_records import Terms, covers, gather
 
 
 class SharedSink:

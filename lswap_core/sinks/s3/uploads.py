@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lswap_core.errors import FormatError, RecipeError
+from lswap_core.checkpoint.catalogue import INDEX_FILE
+from lswap_core.errors import FormatError, RecipeError, SourceError
 from lswap_core.io.ports import Silence, Tally
 from lswap_core.io.threads import run_all
 from lswap_core.options import DigestKind
-from lswap_core.plan.plan import OutputFile, Plan
-from lswap_core.sinks import joint
-from lswap_core.sinks.buckets import GoneError, Place, UnknownCallError
-from lswap_core.sinks.joint import Joint
-from lswap_core.sinks.origins import CALLS_AT_A_TIME
-from lswap_core.sinks.parting import Part
-from lswap_core.sinks.uploads import FOLDER, STATE_FILE, State
+from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan
+from lswap_core.sinks.s3.bucket import GoneError, Place, UnknownCallError
+from lswap_core.sinks.s3.copy_sources import CALLS_AT_A_TIME
+from lswap_core.sinks.s3.multipart import Part
+from lswap_core.sinks.s3.state import FOLDER, SHARED_FORMAT, STATE_FILE, Joint, State
 from lswap_core.strict_json import parse_object
 
 
@@ -82,7 +81,7 @@ def is_ours(place: Place, name: str, plan: str) -> bool:
 def read_state(place: Place) -> State | Joint:
     """What a run keeps there, of one process or of several. GoneError, FormatError."""
     raw, path = place.get(STATE_FILE), place.url(STATE_FILE)
-    in_parts = parse_object(raw, path=path).get("format") == joint.FORMAT
+    in_parts = parse_object(raw, path=path).get("format") == SHARED_FORMAT
     return Joint.from_json(raw, path=path) if in_parts else State.from_json(raw, path=path)
 
 
@@ -158,3 +157,35 @@ def abort_strays(place: Place, plan: Plan, told: Collection[tuple[str, str]], id
         listed = set()
     for name, upload in (set(told) | listed) - set(ids.items()):
         place.abort(name, upload)
+
+
+def put_together(
+    place: Place,
+    plan: Plan,
+    parts: Mapping[str, tuple[Part, ...]],
+    ids: Mapping[str, str],
+    etags: Mapping[tuple[str, int], str],
+    *,
+    complete: Collection[str],
+) -> None:
+    """Complete the uploads of all shards but those that are `complete` already. Several may do so at once. SourceError where the
+    store does not have what it was sent.
+    """
+
+    def put(file: OutputFile, _: Tally) -> None:
+        try:
+            place.complete(file.name, ids[file.name], [etags[file.name, part.number] for part in parts[file.name]])
+        except GoneError:  # as after an answer that was lost on its way
+            if not is_complete(place, file, plan):
+                raise
+        if place.look(file.name).size != file.header.file_size:
+            raise SourceError(f"{place.url(file.name)}: the store put together another size than was sent; do not use it")
+
+    todo = [file for file in plan.files if file.name not in complete]
+    run_all(put, todo, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+
+
+def put_small(place: Place, plan: Plan, small: Mapping[str, bytes]) -> None:
+    """Write the small files, the index and the manifest last."""
+    for name in sorted(small, key=lambda name: (name == MANIFEST_FILE, name == INDEX_FILE)):
+        place.put(name, small[name], plan.digest)
