@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lswap_core.console import load_tables, print_json, print_table, progress_bar, say
@@ -32,7 +31,7 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     math, lang, base = open_pair(arguments)
     csv = _csv_place(arguments.csv, math, lang, base)
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(_load_the_rest, tables=not arguments.json and not arguments.quiet)
+        loading = None if arguments.json or arguments.quiet else beside.submit(_load_tables)
         maps = analyze(
             math=math,
             lang=lang,
@@ -42,6 +41,8 @@ def run_analyze(arguments: argparse.Namespace) -> int:
             progress=progress_bar(arguments, "analysing"),
             workers=arguments.workers,
         )
+        if loading is not None:
+            loading.result()  # raises what the import raised
     if csv is not None:
         with open(csv, "x", encoding="utf-8", newline="") as file:
             file.write(maps.to_csv())
@@ -58,13 +59,12 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
     return check_destination(path, [expert.location for expert in experts if expert is not None])
 
 
-def _load_the_rest(*, tables: bool) -> None:
-    """What shows the figures, while the experts are read."""
-    import_module("lswap_core.analysis.kinship")
-    import_module("lswap_core.analysis.suggestion")
-    if tables:
-        import_module("lswap_core.change_tables")
-        load_tables()
+def _load_tables() -> None:
+    """Load the modules that show the figures, while the experts are read."""
+    from lswap_core.analysis import kinship, suggestion  # noqa: F401
+    from lswap_core.report import tables  # noqa: F401
+
+    load_tables()
 
 
 def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
@@ -82,11 +82,11 @@ def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
         advice = proposed.to_json() if proposed else {"reason": unclear} if unclear else None
         print_json(maps.to_json() | {"kinship": kin, "suggestion": advice})
     elif not arguments.quiet:
-        from lswap_core import change_tables
+        from lswap_core.report import tables
 
-        print_table(change_tables.layer_changes(maps))
-        print_table(change_tables.matrix_changes(maps))
-        for line in change_tables.findings(maps, found, proposed, unclear):
+        print_table(tables.layer_changes(maps))
+        print_table(tables.matrix_changes(maps))
+        for line in tables.findings(maps, found, proposed, unclear):
             say(f"- {line}")
 
 

@@ -37,10 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from lswap_core import api, report
+    from lswap_core import api
+    from lswap_core.report.card import default_name
 
     plan = make_plan(arguments)
-    into = arguments.out or report.default_name(plan)
+    into = arguments.out or default_name(plan)
     if arguments.dry_run:
         api.check_output(plan, into)
         _check_push(arguments, into)
@@ -60,10 +61,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
         return run_part(arguments, _write_options(arguments), _locations(arguments))
-    from lswap_core import report
+    from lswap_core.report.card import default_name
 
     plan = stored_plan(arguments)
-    return _execute(plan, arguments, arguments.out or report.default_name(plan), _locations(arguments))
+    return _execute(plan, arguments, arguments.out or default_name(plan), _locations(arguments))
 
 
 def _publish(arguments: argparse.Namespace) -> int:
@@ -154,20 +155,22 @@ def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> i
 
 
 def _show_decisions(plan: Plan) -> None:
-    from lswap_core import report
+    from lswap_core.report.card import plan_notes
+    from lswap_core.report.tables import layer_table
 
     if plan.swap is not None:
-        print_table(report.layer_table(plan.swap, plan.sizes()))
-    for note in report.plan_notes(plan):
+        print_table(layer_table(plan.swap, plan.sizes()))
+    for note in plan_notes(plan):
         say(f"- {note}")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from lswap_core import api, report
+    from lswap_core.report.overview import Overview, tensor_table
+    from lswap_core.sources.places import open_checkpoint
 
-    checkpoint = api.open_checkpoint(arguments.checkpoint, role="math")
-    overview = report.Overview.of(checkpoint, arguments.layer_prefix)
-    tensors = report.tensor_table(checkpoint)
+    checkpoint = open_checkpoint(arguments.checkpoint, role="math")
+    overview = Overview.of(checkpoint, arguments.layer_prefix)
+    tensors = tensor_table(checkpoint)
     if arguments.json:
         rows = [dict(zip(tensors.columns, row, strict=True)) for row in tensors.rows]
         print_json(overview.to_json() | ({"list": rows} if arguments.tensors else {}))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lswap_core.text import one_line
 
 if TYPE_CHECKING:
     from lswap_core.io.ports import Progress
-    from lswap_core.report import Table
+    from lswap_core.report.tables import Table
 
 _WIDE = 160
 
@@ -29,8 +28,7 @@ def print_json(value: Any) -> None:
 
 def load_tables() -> None:
     """Load what `print_table` needs, to save the time later."""
-    for name in ("rich.box", "rich.console", "rich.markup", "rich.table"):
-        import_module(name)
+    from rich import box, console, markup, table  # noqa: F401
 
 
 def print_table(table: Table) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lswap_core import kernels, report
+from lswap_core import kernels
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Role, parse_role
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
@@ -15,6 +15,7 @@ from lswap_core.io.ports import Output, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
+from lswap_core.report import card
 from lswap_core.sinks.places import is_url
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.planned import Reopened, reopen
@@ -78,7 +79,7 @@ def complete(
         sink.put(name, data)
     if plan.index is not None:
         sink.put(INDEX_FILE, plan.index.encode())
-    sink.put(CARD_FILE, report.model_card(plan, manifest).encode())
+    sink.put(CARD_FILE, card.model_card(plan, manifest).encode())
     sink.put(MANIFEST_FILE, manifest.to_json().encode())
     sink.publish()
     return manifest

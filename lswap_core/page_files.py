@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from lswap_core.errors import RecipeError
-from lswap_core.evaluations import find_evaluations, find_logs, read_evaluation
-from lswap_core.page import Page, compile_page
+from lswap_core.report.evaluations import find_evaluations, find_logs, read_evaluation
+from lswap_core.report.page import Page, compile_page
 from lswap_core.sinks.disk.partial_directory import check_destination
 from lswap_core.sources.outputs import read_manifest
 from lswap_core.survey import read_changes
@@ -34,7 +34,7 @@ def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path
 
     RecipeError where the file exists or would lie in the output, or where plotly is not installed.
     """
-    from lswap_core import html
+    from lswap_core.report import html
 
     root = Path(os.path.abspath(output))
     place = check_destination(into or root.with_name(f"{root.name}-report.html"), [], option="--html")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
-    from lswap_core import parts, report
+    from lswap_core import parts
+    from lswap_core.report import card
     from lswap_core.shares import parse_part
 
     if arguments.engine != "local":
@@ -30,7 +31,7 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
         raise RecipeError("--push has no effect with --part: a part is no output; push what `lswap_core publish` made")
     part = parse_part(arguments.part, os.environ)
     plan = stored_plan(arguments)
-    into = arguments.out or report.default_name(plan)
+    into = arguments.out or card.default_name(plan)
     done = parts.apply_part(
         plan,
         part,
@@ -84,10 +85,11 @@ def run_on_ray(
 
 def run_publish(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
     """Publish an output whose parts are all done."""
-    from lswap_core import parts, report
+    from lswap_core import parts
+    from lswap_core.report import card
 
     plan = stored_plan(arguments)
-    into = arguments.out or report.default_name(plan)
+    into = arguments.out or card.default_name(plan)
     manifest = parts.publish(plan, into=into, locations=locations, workers=arguments.workers)
     if arguments.json:
         print(manifest.to_json(), end="")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lswap_core.errors import FormatError
-from lswap_core.evaluations import Accuracy, find_evaluations, find_logs, read_evaluation
+from lswap_core.report.evaluations import Accuracy, find_evaluations, find_logs, read_evaluation
 
 
 def scores() -> dict[str, Any]:

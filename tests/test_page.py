@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lswap_core import Draft, LayerSwap, Manifest, api, html, layers, page_files
+from lswap_core import Draft, LayerSwap, Manifest, api, layers, page_files
 from lswap_core.analysis.changes import Change, ChangeMaps, TensorChange, figures, source_record
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
 from lswap_core.cli import main
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.heatmaps import MEASURES, HeatMap
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.page import Page, compile_page
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.manifest import StepRecord, compile_manifest
 from lswap_core.recipe.draft import Draft as PlannedDraft
+from lswap_core.report import html
+from lswap_core.report.heatmaps import MEASURES, HeatMap
+from lswap_core.report.page import Page, compile_page
 from tests.build import Model, normal, write_model
 from tests.catalogue import checkpoint, llama
 from tests.test_evaluations import comparison, scores, write

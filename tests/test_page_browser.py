@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from lswap_core import html, page_files
-from lswap_core.page import compile_page
+from lswap_core import page_files
+from lswap_core.report import html
+from lswap_core.report.page import compile_page
 from tests.test_evaluations import comparison, scores, write
 from tests.test_page import HOSTILE, Case, large_manifest, make_case
 

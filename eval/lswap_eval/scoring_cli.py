@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lswap_core.text import counted, one_line
 
 if TYPE_CHECKING:
-    from lswap_core.report import Table
+    from lswap_core.report.tables import Table
     from lswap_eval.problems import ProblemSet
     from lswap_eval.results import Comparison, Run
 

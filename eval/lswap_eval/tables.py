@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from lswap_core.report import Table
+from lswap_core.report.tables import Table
 from lswap_eval.results import ALL, Accuracy, Comparison, Difference
 from lswap_eval.statistics import Interval
 

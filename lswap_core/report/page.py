@@ -1,6 +1,6 @@
 """What a report shows, as a value: a manifest, change maps and results of an evaluation, arranged for looking at.
 
-Nothing is measured here. `Page.to_json` is the same data for programs; `lswap_core.html` draws it.
+Nothing is measured here. `Page.to_json` is the same data for programs; `lswap_core.report.html` draws it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.analysis.kinship import find_kinship
 from lswap_core.analysis.suggestion import suggest
-from lswap_core.change_tables import findings, layer_changes, matrix_changes
 from lswap_core.checkpoint.names import Stack, find_stack
 from lswap_core.errors import RecipeError
-from lswap_core.evaluations import Evaluation
-from lswap_core.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
 from lswap_core.plan.manifest import Manifest
-from lswap_core.report import Table, layer_table, repeat_command, seam_table
+from lswap_core.report.card import repeat_command
+from lswap_core.report.evaluations import Evaluation
+from lswap_core.report.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
+from lswap_core.report.tables import Table, findings, layer_changes, layer_table, matrix_changes, seam_table
 
 FORMAT = "lswap-report/1"
 

@@ -15,12 +15,12 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from lswap_core.drawings import MOST_CELLS, TITLES, draw_maps
 from lswap_core.errors import RecipeError
-from lswap_core.evaluations import ALL, Accuracy, Evaluation
-from lswap_core.heatmaps import HeatMap, Origins
-from lswap_core.page import Page
-from lswap_core.report import Table
+from lswap_core.report.evaluations import ALL, Accuracy, Evaluation
+from lswap_core.report.figures import MOST_CELLS, TITLES, draw_maps
+from lswap_core.report.heatmaps import HeatMap, Origins
+from lswap_core.report.page import Page
+from lswap_core.report.tables import Table
 from lswap_core.text import format_size, one_line
 
 _ABOUT = {
@@ -58,7 +58,7 @@ def render(page: Page) -> str:
 
 
 def _part(name: str) -> str:
-    return (files("lswap_core") / "templates" / name).read_text("utf-8")
+    return (files("lswap_core.report") / "templates" / name).read_text("utf-8")
 
 
 def _digest(script: str) -> str:

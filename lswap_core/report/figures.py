@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lswap_core.heatmaps import HeatMap, Origins, Rows
-from lswap_core.page import Page
+from lswap_core.report.heatmaps import HeatMap, Origins, Rows
+from lswap_core.report.page import Page
 from lswap_core.text import one_line
 
 MOST_CELLS = 20_000
