@@ -22,7 +22,8 @@ from statistics import median
 from typing import Any
 from unittest import mock
 
-from lswap_core import LayerSwap, api, kernels, lay_out, open_checkpoint
+import lswap_core as library
+from lswap_core import LayerSwap, kernels, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.digests import Digest
@@ -88,7 +89,7 @@ def gate(plan: Plan, manifest: Manifest, experts: dict[Role, Checkpoint], out: P
             if (record.digest, record.statistics) != (digest.text(), statistics):
                 sys.exit(f"{step.name} is not what the reference makes of it: nothing was measured")
             blended += 1
-    api.verify(out, locations={role: expert.location for role, expert in experts.items()})
+    library.verify(out, locations={role: expert.location for role, expert in experts.items()})
     return blended
 
 
@@ -97,7 +98,7 @@ def timed_merge(plan: Plan, out: Path, workers: int | None) -> Round:
     watch = Stopwatch()
     with mock.patch.object(kernels, "blend_stats", watch):
         begin, cpu_begin = time.perf_counter(), time.process_time()
-        api.execute(plan, into=out, workers=workers)
+        library.execute(plan, into=out, workers=workers)
         wall, cpu = time.perf_counter() - begin, time.process_time() - cpu_begin
     return Round(wall, cpu, sum(watch.seconds), sum(watch.cpu_seconds), sum(watch.moved_bytes))
 
@@ -115,7 +116,7 @@ def main() -> None:
     }
     recipe = LayerSwap(bottom=options.bottom, top=options.top, transition=options.transition)
     plan, out = lay_out(recipe.draft(math=experts["math"], lang=experts["lang"])), options.pair / "out"
-    blended = gate(plan, api.execute(plan, into=out), experts, out)
+    blended = gate(plan, library.execute(plan, into=out), experts, out)
     rounds = [timed_merge(plan, out, options.workers) for _ in range(options.rounds)]
     shutil.rmtree(out)
     total = sum(file.header.file_size for file in plan.files)

@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lswap_core.api import diff, execute, merge, read_plan, verify
+    from lswap_core.analysis.changes import ChangeMaps
     from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
+    from lswap_core.engine.verifier import Diff
     from lswap_core.errors import (
         FormatError,
         LswapError,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
         VerificationError,
     )
     from lswap_core.options import WriteOptions
-    from lswap_core.parts import apply_part, publish
     from lswap_core.plan.division import Part
     from lswap_core.plan.layout import lay_out
     from lswap_core.plan.manifest import Manifest
@@ -40,12 +40,19 @@ if TYPE_CHECKING:
     from lswap_core.recipe.selectors import layers, named
     from lswap_core.sources.outputs import read_manifest
     from lswap_core.sources.places import open_checkpoint
-    from lswap_core.survey import analyze
+    from lswap_core.verbs.analyze import analyze
+    from lswap_core.verbs.execute import execute
+    from lswap_core.verbs.merge import merge, read_plan, write_plan
+    from lswap_core.verbs.parts import apply_part, publish
+    from lswap_core.verbs.push import push
+    from lswap_core.verbs.verify import diff, verify
 
 _HOME = {
     "Blend": "recipe.expressions",
+    "ChangeMaps": "analysis.changes",
     "Checkpoint": "checkpoint.catalogue",
     "Copy": "recipe.expressions",
+    "Diff": "engine.verifier",
     "Draft": "recipe.draft",
     "Expression": "recipe.expressions",
     "FormatError": "errors",
@@ -64,27 +71,30 @@ _HOME = {
     "TensorRef": "checkpoint.catalogue",
     "VerificationError": "errors",
     "WriteOptions": "options",
-    "analyze": "survey",
-    "apply_part": "parts",
-    "diff": "api",
-    "execute": "api",
+    "analyze": "verbs.analyze",
+    "apply_part": "verbs.parts",
+    "diff": "verbs.verify",
+    "execute": "verbs.execute",
     "lay_out": "plan.layout",
     "layers": "recipe.selectors",
-    "merge": "api",
+    "merge": "verbs.merge",
     "named": "recipe.selectors",
     "open_checkpoint": "sources.places",
-    "publish": "parts",
+    "publish": "verbs.parts",
+    "push": "verbs.push",
     "read_manifest": "sources.outputs",
-    "read_plan": "api",
+    "read_plan": "verbs.merge",
     "soup": "recipe.baselines",
-    "verify": "api",
+    "verify": "verbs.verify",
+    "write_plan": "verbs.merge",
 }
 
 __all__ = [
-    "Blend", "Checkpoint", "Copy", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError", "Manifest",
-    "MismatchError", "Part", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum",
-    "TaskVectors", "TensorRef", "VerificationError", "WriteOptions", "analyze", "apply_part", "diff", "execute",
-    "lay_out", "layers", "merge", "named", "open_checkpoint", "publish", "read_manifest", "read_plan", "soup", "verify",
+    "Blend", "ChangeMaps", "Checkpoint", "Copy", "Diff", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError",
+    "Manifest", "MismatchError", "Part", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum",
+    "TaskVectors", "TensorRef", "VerificationError", "WriteOptions", "analyze", "apply_part", "diff", "execute", "lay_out",
+    "layers", "merge", "named", "open_checkpoint", "publish", "push", "read_manifest", "read_plan", "soup", "verify",
+    "write_plan",
 ]  # fmt: skip
 
 

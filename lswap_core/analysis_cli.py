@@ -22,7 +22,7 @@ def run_analyze(arguments: argparse.Namespace) -> int:
     """`lswap_core analyze`: tables, or JSON, of what differs, and what it means."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from lswap_core.survey import analyze
+    from lswap_core.verbs.analyze import analyze
 
     if arguments.profiles and not arguments.json:
         raise RecipeError("--profiles are printed by --json alone; give both")
@@ -92,7 +92,7 @@ def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
 
 def run_report(arguments: argparse.Namespace) -> int:
     """`lswap_core report`: an output as one HTML page, or as JSON."""
-    from lswap_core.page_files import describe, write_page
+    from lswap_core.verbs.report import describe, write_page
 
     page = describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)
     place = None

@@ -37,24 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _merge(arguments: argparse.Namespace) -> int:
-    from lswap_core import api
     from lswap_core.report.card import default_name
+    from lswap_core.verbs.merge import check_output
 
     plan = make_plan(arguments)
     into = arguments.out or default_name(plan)
     if arguments.dry_run:
-        api.check_output(plan, into)
+        check_output(plan, into)
         _check_push(arguments, into)
         return _show_plan(plan, arguments, into)
     return _execute(plan, arguments, into, {})
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from lswap_core import api
+    from lswap_core.verbs.merge import write_plan
 
     plan = make_plan(arguments)
     if arguments.out:
-        api.write_plan(plan, arguments.out)
+        write_plan(plan, arguments.out)
     return _show_plan(plan, arguments, None)
 
 
@@ -77,8 +77,9 @@ def _write_options(arguments: argparse.Namespace) -> WriteOptions:
 
 
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
-    from lswap_core import api
     from lswap_core.io.traffic import METHODS, Traffic
+    from lswap_core.verbs.execute import execute
+    from lswap_core.verbs.push import push
 
     check_engine(arguments)
     _check_push(arguments, into)
@@ -86,7 +87,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
     if arguments.engine == "ray":
         manifest = run_on_ray(plan, arguments, into, options, locations)
     else:
-        manifest = api.execute(
+        manifest = execute(
             plan,
             into=into,
             locations=locations,
@@ -106,7 +107,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
             say(", ".join(f"{format_size(count)} {METHODS[method]}" for method, count in moved.items()))
     if arguments.push:
         try:
-            uploaded = api.push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
+            uploaded = push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
         except LswapError as error:
             error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
             raise
@@ -117,20 +118,20 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
 def _check_push(arguments: argparse.Namespace, into: str) -> None:
     """Find out before any work is done whether the output can be pushed."""
-    from lswap_core import api
+    from lswap_core.verbs.push import check_repository
 
     if arguments.public and not arguments.push:
         raise RecipeError("--public has no effect without --push")
     if arguments.push and "://" in into:
         raise RecipeError(f"--push takes a local output, not {into}")
     if arguments.push:
-        api.check_repository(arguments.push, public=arguments.public)
+        check_repository(arguments.push, public=arguments.public)
 
 
 def _push(arguments: argparse.Namespace) -> int:
-    from lswap_core import api
+    from lswap_core.verbs.push import push
 
-    done = api.push(arguments.output, arguments.repository, public=arguments.public, bars=shows_progress(arguments))
+    done = push(arguments.output, arguments.repository, public=arguments.public, bars=shows_progress(arguments))
     if arguments.json:
         print_json(asdict(done))
     elif not arguments.quiet:
@@ -140,15 +141,15 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _show_plan(plan: Plan, arguments: argparse.Namespace, into: str | None) -> int:
-    from lswap_core import api
+    from lswap_core.verbs.merge import travel
 
     if arguments.json:
         print(plan.to_json(), end="")
     elif not arguments.quiet:
         _show_decisions(plan)
         say(f"{into}: {plan.summary()}" if into else plan.summary())
-        if (travel := api.travel(plan)) is not None:
-            say(f"fetches {format_size(travel.needed)}; a full download would be {format_size(travel.download)}")
+        if (distance := travel(plan)) is not None:
+            say(f"fetches {format_size(distance.needed)}; a full download would be {format_size(distance.download)}")
         files = f"{counted(len(plan.files), 'shard')} and {counted(len(plan.sidecars), 'small file')}"
         say(f"{files}; needs {format_size(plan.write_bytes)} of disk")
     return 0
@@ -184,9 +185,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    from lswap_core import api
+    from lswap_core.verbs.verify import diff
 
-    found = api.diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
+    found = diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
     if arguments.json:
         print_json(found.to_json())
     elif not arguments.quiet:
@@ -205,11 +206,11 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from lswap_core import api
+    from lswap_core.verbs.verify import verify
 
     locations = _locations(arguments)
     bar = progress_bar(arguments, "verifying")
-    manifest = api.verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
+    manifest = verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
     unread = () if locations else manifest.undigested
     held = len(manifest.tensors) - len(unread)
     if arguments.json:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
-    from lswap_core import parts
     from lswap_core.report import card
     from lswap_core.shares import parse_part
+    from lswap_core.verbs import parts
 
     if arguments.engine != "local":
         raise RecipeError(f"--part and --engine {arguments.engine} do not go together: the engine divides the work itself")
@@ -67,9 +67,9 @@ def run_on_ray(
     plan: Plan, arguments: argparse.Namespace, into: str, options: WriteOptions, locations: dict[str, str]
 ) -> Manifest:
     """Execute a plan on a Ray cluster."""
-    from lswap_core import cluster
+    from lswap_core.verbs import ray_cluster
 
-    return cluster.execute_on_ray(
+    return ray_cluster.execute_on_ray(
         plan,
         into=into,
         address=arguments.address,
@@ -85,8 +85,8 @@ def run_on_ray(
 
 def run_publish(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
     """Publish an output whose parts are all done."""
-    from lswap_core import parts
     from lswap_core.report import card
+    from lswap_core.verbs import parts
 
     plan = stored_plan(arguments)
     into = arguments.out or card.default_name(plan)

@@ -32,10 +32,10 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 
 def stored_plan(arguments: argparse.Namespace) -> Plan:
     """The plan in the file that `apply` and the like name."""
-    from lswap_core import api
+    from lswap_core.verbs.merge import read_plan
 
     with uncollected():
-        return api.read_plan(arguments.plan)
+        return read_plan(arguments.plan)
 
 
 @contextmanager
@@ -61,16 +61,17 @@ def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Ch
 
 
 def _planned(arguments: argparse.Namespace) -> Plan:
-    from lswap_core import api
+    from lswap_core.plan.layout import lay_out
     from lswap_core.recipe.baselines import soup
     from lswap_core.recipe.layer_swap import LayerSwap
+    from lswap_core.verbs.merge import draft_merge
 
     recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
     math, lang, base = open_pair(arguments)
     if arguments.method == "soup" and isinstance(recipe, LayerSwap):
         recipe = soup(math, recipe)
-    draft = api.draft_merge(
+    draft = draft_merge(
         recipe,
         math=math,
         lang=lang,
@@ -80,13 +81,13 @@ def _planned(arguments: argparse.Namespace) -> Plan:
         progress=progress_bar(arguments, "analysing"),
         workers=getattr(arguments, "workers", None),
     )
-    return api.lay_out(draft, shard_size)
+    return lay_out(draft, shard_size)
 
 
 def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
     if not arguments.changes:
         return None
-    from lswap_core.survey import read_changes
+    from lswap_core.verbs.analyze import read_changes
 
     return read_changes(arguments.changes)
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
-from lswap_core import LayerSwap, api
+import lswap_core as library
+from lswap_core import LayerSwap
 from lswap_core.cli import main
 from lswap_core.plan.plan import Plan
 from lswap_core.sources.adapters import open_source, places_of
@@ -157,7 +158,7 @@ def as_model(values: dict[str, np.ndarray], like: Model) -> Model:
 
 def merge_alone(where: str, into: Path, lang: Path) -> Model:
     """The adapted expert as an output of its own."""
-    api.merge(LayerSwap(), math=where, lang=lang, into=into)
+    library.merge(LayerSwap(), math=where, lang=lang, into=into)
     return read_model(into)
 
 
@@ -210,9 +211,9 @@ def test_a_swap_of_adapted_experts(dtype: torch.dtype, tmp_path: Path, capsys: p
 
     recipe = LayerSwap(bottom=1, top=1, transition=1, weight=0.3, embed="blend", head="lang")
     draft = recipe.draft(math=open_source(where["math"], "math"), lang=open_source(where["lang"], "lang"))
-    plan = api.lay_out(draft)
+    plan = library.lay_out(draft)
     assert Plan.from_json(plan.to_json(), path="plan") == plan
-    api.write_plan(plan, tmp_path / "plan.json")
+    library.write_plan(plan, tmp_path / "plan.json")
     assert main(["apply", str(tmp_path / "plan.json"), "--out", str(tmp_path / "out"), "--quiet"]) == 0
 
     shares = {f"model.layers.{n}.": share for n, share in enumerate((1, 0.3, 0.3, 1))}
@@ -358,7 +359,7 @@ def test_a_tensor_in_full_is_rounded_to_what_it_replaces(tmp_path: Path) -> None
     change = sum((np.outer(left[k], right[:, k]) for k in range(2)), np.zeros((16, 8), np.float32))
     exact = np.frombuffer(whole.data, np.float32).reshape(16, 8) + np.float32(2) * change
     assert merged["model.embed_tokens.weight"].data == exact.astype(ml_dtypes.bfloat16).tobytes()
-    assert api.diff(base, f"{base}+{adapter}").dtypes == ()
+    assert library.diff(base, f"{base}+{adapter}").dtypes == ()
 
 
 RNG = np.random.default_rng(0)

@@ -253,7 +253,7 @@ def test_roles_that_are_mixed_up_are_refused(tmp_path: Path) -> None:
 
 
 def test_mav_shares_are_what_numpy_gives_and_only_blended_layers_are_read(tmp_path: Path) -> None:
-    from lswap_core.api import draft_merge
+    from lswap_core.verbs.merge import draft_merge
 
     models = trio("BF16")
     experts = opened(tmp_path, models)
@@ -276,7 +276,7 @@ def test_mav_shares_are_what_numpy_gives_and_only_blended_layers_are_read(tmp_pa
 
 
 def test_where_an_expert_did_not_change_the_weight_is_taken_and_said(tmp_path: Path) -> None:
-    from lswap_core.api import draft_merge
+    from lswap_core.verbs.merge import draft_merge
 
     models = trio("BF16")
     models["math"] |= {n: t for n, t in models["base"].items() if n.startswith("model.layers.1.")}
@@ -289,7 +289,7 @@ def test_where_an_expert_did_not_change_the_weight_is_taken_and_said(tmp_path: P
 
 
 def test_without_blended_layers_mav_needs_nothing_of_the_base(tmp_path: Path) -> None:
-    from lswap_core.api import draft_merge
+    from lswap_core.verbs.merge import draft_merge
 
     draft = draft_merge(LayerSwap(bottom=1, ramp="mav"), **opened(tmp_path, trio("BF16")))
     assert draft.swap is not None
@@ -297,7 +297,7 @@ def test_without_blended_layers_mav_needs_nothing_of_the_base(tmp_path: Path) ->
 
 
 def test_maps_of_other_checkpoints_are_refused(tmp_path: Path) -> None:
-    from lswap_core.api import draft_merge
+    from lswap_core.verbs.merge import draft_merge
 
     experts: dict[str, Any] = opened(tmp_path / "a", trio("BF16"))
     models = trio("BF16")

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from lswap_core import LayerSwap, WriteOptions, execute, lay_out, open_checkpoint
-from lswap_core.api import write_plan
 from lswap_core.cli import main
+from lswap_core.verbs.merge import write_plan
 from tests.buckets import Store, moto_store
 from tests.build import llama_pair, tree, unmeasured
 from tests.faults.merging import SWAP, SWAP_ARGUMENTS, make_merging

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lswap_core import Draft, LayerSwap, Manifest, api, layers, page_files
+import lswap_core as library
+from lswap_core import Draft, LayerSwap, Manifest, layers
 from lswap_core.analysis.changes import Change, ChangeMaps, TensorChange, figures, source_record
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
@@ -26,6 +27,7 @@ from lswap_core.recipe.draft import Draft as PlannedDraft
 from lswap_core.report import html
 from lswap_core.report.heatmaps import MEASURES, HeatMap
 from lswap_core.report.page import Page, compile_page
+from lswap_core.verbs import report
 from tests.build import Model, normal, write_model
 from tests.catalogue import checkpoint, llama
 from tests.test_evaluations import comparison, scores, write
@@ -65,7 +67,7 @@ class Case:
 
     @property
     def manifest(self) -> Manifest:
-        return api.read_manifest(self.out)
+        return library.read_manifest(self.out)
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +78,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def make_case(root: Path, **how: Any) -> Case:
     """Two experts of a base, merged and analysed."""
     models = experts(root, **how)
-    api.merge(LayerSwap(bottom=1, top=1, transition=1), math=root / "math", lang=root / "lang", into=root / "swap")
-    maps = api.analyze(**{role: api.open_checkpoint(root / role, role=role) for role in ("math", "lang", "base")})
+    library.merge(LayerSwap(bottom=1, top=1, transition=1), math=root / "math", lang=root / "lang", into=root / "swap")
+    maps = library.analyze(**{role: library.open_checkpoint(root / role, role=role) for role in ("math", "lang", "base")})
     return Case(root, root / "swap", write(root / "changes.json", maps.to_json()), models)
 
 
@@ -100,7 +102,7 @@ def expected(x: Any, y: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("measured", [False, True])
 def test_cells_are_what_numpy_computes(case: Case, measured: bool) -> None:
-    page = page_files.describe(case.out, changes=case.changes if measured else None)
+    page = report.describe(case.out, changes=case.changes if measured else None)
     sides = {"difference": ("math", "lang"), "math": ("base", "math"), "lang": ("base", "lang")}
     for key, (x_role, y_role) in sides.items() if measured else [("difference", sides["difference"])]:
         heat_map = one(page, key)
@@ -125,7 +127,7 @@ def test_cells_are_what_numpy_computes(case: Case, measured: bool) -> None:
 
 
 def test_cosines_of_changes_and_shares_are_what_numpy_computes(case: Case) -> None:
-    page = page_files.describe(case.out, changes=case.changes)
+    page = report.describe(case.out, changes=case.changes)
     for n in range(6):
         base, math_, lang = (
             values(case.models[role][f"model.layers.{n}.mlp.up_proj.weight"]) for role in ("base", "math", "lang")
@@ -138,7 +140,7 @@ def test_cosines_of_changes_and_shares_are_what_numpy_computes(case: Case) -> No
 
 
 def test_maps_of_blends_are_the_manifests_statistics(case: Case) -> None:
-    page = page_files.describe(case.out)
+    page = report.describe(case.out)
     for n in (1, 4):
         said = case.manifest.tensors[f"model.layers.{n}.norm.weight"].statistics
         assert said is not None
@@ -147,7 +149,7 @@ def test_maps_of_blends_are_the_manifests_statistics(case: Case) -> None:
 
 
 def test_origins_follow_the_manifest(case: Case) -> None:
-    page = page_files.describe(case.out)
+    page = report.describe(case.out)
     assert page.origins is not None
     assert page.origins.layers == tuple(range(6))
     for row, giver, share in zip(
@@ -187,13 +189,13 @@ def test_tensors_in_no_layers_have_tables_alone(tmp_path: Path) -> None:
 def test_the_command_repeats_the_merge(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(case.root)
     out = tmp_path / "out"
-    math_, lang = (api.open_checkpoint(role, role=role) for role in ("math", "lang"))
+    math_, lang = (library.open_checkpoint(role, role=role) for role in ("math", "lang"))
     recipe = LayerSwap(bottom=1, top=1, transition=1)
-    api.execute(api.lay_out(recipe.draft(math=math_, lang=lang), 1200), into=out)
-    page = page_files.describe(out)
+    library.execute(library.lay_out(recipe.draft(math=math_, lang=lang), 1200), into=out)
+    page = report.describe(out)
     assert page.command is not None
     assert main([*page.command.split()[1:], "--out", str(tmp_path / "again"), "--quiet"]) == 0
-    assert api.read_manifest(tmp_path / "again").plan_digest == page.plan_sha256
+    assert library.read_manifest(tmp_path / "again").plan_digest == page.plan_sha256
 
 
 @pytest.mark.parametrize(
@@ -208,47 +210,47 @@ def test_the_command_repeats_the_merge(case: Case, tmp_path: Path, monkeypatch: 
 def test_other_methods(case: Case, tmp_path: Path, flags: list[str], givers: set[str], title: str) -> None:
     sources = [f"--{role}={case.root / role}" for role in ("math", "lang", "base")]
     assert main(["merge", *sources, *flags, "--out", str(tmp_path / "out"), "--quiet"]) == 0
-    page = page_files.describe(tmp_path / "out")
+    page = report.describe(tmp_path / "out")
     assert page.origins is not None
     assert {giver for row in page.origins.giver for giver in row} == givers
     assert title in html.render(page)
 
 
 def test_json_is_the_same_for_equal_pages_and_round_trips(case: Case) -> None:
-    page = page_files.describe(case.out, changes=case.changes)
+    page = report.describe(case.out, changes=case.changes)
     text = json.dumps(page.to_json(), allow_nan=False)
     assert json.loads(text)["format"] == "lswap-report/1"
     assert json.loads(text)["maps"][0]["measures"]["mean_abs"] == [list(row) for row in page.maps[0].measures["mean_abs"]]
-    assert text == json.dumps(page_files.describe(case.out, changes=case.changes).to_json())
-    assert html.render(page) == html.render(page_files.describe(case.out, changes=case.changes))
+    assert text == json.dumps(report.describe(case.out, changes=case.changes).to_json())
+    assert html.render(page) == html.render(report.describe(case.out, changes=case.changes))
 
 
 def test_results_and_logs_beside_the_output(case: Case, tmp_path: Path) -> None:
-    api.merge(LayerSwap(bottom=1), math=case.root / "math", lang=case.root / "lang", into=tmp_path / "out")
+    library.merge(LayerSwap(bottom=1), math=case.root / "math", lang=case.root / "lang", into=tmp_path / "out")
     (tmp_path / "out.sw.jsonl").write_text("{}\n")
-    page = page_files.describe(tmp_path / "out")
+    page = report.describe(tmp_path / "out")
     assert (page.evaluations, page.unscored) == ((), ("out.sw.jsonl",))
     assert "out.sw.jsonl</code>: not scored yet" in html.render(page)
     write(tmp_path / "out.eval.json", scores())
     write(tmp_path / "eval.json", comparison())
-    page = page_files.describe(tmp_path / "out")
+    page = report.describe(tmp_path / "out")
     assert [found.name for found in page.evaluations] == ["out.eval.json", "eval.json"]
     text = html.render(page)
     assert "<td>sw</td><td class=n>250</td><td class=n>25.0</td><td class=n>20.0 to 31.0</td>" in text
     assert "<td>soup</td><td class=n>50.0<small> 25.0 to 75.0</small></td>" in text
-    named = page_files.describe(tmp_path / "out", evaluation=write(tmp_path / "else.json", scores()))
+    named = report.describe(tmp_path / "out", evaluation=write(tmp_path / "else.json", scores()))
     assert [found.name for found in named.evaluations] == ["else.json"]
     (tmp_path / "eval.json").write_text("{}")
     with pytest.raises(FormatError, match="no results"):
-        page_files.describe(tmp_path / "out")
+        report.describe(tmp_path / "out")
 
 
 def test_changes_of_other_experts_are_refused(case: Case, tmp_path: Path) -> None:
     experts(tmp_path, count=5)
-    opened = {role: api.open_checkpoint(tmp_path / role, role=role) for role in ("math", "lang")}
-    other = write(tmp_path / "changes.json", api.analyze(**opened).to_json())
+    opened = {role: library.open_checkpoint(tmp_path / role, role=role) for role in ("math", "lang")}
+    other = write(tmp_path / "changes.json", library.analyze(**opened).to_json())
     with pytest.raises(RecipeError, match="not measured on the math that was merged"):
-        page_files.describe(case.out, changes=other)
+        report.describe(case.out, changes=other)
 
 
 class Reader(HTMLParser):
@@ -271,15 +273,15 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
     models = experts(tmp_path, matrix=f"{HOSTILE}.weight")
     names = [name for name in models["math"] if HOSTILE in name]
     assert len(names) == 6
-    math_ = api.open_checkpoint(tmp_path / "math", role="math", name=HOSTILE)
-    lang = api.open_checkpoint(tmp_path / "lang", role="lang", name="x\n\x1b[2J\u202e")
+    math_ = library.open_checkpoint(tmp_path / "math", role="math", name=HOSTILE)
+    lang = library.open_checkpoint(tmp_path / "lang", role="lang", name="x\n\x1b[2J\u202e")
     out = tmp_path / "<i>out"
-    api.execute(api.lay_out(LayerSwap(bottom=1, transition=1).draft(math=math_, lang=lang)), into=out)
-    opened = {role: api.open_checkpoint(tmp_path / role, role=role) for role in ("math", "lang", "base")}
-    changes = write(tmp_path / "changes.json", api.analyze(**opened).to_json())
+    library.execute(library.lay_out(LayerSwap(bottom=1, transition=1).draft(math=math_, lang=lang)), into=out)
+    opened = {role: library.open_checkpoint(tmp_path / role, role=role) for role in ("math", "lang", "base")}
+    changes = write(tmp_path / "changes.json", library.analyze(**opened).to_json())
     results = scores()
     results["rule"] = results["scores"][0]["language"] = HOSTILE
-    page = page_files.describe(out, changes=changes, evaluation=write(tmp_path / "e.json", results))
+    page = report.describe(out, changes=changes, evaluation=write(tmp_path / "e.json", results))
     text = html.render(page)
     read = Reader(text)
     assert "img" not in {tag for tag, _ in read.elements}
@@ -294,7 +296,7 @@ def test_hostile_names_are_inert(tmp_path: Path) -> None:
 
 
 def test_the_page_loads_nothing(case: Case) -> None:
-    text = html.render(page_files.describe(case.out, changes=case.changes))
+    text = html.render(report.describe(case.out, changes=case.changes))
     read = Reader(text)
     for _, held in read.elements:
         for attribute in ("src", "href", "srcset", "data", "poster", "action"):
@@ -372,7 +374,7 @@ def test_the_command_line(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "swap"
-    api.merge(LayerSwap(bottom=1, top=1, transition=1), math=case.root / "math", lang=case.root / "lang", into=out)
+    library.merge(LayerSwap(bottom=1, top=1, transition=1), math=case.root / "math", lang=case.root / "lang", into=out)
     before = sorted(path.name for path in out.iterdir())
     status, said, err = run(capsys, "report", str(out))
     assert (status, err) == (0, "")
@@ -392,7 +394,7 @@ def test_the_command_line(
     assert run(capsys, "report", ".", "--quiet") == (0, "", "")
     assert (tmp_path / "swap-report.html").read_bytes() == first
     status, said, _ = run(capsys, "report", str(out), "--changes", str(case.changes), "--json")
-    assert json.loads(said) == json.loads(json.dumps(page_files.describe(out, changes=case.changes).to_json()))
+    assert json.loads(said) == json.loads(json.dumps(report.describe(out, changes=case.changes).to_json()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["swap", "swap-report.html"]
     assert run(capsys, "report", str(case.root / "math"))[0] == 1
     assert run(capsys, "report", str(out), "--changes", str(out / "config.json"), "--html", str(tmp_path / "y"))[0] == 3
@@ -417,5 +419,5 @@ def test_without_plotly_there_is_json_alone(
 def test_half_a_page_is_none(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "render", lambda _: "\ud800")  # no text that could be written
     with pytest.raises(UnicodeEncodeError):
-        page_files.write_page(page_files.describe(case.out), case.out, tmp_path / "x.html")
+        report.write_page(report.describe(case.out), case.out, tmp_path / "x.html")
     assert not (tmp_path / "x.html").exists()

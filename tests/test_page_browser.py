@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from lswap_core import page_files
 from lswap_core.report import html
 from lswap_core.report.page import compile_page
+from lswap_core.verbs.report import describe, write_page
 from tests.test_evaluations import comparison, scores, write
 from tests.test_page import HOSTILE, Case, large_manifest, make_case
 
@@ -88,7 +88,7 @@ def report(case: Case) -> Path:
     """The page with everything that there can be on one."""
     write(case.root / "swap.eval.json", scores())
     write(case.root / "eval.json", comparison())
-    return page_files.write_page(page_files.describe(case.out, changes=case.changes), case.out)
+    return write_page(describe(case.out, changes=case.changes), case.out)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_it_opens_without_complaint_at_any_width(show: Any, report: Path, width:
 
 
 def test_cells_carry_the_values_of_the_json(opened: Any, case: Case) -> None:
-    maps = json.loads(json.dumps(page_files.describe(case.out, changes=case.changes).to_json()))["maps"]
+    maps = json.loads(json.dumps(describe(case.out, changes=case.changes).to_json()))["maps"]
     page = opened
     for heat_map in maps:
         for measure, rows in heat_map["measures"].items():
@@ -131,7 +131,7 @@ def test_cells_carry_the_values_of_the_json(opened: Any, case: Case) -> None:
 
 
 def test_hovering_shows_place_and_values(opened: Any, case: Case) -> None:
-    described = page_files.describe(case.out, changes=case.changes)
+    described = describe(case.out, changes=case.changes)
     page = opened
     for heat_map in described.maps:
         row, column = 7, heat_map.matrices.index("mlp.experts.*.w.weight")
@@ -151,7 +151,7 @@ def test_hovering_shows_place_and_values(opened: Any, case: Case) -> None:
 
 def test_colours_grow_with_the_values(opened: Any, case: Case) -> None:
     """Darkness, as painted, is in the order of the figures: the picture itself is right, not only its data."""
-    heat_map = next(one for one in page_files.describe(case.out, changes=case.changes).maps if one.key == "lang")
+    heat_map = next(one for one in describe(case.out, changes=case.changes).maps if one.key == "lang")
     page = opened
     page.select_option("#measure", "mean_abs")
     image = "document.querySelector('#map-lang .hm image').getAttribute('href')"
@@ -198,8 +198,8 @@ def test_hostile_names_do_nothing(show: Any, tmp_path: Path) -> None:
     case = make_case(tmp_path, matrix=f"{HOSTILE}.weight")
     results = scores()
     results["rule"] = results["scores"][0]["language"] = HOSTILE
-    page = page_files.describe(case.out, changes=case.changes, evaluation=write(tmp_path / "e.json", results))
-    opened = show(page_files.write_page(page, case.out, tmp_path / "x.html"))
+    page = describe(case.out, changes=case.changes, evaluation=write(tmp_path / "e.json", results))
+    opened = show(write_page(page, case.out, tmp_path / "x.html"))
     assert (opened.complaints, opened.dialogs, len(opened.requests)) == ([], [], 1)
     column = page.maps[0].matrices.index(f"{HOSTILE}.weight")
     opened.page.mouse.move(*opened.page.evaluate(PLACE, ["map-math", 0, column]))

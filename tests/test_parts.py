@@ -29,13 +29,13 @@ from lswap_core import (
     publish,
     verify,
 )
-from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.options import DigestKind
 from lswap_core.plan.division import divide
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
 from lswap_core.sinks.disk.build_directory import Build
+from lswap_core.verbs.merge import write_plan
 from tests.build import Pair, llama_pair, normal, tree, unmeasured, write_model
 
 COPIED = WriteOptions(copy_method="read_write")

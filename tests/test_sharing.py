@@ -20,10 +20,10 @@ from lswap_core import LayerSwap, WriteOptions, execute, lay_out, merge, open_ch
 from lswap_core.errors import RecipeError
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod, DigestKind
-from lswap_core.parts import apply_part, publish
 from lswap_core.plan.division import Part
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import is_plain
+from lswap_core.verbs.parts import apply_part, publish
 from tests import oracle
 from tests.build import Model, Pair, normal, read_model, tree, write_model
 from tests.images import BLOCK_BYTES, Mounted, blocks_on_disk, mounted, run

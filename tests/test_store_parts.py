@@ -30,7 +30,6 @@ from lswap_core import (
     open_checkpoint,
     publish,
 )
-from lswap_core.api import write_plan
 from lswap_core.cli import main
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
@@ -43,6 +42,7 @@ from lswap_core.sinks.part_records import Terms
 from lswap_core.sinks.s3 import part_sink
 from lswap_core.sinks.s3.part_sink import StorePartSink
 from lswap_core.sinks.s3.state import Joint
+from lswap_core.verbs.merge import write_plan
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
 from tests.build import Pair, llama_pair, tree, unmeasured
 from tests.test_store_outputs import MIB, SWAP, make_plan, open_local, seams, shards

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import api, cli, execution, kernels
+from lswap_core import cli, kernels, merge
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.engine.device_streaming import StreamingEvaluator
@@ -20,6 +20,7 @@ from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.kernels.gpu import slots
 from lswap_core.recipe.expressions import Blend, Copy
 from lswap_core.recipe.layer_swap import LayerSwap
+from lswap_core.verbs import execute
 from tests.build import llama_pair, tree
 
 SLOT_BYTES = 8192
@@ -146,9 +147,9 @@ def experts(tmp_path: Path) -> tuple[str, str]:
 def test_a_merge_on_a_device_is_the_merge(experts: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "open_slots", lambda: [LateSlot() for _ in range(3)])
     recipe = LayerSwap(bottom=1, top=1, transition=1)
-    for device in execution.DEVICES:
+    for device in execute.DEVICES:
         (tmp_path / device).mkdir()
-        api.merge(recipe, math=experts[0], lang=experts[1], into=tmp_path / device / "out", device=device)
+        merge(recipe, math=experts[0], lang=experts[1], into=tmp_path / device / "out", device=device)
     assert tree(tmp_path / "cuda") == tree(tmp_path / "cpu") == tree(tmp_path / "auto")
 
 
@@ -166,7 +167,7 @@ def test_a_device_that_is_not_there_is_one_line_and_status_4(
 
 def test_a_device_of_no_known_kind_is_refused(experts: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--device is 'abacus'; expected one of auto, cpu, cuda"):
-        api.merge(LayerSwap(bottom=1), math=experts[0], lang=experts[1], into=tmp_path / "out", device="abacus")
+        merge(LayerSwap(bottom=1), math=experts[0], lang=experts[1], into=tmp_path / "out", device="abacus")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -174,5 +175,5 @@ def test_a_merge_on_a_gpu_is_the_merge(experts: tuple[str, str], tmp_path: Path)
     recipe = LayerSwap(bottom=1, top=1, transition=1)
     for device in ("cpu", "cuda"):
         (tmp_path / device).mkdir()
-        api.merge(recipe, math=experts[0], lang=experts[1], into=tmp_path / device / "out", device=device)
+        merge(recipe, math=experts[0], lang=experts[1], into=tmp_path / device / "out", device=device)
     assert tree(tmp_path / "cuda") == tree(tmp_path / "cpu")

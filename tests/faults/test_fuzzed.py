@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lswap_core import LayerSwap, lay_out, open_checkpoint, read_manifest
-from lswap_core.api import execute
 from lswap_core.plan.plan import MANIFEST_FILE
+from lswap_core.verbs.execute import execute
 from tests.build import llama_pair
 
 from .fuzz_header import KINDS, read

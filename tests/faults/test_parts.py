@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from lswap_core import WriteOptions, execute
-from lswap_core.api import read_plan
-from lswap_core.parts import apply_part, publish
 from lswap_core.plan.division import Part
+from lswap_core.verbs.merge import read_plan
+from lswap_core.verbs.parts import apply_part, publish
 from tests.build import unmeasured
 
 from .merging import LONG, PROGRAM, SWAP_ARGUMENTS, make_merging, sums

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, api, lay_out, merge, open_checkpoint
+from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
+from lswap_core.verbs.merge import read_plan, travel
 from tests.build import tree
 from tests.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.remote.hub_server import Fault, HubServer
@@ -106,11 +107,11 @@ def test_only_what_the_plan_needs_travels(
     done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
     assert done.status == 0, done.err
     assert told_apart(tmp_path / "out") == expected
-    travel = api.travel(api.read_plan(plan))
-    assert travel is not None
-    assert needed_bytes(experts) <= travel.needed < hub.sent_bytes <= 1.01 * travel.needed
+    travelling = travel(read_plan(plan))
+    assert travelling is not None
+    assert needed_bytes(experts) <= travelling.needed < hub.sent_bytes <= 1.01 * travelling.needed
     shards = sum(file.stat().st_size for role in ("math", "lang") for file in (experts / role).glob("*.safetensors"))
-    assert shards < travel.download < shards + 10_000
+    assert shards < travelling.download < shards + 10_000
     from_cdn = [(path, headers["range"]) for _, path, headers in hub.requests if "Signature=" in path]
     assert len(set(from_cdn)) == len(from_cdn)  # nothing was asked for twice
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lswap_core import api
+import lswap_core as library
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.errors import StalePlanError
@@ -104,9 +104,10 @@ def test_of_a_file_that_is_another_no_run_is_done() -> None:
 
 
 def test_what_takes_longest_is_begun_first(experts: Path) -> None:
-    plan = api.lay_out(
-        api.LayerSwap(bottom=4, top=2, transition=2).draft(
-            math=api.open_checkpoint(experts / "math", role="math"), lang=api.open_checkpoint(experts / "lang", role="lang")
+    plan = library.lay_out(
+        library.LayerSwap(bottom=4, top=2, transition=2).draft(
+            math=library.open_checkpoint(experts / "math", role="math"),
+            lang=library.open_checkpoint(experts / "lang", role="lang"),
         )
     )
     given = [Run((step,)) for step in plan.steps]
@@ -130,7 +131,7 @@ def test_before_its_tensors_only_what_is_read_of_a_file_is_asked_for(
     hub.forget()
     done = run("apply", path, "--out", tmp_path / "out", "--quiet")
     assert done.status == 0, done.err
-    plan = api.read_plan(path)
+    plan = library.read_plan(path)
     names = {"math": MATH, "lang": LANG}
     read = {f"{names[r.role]}/{r.file}" for step in plan.steps for r in step.made_of.refs}
     looked_at = [p.replace(f"/resolve/{p.split('/')[4]}", "")[1:] for method, p, _ in hub.requests if method == "HEAD"]
@@ -143,10 +144,10 @@ def test_before_its_tensors_only_what_is_read_of_a_file_is_asked_for(
 
 def test_a_web_server_is_asked_once_for_each_file_that_is_read(hub: HubServer, tmp_path: Path) -> None:
     web = {role: f"{hub.cdn}/plain/acme/{role}" for role in ("math", "lang")}
-    math, lang = (api.open_checkpoint(place, role=role) for role, place in web.items())
-    plan = api.lay_out(api.LayerSwap(bottom=4, top=2).draft(math=math, lang=lang))
+    math, lang = (library.open_checkpoint(place, role=role) for role, place in web.items())
+    plan = library.lay_out(library.LayerSwap(bottom=4, top=2).draft(math=math, lang=lang))
     hub.forget()
-    api.execute(plan, into=tmp_path / "out")
+    library.execute(plan, into=tmp_path / "out")
     read = {f"/plain/acme/{ref.role}/{ref.file}" for step in plan.steps for ref in step.made_of.refs}
     beside = {f"/plain/acme/math/{sidecar.name}" for sidecar in plan.sidecars}
     assert sorted(path for method, path, _ in hub.requests if method == "HEAD") == sorted(read | beside)

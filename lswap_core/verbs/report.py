@@ -10,7 +10,7 @@ from lswap_core.report.evaluations import find_evaluations, find_logs, read_eval
 from lswap_core.report.page import Page, compile_page
 from lswap_core.sinks.disk.partial_directory import check_destination
 from lswap_core.sources.outputs import read_manifest
-from lswap_core.survey import read_changes
+from lswap_core.verbs.analyze import read_changes
 
 StrPath = str | os.PathLike[str]
 

@@ -13,7 +13,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Progress
 from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.layer_swap import LayerSwap, MeasuredShares
-from lswap_core.survey import analyze
+from lswap_core.verbs.analyze import analyze
 
 CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
 """Options that say which layers; `--auto` sets them."""

@@ -1,4 +1,4 @@
-"""Change maps of checkpoints, wherever they lie."""
+"""Measure what experts changed, wherever they are stored."""
 
 from __future__ import annotations
 

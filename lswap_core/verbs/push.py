@@ -16,7 +16,11 @@ from lswap_core.errors import FormatError, RecipeError, SourceError
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE
 from lswap_core.sources.hub import SCHEME
 from lswap_core.sources.hub_errors import translated
-from lswap_core.sources.outputs import LocalOutput, intact_shard, read_manifest
+from lswap_core.sources.outputs import (
+    LocalOutput,
+    intact_shard,
+    read_manifest,
+)
 from lswap_core.sources.range_stream import InterruptedTransferError, persist
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -62,7 +66,7 @@ def check_repository(repository: str, *, public: bool) -> bool:
     return True
 
 
-def upload(output: str | os.PathLike[str], repository: str, *, public: bool = False, bars: bool = False) -> Upload:
+def push(output: str | os.PathLike[str], repository: str, *, public: bool = False, bars: bool = False) -> Upload:
     """Put the output on the hub as `repository`, which is made if need be, private unless `public`. bars: let the library draw
     its progress.
 

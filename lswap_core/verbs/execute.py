@@ -1,26 +1,32 @@
-"""What every way of executing a plan shares: what it needs before the first byte, and what completes an output at the end."""
+"""Execute a plan: what is needed before the first byte, the run, and what completes an output."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from contextlib import closing
+from functools import partial
+from typing import NamedTuple, TypedDict
 
 from lswap_core import kernels
-from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Role, parse_role
+from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, parse_role
+from lswap_core.engine import executor
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
-from lswap_core.errors import RecipeError, VerificationError
-from lswap_core.io.ports import Output, Silence, Source
+from lswap_core.errors import RecipeError
+from lswap_core.io.ports import Output, Progress, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
+from lswap_core.io.traffic import Traffic
+from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.report import card
-from lswap_core.sinks.places import is_url
+from lswap_core.sinks.places import is_url, open_sink
 from lswap_core.sources.places import Places, is_remote, local_places
-from lswap_core.sources.planned import Reopened, reopen
+from lswap_core.sources.planned import Reopened, reopen, source_of
 
 DEVICES = ("auto", "cpu", "cuda")
+
 StrPath = str | os.PathLike[str]
 
 
@@ -100,26 +106,6 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     return given
 
 
-def merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, StrPath]) -> dict[Role, Checkpoint]:
-    """The sources of a merge, opened where `locations` says. RecipeError where one is missing, VerificationError for others."""
-    given = _given(locations, {source.role for source in manifest.sources})
-    if absent := [source.role for source in manifest.sources if source.role not in given]:
-        raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
-    opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
-    issues = []
-    for source in manifest.sources:
-        now = {shard.name: (shard.header.file_size, shard.fingerprint) for shard in opened[source.role].files}
-        where = opened[source.role].location
-        issues += [
-            f"{where}: {file.name} is not the file that was merged"
-            for file in source.files
-            if now.get(file.name) != (file.size, file.sha256)
-        ]
-    if issues:
-        raise VerificationError("these are not the sources of the merge", issues)
-    return opened
-
-
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
     """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
@@ -152,3 +138,53 @@ def _version() -> str:
     from importlib.metadata import version  # loads a mail parser; a plan does without
 
     return version("lswap-core")
+
+
+class Execution(TypedDict, total=False):
+    """What `execute` takes beside a plan and a place; see there."""
+
+    progress: Progress | None
+    workers: int | None
+    device: str
+    options: WriteOptions
+    restart: bool
+    traffic: Traffic | None
+
+
+def execute(
+    plan: Plan,
+    *,
+    into: StrPath,
+    locations: Mapping[str, StrPath] | None = None,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    options: WriteOptions = WriteOptions(),
+    restart: bool = False,
+    traffic: Traffic | None = None,
+) -> Manifest:
+    """Make the output at `into`, which must not exist; it appears there whole or not at all.
+
+    A run that fails or is killed leaves what it finished beside `into`, and the same call goes on from there, unless
+    `restart` says to begin anew. locations: where a source lies now, by role, if not where it was planned. device: `cpu`,
+    `cuda`, or `auto`, which takes the CPU; the bytes are the same. traffic: told how many bytes came in which way. Raises
+    StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
+    for what the disk refuses.
+    """
+    ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into), sidecars=True)
+    places, sources, threads, evaluator_of = ready
+    beside = near(into, (source.location for source in sources.values()))
+    with closing(open_sink(into, sources=beside, options=options, traffic=traffic, restart=restart)) as sink:
+        try:
+            with source_of(sources, places.count) as source:
+                run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
+                done = run(plan, source, sink, evaluator_of(source))
+                source.check()
+            manifest = complete(plan, done, sink, sources[plan.host].sidecars, digest=options.digest, workers=threads)
+        except BaseException as error:
+            (traffic or Traffic()).add("fetch", places.fetched_bytes)
+            if sink.kept:
+                error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
+            raise
+    (traffic or Traffic()).add("fetch", places.fetched_bytes)
+    return manifest
