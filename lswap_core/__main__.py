@@ -2,6 +2,6 @@
 
 import sys
 
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 
 sys.exit(main())

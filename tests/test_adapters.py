@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 import lswap_core as library
 from lswap_core import LayerSwap
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.plan.plan import Plan
 from lswap_core.sources.adapters import open_source, places_of
 

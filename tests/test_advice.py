@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lswap_core import LayerSwap, merge
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from tests.build import llama_pair, tree
 
 MAKE = Path(__file__).parents[1] / "benchmarks" / "make_experts.py"

@@ -18,7 +18,7 @@ from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.analysis.kinship import find_kinship
 from lswap_core.analysis.suggestion import suggest
 from lswap_core.checkpoint.catalogue import Checkpoint
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.errors import MismatchError, RecipeError
 from tests.build import Model, Tensor, llama_like, normal, write_model
 

@@ -12,7 +12,7 @@ import torch
 
 from lswap_core import Blend, LayerSwap, MismatchError, RecipeError, TaskSum, merge, open_checkpoint, soup, verify
 from lswap_core.checkpoint.names import module_of
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from tests import oracle
 from tests.build import Model, Tensor, llama_like, read_model, write_model
 

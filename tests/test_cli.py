@@ -20,7 +20,7 @@ import pytest
 import xxhash
 
 from lswap_core import Draft, execute, lay_out, layers, open_checkpoint
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from tests.build import Pair, llama_pair, read_model, tree, unmeasured, write_model
 
 COMMAND = [sys.executable, "-m", "lswap_core"]
@@ -498,7 +498,7 @@ def test_interrupted_it_ends_cleanly(tmp_path: Path, number: int, status: int) -
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     big_pair(tmp_path)
     code = (
-        "import sys; from lswap_core.cli import main; status = main(sys.argv[1:])\n"
+        "import sys; from lswap_core.cli.main import main; status = main(sys.argv[1:])\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
         "sys.exit(status)"
     )
@@ -528,7 +528,7 @@ def test_help_is_cheap_and_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['lswap_core', '--help']\n"
         "import lswap_core\n"
-        "from lswap_core.cli import main\n"
+        "from lswap_core.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'torch', 'numpy', 'rich', 'triton', 'transformers', 'huggingface_hub', 'safetensors', 'xxhash'}\n"

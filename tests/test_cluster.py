@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from lswap_core import LayerSwap, WriteOptions, execute, lay_out, open_checkpoint
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.verbs.merge import write_plan
 from tests.buckets import Store, moto_store
 from tests.build import llama_pair, tree, unmeasured
@@ -270,7 +270,7 @@ def test_a_cluster_of_its_own_is_heard_by_this_machine_alone(case: Case, tmp_pat
 
 def test_without_ray_the_extra_is_named(case: Case, tmp_path: Path) -> None:
     """And without being asked for it is not loaded."""
-    code = "import sys; sys.modules['ray'] = None; from lswap_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['ray'] = None; from lswap_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     argv = [sys.executable, "-c", code, "apply", str(case.file), "--out", str(tmp_path / "out"), "--quiet"]
     done = subprocess.run([*argv, "--engine", "ray"], capture_output=True, text=True, env=unmeasured(), check=False)
     assert done.returncode == 4

@@ -104,7 +104,7 @@ class Quiet:
 
 def test_modes_follow_the_umask(tmp_path: Path) -> None:
     code = (
-        "import os, sys; os.umask(0o027); from lswap_core.cli import main;"
+        "import os, sys; os.umask(0o027); from lswap_core.cli.main import main;"
         "sys.exit(main(['merge', '--math', 'math', '--lang', 'lang', '--bottom', '1', '--out', 'out', '--quiet']))"
     )
     llama_pair(tmp_path)

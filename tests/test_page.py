@@ -18,7 +18,7 @@ from lswap_core import Draft, LayerSwap, Manifest, layers
 from lswap_core.analysis.changes import Change, ChangeMaps, TensorChange, figures, source_record
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.names import Stack
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.layout import lay_out

@@ -29,7 +29,7 @@ from lswap_core import (
     publish,
     verify,
 )
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.options import DigestKind
 from lswap_core.plan.division import divide
 from lswap_core.plan.plan import Plan
@@ -413,7 +413,7 @@ def test_nothing_is_locked(case: Case, tmp_path: Path) -> None:
     guard = (
         "import os, sys; locks = ('fcntl.flock', 'fcntl.lockf', 'fcntl.fcntl');"
         "sys.addaudithook(lambda event, _: os._exit(99) if event in locks else None);"
-        "from lswap_core.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from lswap_core.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
 
     def run(*argv: str) -> int:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lswap_core.arguments import build_parser
 from lswap_core.checkpoint import names
+from lswap_core.cli.arguments import build_parser
+from lswap_core.cli.launcher import parse_part
 from lswap_core.plan.division import Part
-from lswap_core.shares import parse_part
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -7,9 +7,9 @@ import random
 import pytest
 
 from lswap_core import LayerSwap, RecipeError, lay_out, open_checkpoint
+from lswap_core.cli.launcher import parse_part, part_of
 from lswap_core.plan.division import Part, divide, work_bytes
 from lswap_core.plan.plan import Plan, Step
-from lswap_core.shares import parse_part, part_of
 from tests.build import llama_pair
 
 COUNTS = (1, 2, 3, 16, 1000)

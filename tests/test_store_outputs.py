@@ -21,7 +21,7 @@ import pytest
 
 from lswap_core import LayerSwap, RecipeError, StalePlanError, kernels, lay_out, merge, open_checkpoint
 from lswap_core.checkpoint.catalogue import Role
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import SourceError
@@ -333,7 +333,7 @@ import sys
 from lswap_core.sinks.s3 import sink
 sink._SAVE_SECONDS = 0.0
 from lswap_core.checkpoint.catalogue import Role
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -30,7 +30,7 @@ from lswap_core import (
     open_checkpoint,
     publish,
 )
-from lswap_core.cli import main
+from lswap_core.cli.main import main
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import FormatError, SourceError

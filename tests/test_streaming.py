@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from lswap_core import cli, kernels, merge
+from lswap_core import kernels, merge
 from lswap_core.checkpoint.catalogue import TensorRef
 from lswap_core.checkpoint.dtypes import DTYPES, DType
+from lswap_core.cli import main
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
@@ -159,7 +160,7 @@ def test_a_device_that_is_not_there_is_one_line_and_status_4(
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     command = ["merge", "--math", experts[0], "--lang", experts[1], "--bottom", "1", "--out", str(tmp_path / "out")]
-    assert cli.main([*command, "--device", "cuda"]) == RecipeError.exit_code == 4
+    assert main.main([*command, "--device", "cuda"]) == RecipeError.exit_code == 4
     said = capsys.readouterr()
     assert said.err == "lswap_core: error: --device cuda: no CUDA device; --device cpu needs none\n"
     assert not (tmp_path / "out").exists()

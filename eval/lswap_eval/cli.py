@@ -1,4 +1,4 @@
-"""The command line: argv -> work -> text. Prints and exits, as `lswap_core.cli` does.
+"""The command line: argv -> work -> text. Prints and exits, as `lswap_core.cli.main` does.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused; 2 usage; 3 to 7
 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lswap_core.command import Parser, run_command
+from lswap_core.cli.command import Parser, run_command
 from lswap_eval import running_cli, scoring_cli
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lswap_core import cli
+from lswap_core.cli import main
 from lswap_core.sinks.disk import sink, writing
 
 EAGER = (sys.executable, __file__)
@@ -13,4 +13,4 @@ EAGER = (sys.executable, __file__)
 if __name__ == "__main__":
     sink._COMMIT_SECONDS = 0.0
     writing.WINDOW_BYTES = 4096
-    sys.exit(cli.main())
+    sys.exit(main.main())

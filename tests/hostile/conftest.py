@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lswap_core import cli
-from lswap_core.arguments import build_parser
+from lswap_core.cli import main
+from lswap_core.cli.arguments import build_parser
 
 from .corpus import make_expert
 
@@ -78,7 +78,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 # Building the parser takes longer than all else that a refusal takes, and there are a thousand of them.
-_parser = cache(lambda: build_parser(cli._COMMANDS))
+_parser = cache(lambda: build_parser(main._COMMANDS))
 
 
 @pytest.fixture
@@ -87,12 +87,12 @@ def command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     handler = signal.getsignal(signal.SIGTERM)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(cli, "build_parser", lambda _: _parser())
+    monkeypatch.setattr(main, "build_parser", lambda _: _parser())
 
     def run(*arguments: str | Path) -> Outcome:
         before, descriptors = picture(tmp_path), open_descriptors()
         capsys.readouterr()
-        status = cli.main([str(argument) for argument in arguments])
+        status = main.main([str(argument) for argument in arguments])
         printed = capsys.readouterr()
         assert picture(tmp_path) == before, "the command left something behind"
         assert open_descriptors() == descriptors, "the command left a file open"

@@ -63,7 +63,7 @@ def test_the_unspoilt_expert_opens_and_merges(tmp_path: Path, sharded: bool) -> 
     math, lang = make_expert(tmp_path / "math", 1, sharded=sharded), make_expert(tmp_path / "lang", 2)
     assert sorted(open_checkpoint(math, role="math").tensors) == sorted(NAMES)
     sources = ("--math", str(math), "--lang", str(lang))
-    assert lswap_core.cli.main(list(_merge(sources, tmp_path / "merged"))) == 0
+    assert lswap_core.cli.main.main(list(_merge(sources, tmp_path / "merged"))) == 0
     assert (tmp_path / "merged" / "config.json").read_bytes() == to_bytes(CONFIG)
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == to_bytes(TOKENIZER)
 
@@ -72,7 +72,7 @@ def test_the_unspoilt_file_opens_and_merges(tmp_path: Path) -> None:
     (tmp_path / "math.safetensors").write_bytes(VALID)
     assert list(open_checkpoint(tmp_path / "math.safetensors", role="math").tensors) == list(NAMES)
     sources = ("--math", str(tmp_path / "math.safetensors"), "--lang", str(make_expert(tmp_path / "lang", 2)))
-    assert lswap_core.cli.main(list(_merge(sources, tmp_path / "merged"))) == 0
+    assert lswap_core.cli.main.main(list(_merge(sources, tmp_path / "merged"))) == 0
 
 
 def test_the_links_of_a_hub_cache_open_and_merge(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_links_of_a_hub_cache_open_and_merge(tmp_path: Path) -> None:
         (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
     assert open_checkpoint(snapshot, role="math").name == "org/name"
     sources = ("--math", str(snapshot), "--lang", str(make_expert(tmp_path / "lang", 2)))
-    assert lswap_core.cli.main(list(_merge(sources, tmp_path / "merged"))) == 0
+    assert lswap_core.cli.main.main(list(_merge(sources, tmp_path / "merged"))) == 0
 
 
 def test_a_link_from_a_hub_cache_to_elsewhere_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 
 def main() -> None:
-    from lswap_core import cli
+    from lswap_core.cli import main
     from lswap_core.sources import range_stream
 
     range_stream.FIRST_WAIT_SECONDS = 0.01
@@ -22,7 +22,7 @@ def main() -> None:
         os.environ.update(asked["environment"])
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
-            status = cli.main(asked["argv"])
+            status = main.main(asked["argv"])
         for name in asked["environment"]:
             del os.environ[name]
         results.write(json.dumps({"status": status, "out": out.getvalue(), "err": err.getvalue()}) + "\n")

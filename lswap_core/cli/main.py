@@ -1,4 +1,4 @@
-"""The command line: argv -> `api` call -> text. Only this, what ends in `_cli`, `console` and `command` print or exit.
+"""The command line: argv -> a verb -> text. Only this wing prints or exits.
 
 Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
 found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswap_core.analysis_cli import run_analyze, run_report
-from lswap_core.arguments import build_parser
-from lswap_core.command import run_command
-from lswap_core.console import print_json, print_table, progress_bar, say, shows_progress
+from lswap_core.cli.analysis import run_analyze, run_report
+from lswap_core.cli.arguments import build_parser
+from lswap_core.cli.command import run_command
+from lswap_core.cli.console import print_json, print_table, progress_bar, say, shows_progress
+from lswap_core.cli.parts import check_engine, run_on_ray, run_part, run_publish
+from lswap_core.cli.planning import make_plan, stored_plan
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.parts_cli import check_engine, run_on_ray, run_part, run_publish
-from lswap_core.planning_cli import make_plan, stored_plan
 from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
-from lswap_core.command import Parser
+from lswap_core.cli.command import Parser
 from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
 
 ENGINES = ("local", "ray")

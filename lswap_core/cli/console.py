@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
 from lswap_core.text import one_line
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from lswap_core.report.tables import Table
 
 _WIDE = 160
+_REFRESH_SECONDS = 0.1
 
 
 def say(line: str) -> None:
@@ -50,8 +53,6 @@ def progress_bar(arguments: argparse.Namespace, what: str) -> Progress | None:
     """A bar where somebody watches, else None."""
     if not shows_progress(arguments):
         return None
-    from lswap_core.progress import Bar
-
     return Bar(what)
 
 
@@ -62,3 +63,37 @@ def shows_progress(arguments: argparse.Namespace) -> bool:
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()  # Python has None for a stream that is closed from the start
+
+
+class Bar:
+    """A `lswap_core.io.ports.Progress` on stderr. Workers report every piece; the terminal hears of it ten times a second."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._progress.add_task(what, total=None)
+        self._lock = Lock()
+        self._unreported = 0
+        self._reported_at = 0.0
+
+    def begin(self, total_bytes: int) -> None:
+        """Show the bar."""
+        self._progress.update(self._task, total=total_bytes)
+        self._progress.start()
+
+    def advance(self, done_bytes: int) -> None:
+        """Count bytes."""
+        with self._lock:
+            self._unreported += done_bytes
+            if monotonic() - self._reported_at < _REFRESH_SECONDS:
+                return
+            self._progress.advance(self._task, self._unreported)
+            self._unreported, self._reported_at = 0, monotonic()
+
+    def end(self) -> None:
+        """Take the bar away."""
+        self._progress.advance(self._task, self._unreported)
+        self._progress.stop()

@@ -7,10 +7,10 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
-from lswap_core.console import print_json, progress_bar, say
+from lswap_core.cli.console import print_json, progress_bar, say
+from lswap_core.cli.planning import stored_plan
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.planning_cli import stored_plan
 from lswap_core.text import counted, format_size
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
+    from lswap_core.cli.launcher import parse_part
     from lswap_core.report import card
-    from lswap_core.shares import parse_part
     from lswap_core.verbs import parts
 
     if arguments.engine != "local":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lswap_core.console import progress_bar
+from lswap_core.cli.console import progress_bar
 from lswap_core.errors import RecipeError
 from lswap_core.text import parse_size
 

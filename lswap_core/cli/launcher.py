@@ -1,4 +1,4 @@
-"""A plan's work in parts, one for each of several workers. Who does what follows from the plan and the number of parts alone."""
+"""Which part a worker does, as `--part auto` reads it from Slurm, torchrun and Kubernetes."""
 
 from __future__ import annotations
 

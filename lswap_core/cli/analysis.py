@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from lswap_core.console import load_tables, print_json, print_table, progress_bar, say
+from lswap_core.cli.console import load_tables, print_json, print_table, progress_bar, say
+from lswap_core.cli.planning import open_pair
 from lswap_core.errors import RecipeError
-from lswap_core.planning_cli import open_pair
 from lswap_core.text import format_size
 
 if TYPE_CHECKING:
