@@ -13,7 +13,7 @@ WORKERS ?= logical
 # All tests of a file go to one process, in order: they share what is made once. Each process computes in one thread, as there
 # are others. No test is a benchmark, and that plugin has no use for several processes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -p no:benchmark
-LOWER_ROWS = lswap_core/errors.py,lswap_core/checkpoint/dtypes.py,lswap_core/kernels/difference.py,lswap_core/text.py,lswap_core/checkpoint/header.py,lswap_core/checkpoint/names.py,lswap_core/checkpoint/catalogue.py,lswap_core/recipe/expressions.py,lswap_core/options.py,lswap_core/recipe/draft.py,lswap_core/recipe/compatibility.py,lswap_core/plan/json_form.py,lswap_core/strict_json.py,lswap_core/plan/plan.py,lswap_core/plan/manifest.py,lswap_core/recipe/layer_swap.py,lswap_core/recipe/layer_swap.py,lswap_core/recipe/baselines.py,lswap_core/plan/runs.py,lswap_core/plan/division.py,lswap_core/plan/shareable_layout.py,lswap_core/plan/layout.py,lswap_core/io/ports.py,lswap_core/analysis/changes.py,lswap_core/analysis/kinship.py,lswap_core/analysis/suggestion.py,lswap_core/checkpoint/lora.py
+LOWER_ROWS = lswap_core/errors.py,lswap_core/options.py,lswap_core/strict_json.py,lswap_core/text.py,lswap_core/checkpoint/*,lswap_core/recipe/*,lswap_core/plan/*,lswap_core/analysis/*,lswap_core/kernels/difference.py,lswap_core/io/ports.py,lswap_core/io/traffic.py
 
 .PHONY: demo test test-all check clean
 

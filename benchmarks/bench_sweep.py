@@ -23,9 +23,9 @@ import transformers
 from safetensors import safe_open
 
 from lswap_core import Draft, execute, lay_out, open_checkpoint
-from lswap_eval.resident import ResidentModel
-from lswap_eval.settings import nearest_order, sweep
-from lswap_eval.transformers_generator import silence_bars
+from lswap_eval.ablate.resident import ResidentModel
+from lswap_eval.ablate.settings import nearest_order, sweep
+from lswap_eval.generate.local_model import silence_bars
 
 
 def main() -> None:

@@ -12,31 +12,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lswap_eval.answers import Answer, extract_answer
     from lswap_eval.log import Header, Log, Record, read_log
-    from lswap_eval.problems import Problem, ProblemSet, load_problems, read_problems
-    from lswap_eval.prompts import Prompt, build_prompt, stop_strings
-    from lswap_eval.results import compare, read_runs
-    from lswap_eval.scoring import Score, score_log
+    from lswap_eval.mgsm.answers import Answer, extract_answer
+    from lswap_eval.mgsm.download import load_problems
+    from lswap_eval.mgsm.problems import Problem, ProblemSet, read_problems
+    from lswap_eval.mgsm.prompts import Prompt, build_prompt, stop_strings
+    from lswap_eval.score.comparison import compare, read_runs
+    from lswap_eval.score.scoring import Score, score_log
 
 _HOME = {
-    "Answer": "answers",
+    "Answer": "mgsm.answers",
     "Header": "log",
     "Log": "log",
-    "Problem": "problems",
-    "ProblemSet": "problems",
-    "Prompt": "prompts",
+    "Problem": "mgsm.problems",
+    "ProblemSet": "mgsm.problems",
+    "Prompt": "mgsm.prompts",
     "Record": "log",
-    "Score": "scoring",
-    "build_prompt": "prompts",
-    "compare": "results",
-    "extract_answer": "answers",
-    "load_problems": "problems",
+    "Score": "score.scoring",
+    "build_prompt": "mgsm.prompts",
+    "compare": "score.comparison",
+    "extract_answer": "mgsm.answers",
+    "load_problems": "mgsm.download",
     "read_log": "log",
-    "read_problems": "problems",
-    "read_runs": "results",
-    "score_log": "scoring",
-    "stop_strings": "prompts",
+    "read_problems": "mgsm.problems",
+    "read_runs": "score.comparison",
+    "score_log": "score.scoring",
+    "stop_strings": "mgsm.prompts",
 }
 
 __all__ = [

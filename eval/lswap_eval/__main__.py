@@ -2,6 +2,6 @@
 
 import sys
 
-from lswap_eval.cli import main
+from lswap_eval.cli.main import main
 
 sys.exit(main())

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lswap_eval import Answer, extract_answer
-from lswap_eval.answers import RULES
-from lswap_eval.numbers import find_numbers, make_plain
+from lswap_eval.mgsm.answers import RULES
+from lswap_eval.mgsm.numbers import find_numbers, make_plain
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 SENTENCES = {

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lswap_eval import Header, Log, Record, read_problems, scoring, scoring_cli
-from lswap_eval.cli import main
+from lswap_eval import Header, Log, Record, read_problems
+from lswap_eval.cli import scoring as scoring_commands
+from lswap_eval.cli.main import main
+from lswap_eval.score import scoring
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_score_under_another_rule(logs: list[str], capsys: pytest.CaptureFixture
         found[rule] = [answer["correct"] for answer in json.loads(out)["answers"]]
     assert found["lswap"] == found["lm-eval-flexible"] == [True] * 4
     assert found["lm-eval-strict"] == [True, True, False, False]  # it wants Telugu's own sentence
-    assert scoring_cli._RULES == scoring.RULES
+    assert scoring_commands._RULES == scoring.RULES
 
 
 def test_compare_prints_and_writes(logs: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_a_wrong_command_line_is_refused(argv: list[str], capsys: pytest.Capture
 
 
 def test_the_command_starts_without_what_is_slow() -> None:
-    code = "import sys, lswap_eval.cli as c; c._parser(); print(sorted({'torch', 'transformers', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    code = "import sys, lswap_eval.cli.main as c; c._parser(); print(sorted({'torch', 'transformers', 'scipy', 'matplotlib', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert subprocess.run([sys.executable, "-m", "lswap_eval", "--help"], capture_output=True, text=True, check=True).stdout

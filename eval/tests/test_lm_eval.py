@@ -12,8 +12,8 @@ import yaml
 
 import lswap_eval
 from lswap_eval import Header, Record, build_prompt, read_problems, score_log, stop_strings
-from lswap_eval.problems import LANGUAGES
-from lswap_eval.scoring import LM_EVAL_NUMBERS, LM_EVAL_SENTENCES, lm_eval_flexible, lm_eval_strict
+from lswap_eval.mgsm.problems import LANGUAGES
+from lswap_eval.score.scoring import LM_EVAL_NUMBERS, LM_EVAL_SENTENCES, lm_eval_flexible, lm_eval_strict
 
 TASKS = Path(lswap_eval.__file__).parent / "lm_eval_tasks"
 STYLES = ("native_cot", "en_cot", "direct")

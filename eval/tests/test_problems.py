@@ -13,8 +13,8 @@ from pyarrow import parquet
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
 from lswap_eval import load_problems, read_problems
-from lswap_eval.hub import read_snapshot
-from lswap_eval.problems import LANGUAGES, fixed_numbers, half_of
+from lswap_eval.mgsm.download import read_snapshot
+from lswap_eval.mgsm.problems import LANGUAGES, fixed_numbers, half_of
 
 
 def test_mgsm_is_read_whole(mgsm: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_snapshot_without_problems_is_refused(tmp_path: Path) -> None:
 def test_a_hub_out_of_reach_is_one_clear_error(tmp_path: Path) -> None:
     import subprocess
 
-    code = "from lswap_eval.cli import main; import sys; sys.exit(main(['score', 'none.jsonl', '--data', 'hub']))"
+    code = "from lswap_eval.cli.main import main; import sys; sys.exit(main(['score', 'none.jsonl', '--data', 'hub']))"
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == SourceError.exit_code

@@ -11,8 +11,8 @@ import pytest
 
 from lswap_core.errors import FormatError, RecipeError
 from lswap_eval import build_prompt, read_problems, stop_strings
-from lswap_eval.problems import LANGUAGES, Exemplar, Problem, ProblemSet
-from lswap_eval.prompts import STYLES
+from lswap_eval.mgsm.problems import LANGUAGES, Exemplar, Problem, ProblemSet
+from lswap_eval.mgsm.prompts import STYLES
 
 AUTHORED = Path(__file__).parent / "authored"
 TEXTS = json.loads((AUTHORED / "prompts.json").read_text(encoding="utf-8"))

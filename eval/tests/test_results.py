@@ -16,12 +16,12 @@ from statsmodels.stats.multitest import multipletests
 
 from lswap_core.errors import RecipeError
 from lswap_eval import Header, Log, Record, compare, read_problems, read_runs
-from lswap_eval import statistics as stats
-from lswap_eval.flips import list_flips, render_page
-from lswap_eval.plots import draw_accuracies, draw_sweep, save_figure
-from lswap_eval.problems import half_of
-from lswap_eval.results import ALL, Comparison, Run
-from lswap_eval.tables import accuracy_table, category_table, difference_table, to_csv, to_markdown
+from lswap_eval.mgsm.problems import half_of
+from lswap_eval.score import statistics as stats
+from lswap_eval.score.comparison import ALL, Comparison, Run
+from lswap_eval.score.flips import list_flips, render_page
+from lswap_eval.score.plots import draw_accuracies, draw_sweep, save_figure
+from lswap_eval.score.tables import accuracy_table, category_table, difference_table, to_csv, to_markdown
 
 COUNT = 60
 LANGUAGES = ("sw", "te")

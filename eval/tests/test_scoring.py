@@ -9,7 +9,7 @@ import pytest
 
 from lswap_core.errors import RecipeError
 from lswap_eval import Header, Record, score_log
-from lswap_eval.scoring import RULES, lm_eval_flexible, lm_eval_strict, simple_evals_answer
+from lswap_eval.score.scoring import RULES, lm_eval_flexible, lm_eval_strict, simple_evals_answer
 
 GOLDS = {"sw": [18, 2125], "bn": [18, 3], "en": [18, 3]}
 HEADER = Header({"identity": "ab"}, {"prompt": "native_cot"}, "cd", GOLDS)

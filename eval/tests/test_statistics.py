@@ -16,8 +16,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from lswap_eval import statistics
-from lswap_eval.statistics import FlipTable
+from lswap_eval.score import statistics
+from lswap_eval.score.statistics import FlipTable
 
 TABLES = [FlipTable(*cells) for cells in itertools.product((0, 3, 120), (0, 1, 7, 30), (0, 2, 7, 19), (0, 5, 90)) if sum(cells)]
 

@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lswap_eval.answers import extract_answer
-from lswap_eval.problems import load_problems
-from lswap_eval.prompts import build_prompt
+from lswap_eval.mgsm.answers import extract_answer
+from lswap_eval.mgsm.download import load_problems
+from lswap_eval.mgsm.prompts import build_prompt
 
 
 def load(language: str, style: str, data: str | None = None, exemplars: int = 8, **_: object) -> dict[str, Any]:

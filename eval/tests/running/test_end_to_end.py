@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lswap_eval import cli
-from lswap_eval.ablate import CHECK_FILE
+from lswap_eval.ablate.pairs import CHECK_FILE
+from lswap_eval.cli import main
 from lswap_eval.log import read_log
-from lswap_eval.problems import half_of
+from lswap_eval.mgsm.problems import half_of
 
 LANGUAGES = "sw,te,bn,ja"
 ASKING = ("--prompt", "direct", "--exemplars", "0", "--max-new-tokens", "6")
@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 
 def run(*arguments: str | Path) -> int:
     """In this process, since a new one takes seconds to import what it needs."""
-    return cli.main([str(argument) for argument in arguments])
+    return main.main([str(argument) for argument in arguments])
 
 
 def test_resumed_after_kill_9_is_the_unbroken_run(speakers: dict[str, Path], mgsm: Path, tmp_path: Path) -> None:

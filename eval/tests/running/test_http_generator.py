@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from lswap_core.errors import RecipeError, SourceError
-from lswap_eval import cli
-from lswap_eval.generators import Completion, Decoding
-from lswap_eval.http_generator import HttpGenerator
+from lswap_eval.cli import main
+from lswap_eval.generate.protocol import Completion, Decoding
+from lswap_eval.generate.runner import Task, Unwatched, generate, make_header
+from lswap_eval.generate.server import HttpGenerator
 from lswap_eval.log import Log, read_log
-from lswap_eval.problems import ProblemSet
-from lswap_eval.prompts import Prompt
-from lswap_eval.runner import Task, Unwatched, generate, make_header
+from lswap_eval.mgsm.problems import ProblemSet
+from lswap_eval.mgsm.prompts import Prompt
 
 Fault = Callable[["_Handler"], None]
 
@@ -293,10 +293,10 @@ def test_the_command_line_runs_on_a_server(
         "1",
     ]
     asked += ["--out", str(tmp_path / "log")]
-    assert cli.main(asked) == 4
+    assert main.main(asked) == 4
     assert "give --model DIR, or --server URL with --model DIR or --identity NAME" in capsys.readouterr().err
     asked += ["--identity", "org/model@0123"]
-    assert cli.main(asked) == 0
+    assert main.main(asked) == 0
     header, records = read_log(tmp_path / "log")
     assert header.model["name"] == "org/model@0123"
     assert header.settings.items() >= {"generator": "http", "served_model": "tiny", "prompt": "chat", "exemplars": 1}.items()
@@ -305,5 +305,5 @@ def test_the_command_line_runs_on_a_server(
     assert {record.language for record in records} == {"sw", "ja"}
     assert len(server.bodies) == len(records)
     assert [message["role"] for message in server.bodies[0]["messages"]] == ["user", "assistant", "user"]
-    assert cli.main([*asked, "--resume"]) == 0
+    assert main.main([*asked, "--resume"]) == 0
     assert len(server.bodies) == len(records)

@@ -13,7 +13,7 @@ import lswap_core
 from lswap_core import Draft, LayerSwap, execute, lay_out, layers
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import VerificationError
-from lswap_eval.identity import identify, identify_draft, identify_name
+from lswap_eval.generate.identity import identify, identify_draft, identify_name
 
 RECIPES = {
     "default": LayerSwap(bottom=2, top=1, transition=1),

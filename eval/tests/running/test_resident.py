@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 import lswap_core
 from lswap_core import Draft, LayerSwap, execute, lay_out
 from lswap_core.errors import RecipeError, StalePlanError
-from lswap_eval.generators import Completion, Decoding
-from lswap_eval.identity import identify, identify_draft
-from lswap_eval.prompts import Prompt
-from lswap_eval.resident import ResidentModel
-from lswap_eval.settings import Setting, Sizes, ablation
-from lswap_eval.transformers_generator import TransformersGenerator, load_model
+from lswap_eval.ablate.resident import ResidentModel
+from lswap_eval.ablate.settings import Setting, Sizes, ablation
+from lswap_eval.generate.identity import identify, identify_draft
+from lswap_eval.generate.local_model import TransformersGenerator, load_model
+from lswap_eval.generate.protocol import Completion, Decoding
+from lswap_eval.mgsm.prompts import Prompt
 
 SETTINGS = ablation(tiny.LAYERS, Sizes().scaled(tiny.LAYERS), base=True)
 NEW = 10

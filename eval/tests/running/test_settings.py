@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import lswap_core
 from lswap_core import Draft, LayerSwap
 from lswap_core.errors import RecipeError
-from lswap_eval.ablate import checked_run, describe, distinct, plan_pairs
-from lswap_eval.settings import Setting, Sizes, ablation, changed, nearest_order, sweep, tensor_bytes
+from lswap_eval.ablate.pairs import checked_run, describe, distinct, plan_pairs
+from lswap_eval.ablate.settings import Setting, Sizes, ablation, changed, nearest_order, sweep, tensor_bytes
 
 SHARES_OF_32 = {
     "soup": [0.5] * 32,

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_eval.generators import Completion, Decoding
-from lswap_eval.prompts import Prompt
-from lswap_eval.transformers_generator import TransformersGenerator, load_model
+from lswap_eval.generate.local_model import TransformersGenerator, load_model
+from lswap_eval.generate.protocol import Completion, Decoding
+from lswap_eval.mgsm.prompts import Prompt
 
 NEW = 24
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
+from lswap_eval.cli.watching import ProgressWatcher
 from lswap_eval.log import Header, Record
-from lswap_eval.watching import ProgressWatcher
 
 HEADER = Header({"identity": "ab"}, {"prompt": "native_cot"}, "cd", {"sw": [7] * 8, "en": [7] * 8})
 

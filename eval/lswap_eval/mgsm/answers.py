@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
-from lswap_eval.numbers import Number, find_numbers, make_plain
+from lswap_eval.mgsm.numbers import Number, find_numbers, make_plain
 
 RULES = ("box", "hashes", "sentence", "label", "last_number", "none")
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswap_core.text import counted, one_line
+from lswap_eval.score.writing import write_results
 
 if TYPE_CHECKING:
     from lswap_core.report.tables import Table
-    from lswap_eval.problems import ProblemSet
-    from lswap_eval.results import Comparison, Run
+    from lswap_eval.mgsm.problems import ProblemSet
+
 
 _RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")  # a test holds them against `scoring.RULES`
+
 _WIDE = 160
 
 
@@ -50,8 +51,8 @@ def _add_shared(parser: argparse.ArgumentParser, run: Any) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from lswap_eval.results import ALL, accuracy_of, read_runs
-    from lswap_eval.tables import category_table
+    from lswap_eval.score.comparison import ALL, accuracy_of, read_runs
+    from lswap_eval.score.tables import category_table
 
     data = _load(arguments.data)
     (run,) = read_runs([arguments.log], rule=arguments.rule, data=data)
@@ -78,8 +79,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from lswap_eval import tables
-    from lswap_eval.results import compare, read_runs
+    from lswap_eval.score import tables
+    from lswap_eval.score.comparison import compare, read_runs
 
     data = _load(arguments.data)
     runs = read_runs(arguments.logs, rule=arguments.rule, data=data, half=arguments.half)
@@ -100,26 +101,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def write_results(results: Comparison, runs: Sequence[Run], folder: Path, data: ProblemSet | None = None) -> None:
-    """Write results.md, results.csv, results.json, accuracy.svg and flips.html into `folder`, made if it is not there."""
-    from lswap_eval import flips, plots, tables
-
-    folder.mkdir(parents=True, exist_ok=True)
-    golds: Mapping[str, Sequence[int]] = (data.golds() if data is not None else runs[0].header.golds) or {}
-    questions = None if data is None else {lang: [p.question for p in problems] for lang, problems in data.problems.items()}
-    texts = {
-        "results.md": tables.to_markdown(results),
-        "results.csv": tables.to_csv(results),
-        "results.json": json.dumps(results.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "flips.html": flips.render_page(results, runs, golds, questions),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    plots.save_figure(plots.draw_accuracies(results), folder / "accuracy.svg")
-
-
 def _load(where: str | None) -> ProblemSet | None:
-    from lswap_eval.problems import load_problems
+    from lswap_eval.mgsm.download import load_problems
 
     return None if where is None else load_problems(where)
 

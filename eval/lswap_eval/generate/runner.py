@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lswap_core.errors import RecipeError
-from lswap_eval.generators import Generator
+from lswap_eval.generate.protocol import Generator
 from lswap_eval.log import Header, Key, Log, Record
-from lswap_eval.problems import ProblemSet
-from lswap_eval.prompts import Prompt, build_prompt, stop_strings
+from lswap_eval.mgsm.problems import ProblemSet
+from lswap_eval.mgsm.prompts import Prompt, build_prompt, stop_strings
 
 ORDER = "language by language as asked for; within one, longest prompt first, then problem, then sample"
 

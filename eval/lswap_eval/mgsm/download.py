@@ -6,14 +6,17 @@ their cues, as in `exemplars.json`. The digest is of the texts, so it equals tha
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from lswap_core.errors import FormatError, SourceError
-from lswap_eval.problems import EXEMPLARS_FILE, LANGUAGES, Exemplar, Problem, ProblemSet, read_problems
+from lswap_eval.mgsm.problems import EXEMPLARS_FILE, LANGUAGES, Exemplar, Problem, ProblemSet, read_problems
 
 REPOSITORY = "juletxara/mgsm"
+
 _CONVERTED = "refs/convert/parquet"
 """Where the hub keeps the Parquet that it makes itself of data sets in other forms."""
+
 _PATTERNS = ("mgsm_*.tsv", EXEMPLARS_FILE, "*.parquet")
 
 
@@ -71,3 +74,13 @@ def _rows(folder: Path, language: str, split: str) -> list[dict[str, str]]:
             raise FormatError(f"the column {min(missing)!r} is missing", path=str(path))
         rows += table.to_pylist()
     return rows
+
+
+def load_problems(where: str | os.PathLike[str]) -> ProblemSet:
+    """Everything in a data directory, or with "hub" in the hub's copy of MGSM, which is downloaded once.
+
+    RecipeError and FormatError as `read_problems`; SourceError: the hub cannot be had.
+    """
+    if where == "hub":
+        return download_problems()
+    return read_problems(where)

@@ -21,12 +21,12 @@ from typing import Any, Protocol
 from lswap_core import Checkpoint, Draft, execute, lay_out, open_checkpoint
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import RecipeError, VerificationError
-from lswap_eval.generators import Decoding
-from lswap_eval.identity import Identity, identify_draft
+from lswap_eval.ablate.settings import Setting, nearest_order
+from lswap_eval.generate.identity import Identity, identify_draft
+from lswap_eval.generate.protocol import Decoding
+from lswap_eval.generate.runner import Task, Watcher, answer, cut_batches, generate, make_header
 from lswap_eval.log import Header, Log, read_log
-from lswap_eval.problems import ProblemSet
-from lswap_eval.runner import Task, Watcher, answer, cut_batches, generate, make_header
-from lswap_eval.settings import Setting, nearest_order
+from lswap_eval.mgsm.problems import ProblemSet
 
 FORMAT = "lswap-ablation/1"
 RUNS_FILE = "runs.json"
@@ -185,7 +185,7 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
     Returns the number of answers, which are all equal. VerificationError names those that are not. The merged model is
     removed; it needs as much disk as the model has.
     """
-    from lswap_eval.transformers_generator import TransformersGenerator, load_model
+    from lswap_eval.generate.local_model import TransformersGenerator, load_model
 
     place = into / _CHECK_DIRECTORY
     shutil.rmtree(place, ignore_errors=True)  # of a check that was killed
@@ -208,8 +208,8 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
 
 def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, done: set[str]) -> None:
     """The runs of pairs with one math expert, by one resident model. done: identities, added to as they are."""
-    from lswap_eval.resident import ResidentModel
-    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model
+    from lswap_eval.ablate.resident import ResidentModel
+    from lswap_eval.generate.local_model import TransformersGenerator, check_tokenizer, load_model
 
     math = pairs[0].math
     check_tokenizer(math.location)

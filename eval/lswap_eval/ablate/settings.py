@@ -85,7 +85,7 @@ def ablation(layer_count: int, sizes: Sizes, *, base: bool, **outside: Any) -> l
     """The table of settings for a model of `layer_count` layers around a default of these sizes.
 
     base: there is a base to be a control. outside: `embed`, `norm`, `head`, `weight` and what else all recipes share.
-    Some may be the same model (see `lswap_eval.identity`). RecipeError where the sizes leave no middle.
+    Some may be the same model (see `lswap_eval.generate.identity`). RecipeError where the sizes leave no middle.
     """
     b, tb, tu, u = sizes.check(layer_count).bottom, sizes.transition_bottom, sizes.transition_top, sizes.top
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from lswap_core.errors import RecipeError
-from lswap_eval.prompts import Prompt
+from lswap_eval.mgsm.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,12 @@ from lswap_core.options import PARTS
 from lswap_core.text import counted, format_size, one_line, parse_layers
 
 if TYPE_CHECKING:
-    from lswap_eval.ablate import Pair, Run
-    from lswap_eval.generators import Decoding, Generator
+    from lswap_eval.ablate.pairs import Pair, Run
+    from lswap_eval.ablate.settings import Setting
+    from lswap_eval.generate.protocol import Decoding, Generator
+    from lswap_eval.generate.runner import Task, Watcher
     from lswap_eval.log import Header
-    from lswap_eval.problems import ProblemSet
-    from lswap_eval.runner import Task, Watcher
-    from lswap_eval.settings import Setting
+    from lswap_eval.mgsm.problems import ProblemSet
 
 _KEY_VARIABLE = "OPENAI_API_KEY"
 
@@ -92,8 +92,8 @@ def _add_asking(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from lswap_eval.generate.runner import generate, make_header
     from lswap_eval.log import Log, read_log
-    from lswap_eval.runner import generate, make_header
 
     data, tasks, prompts = _ask(arguments, samples=arguments.samples)
     decoding = _decoding(arguments, temperature=arguments.temperature, seed=arguments.seed)
@@ -115,22 +115,22 @@ def _choose_model(arguments: argparse.Namespace, decoding: Decoding, opened: Exi
     if [arguments.server, arguments.replay].count(None) == 0:
         raise RecipeError("--server and --replay are both given; choose one")
     if arguments.replay is not None:
-        from lswap_eval.replay import ReplayGenerator
+        from lswap_eval.generate.replay import ReplayGenerator
 
         replay = ReplayGenerator(arguments.replay)
         return dict(replay.header.model), replay
     if arguments.model is None and (arguments.server is None or arguments.identity is None):
         raise RecipeError("no model is named; give --model DIR, or --server URL with --model DIR or --identity NAME")
-    from lswap_eval.identity import identify, identify_name
+    from lswap_eval.generate.identity import identify, identify_name
 
     model = identify_name(arguments.identity) if arguments.model is None else identify(arguments.model)
     if arguments.server is not None:
-        from lswap_eval.http_generator import HttpGenerator
+        from lswap_eval.generate.server import HttpGenerator
 
         key = os.environ.get(_KEY_VARIABLE)
         served = {"model": arguments.served_model, "concurrency": arguments.concurrency, "timeout_s": arguments.timeout}
         return model.to_json(), opened.enter_context(HttpGenerator(arguments.server, decoding, key=key, **served))
-    from lswap_eval.transformers_generator import TransformersGenerator, check_tokenizer, load_model, silence_bars
+    from lswap_eval.generate.local_model import TransformersGenerator, check_tokenizer, load_model, silence_bars
 
     check_tokenizer(arguments.model)  # before a large model is loaded
     silence_bars()
@@ -139,7 +139,7 @@ def _choose_model(arguments: argparse.Namespace, decoding: Decoding, opened: Exi
 
 
 def _ablate(arguments: argparse.Namespace) -> int:
-    from lswap_eval.settings import Sizes, ablation
+    from lswap_eval.ablate.settings import Sizes, ablation
 
     def settings_of(layer_count: int) -> list[Setting]:
         scaled = Sizes().scaled(layer_count)
@@ -156,7 +156,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from lswap_eval.settings import Setting, sweep
+    from lswap_eval.ablate.settings import Setting, sweep
 
     bottoms, tops, transitions = (parse_layers(getattr(arguments, name)) for name in ("bottom", "top", "transition"))
     misfits: dict[str, None] = {}
@@ -182,9 +182,9 @@ def _generate_pairs(
     reference: str,
     planned: Callable[[], None] = lambda: None,
 ) -> int:
-    from lswap_eval.ablate import Work, plan_pairs, run_pairs
-    from lswap_eval.ablation_results import write_ablation
-    from lswap_eval.transformers_generator import silence_bars
+    from lswap_eval.ablate.pairs import Work, plan_pairs, run_pairs
+    from lswap_eval.ablate.results import write_ablation
+    from lswap_eval.generate.local_model import silence_bars
 
     data, tasks, prompts = _ask(arguments, half=arguments.half)
     pairs = plan_pairs(_paths(arguments, "math"), _paths(arguments, "lang"), arguments.base, settings_of)
@@ -204,7 +204,7 @@ def _generate_pairs(
 
 
 class _Teller:
-    """A `lswap_eval.ablate.Listener` that tells of it on stderr."""
+    """A `lswap_eval.ablate.pairs.Listener` that tells of it on stderr."""
 
     def __init__(self, arguments: argparse.Namespace, into: Path) -> None:
         self._arguments = arguments
@@ -223,7 +223,7 @@ class _Teller:
 
 
 def _show_settings(pairs: Sequence[Pair]) -> None:
-    from lswap_eval.ablate import distinct
+    from lswap_eval.ablate.pairs import distinct
 
     for pair in pairs:
         _say(f"{pair.name}: {counted(len(pair.runs), 'setting')}, {counted(len(distinct(pair.runs)), 'model')}")
@@ -242,9 +242,9 @@ def _ask(
     arguments: argparse.Namespace, *, samples: int = 1, half: str | None = None
 ) -> tuple[ProblemSet, list[Task], dict[str, Any]]:
     """The data, the tasks, and what of the options a log's header keeps."""
-    from lswap_eval.problems import load_problems
-    from lswap_eval.prompts import stop_strings
-    from lswap_eval.runner import make_tasks
+    from lswap_eval.generate.runner import make_tasks
+    from lswap_eval.mgsm.download import load_problems
+    from lswap_eval.mgsm.prompts import stop_strings
 
     data = load_problems(arguments.data)
     languages = [language.strip() for language in arguments.languages.split(",") if language.strip()]
@@ -257,7 +257,7 @@ def _ask(
 
 
 def _decoding(arguments: argparse.Namespace, **more: Any) -> Decoding:
-    from lswap_eval.generators import Decoding
+    from lswap_eval.generate.protocol import Decoding
 
     return Decoding(arguments.max_new_tokens, **more)
 
@@ -276,9 +276,9 @@ def _paths(arguments: argparse.Namespace, role: str) -> list[str]:
 
 
 def _watcher(arguments: argparse.Namespace, what: str, header: Header, path: Path) -> Watcher:
+    from lswap_eval.cli.watching import ProgressWatcher
+    from lswap_eval.generate.runner import Unwatched
     from lswap_eval.log import read_log
-    from lswap_eval.runner import Unwatched
-    from lswap_eval.watching import ProgressWatcher
 
     return Unwatched() if arguments.quiet else ProgressWatcher(what, header, read_log(path)[1])
 

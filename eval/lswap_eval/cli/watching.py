@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lswap_core.text import one_line
 from lswap_eval.log import Header, Key, Record
-from lswap_eval.scoring import score_log
-from lswap_eval.statistics import wilson_interval
+from lswap_eval.score.scoring import score_log
+from lswap_eval.score.statistics import wilson_interval
 
 
 class ProgressWatcher:
-    """A `lswap_eval.runner.Watcher`: on a terminal a bar, elsewhere a line when a language is done. The accuracy is that of
-    all records of the log, those from before a resumption included, under the rule `lswap`.
+    """A `lswap_eval.generate.runner.Watcher`: a bar on a terminal, elsewhere a line when a language is done.
+
+    The accuracy is that of all records of the log under the rule `lswap`, those from before a resumption included.
     """
 
     def __init__(self, what: str, header: Header, earlier: Sequence[Record], stream: TextIO | None = None) -> None:

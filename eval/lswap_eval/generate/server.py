@@ -12,8 +12,8 @@ from typing import Any, Self
 import httpx
 
 from lswap_core.errors import RecipeError, SourceError
-from lswap_eval.generators import Completion, Decoding, cut
-from lswap_eval.prompts import Prompt
+from lswap_eval.generate.protocol import Completion, Decoding, cut
+from lswap_eval.mgsm.prompts import Prompt
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses that may be others the next time."""

@@ -7,24 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from lswap_eval import results
-from lswap_eval.ablate import Pair, distinct
-from lswap_eval.problems import ProblemSet
-from lswap_eval.results import Comparison
+from lswap_eval.ablate.pairs import Pair, distinct
+from lswap_eval.mgsm.problems import ProblemSet
+from lswap_eval.score import comparison
+from lswap_eval.score.comparison import Comparison
 
 SWEEP_FILE = "sweep.svg"
 
 
-def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[results.Run]:
+def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[comparison.Run]:
     """The scored runs of all pairs. Settings of a pair that are one model count once, under the first one's name. A log that
     several pairs share is in each of them, but for the base's, which belongs to none.
     """
-    read: dict[str, results.Run] = {}
-    runs: dict[tuple[str, str], results.Run] = {}
+    read: dict[str, comparison.Run] = {}
+    runs: dict[tuple[str, str], comparison.Run] = {}
     for pair in pairs:
         for run in distinct(pair.runs):
             if run.log not in read:
-                (read[run.log],) = results.read_runs([into / run.log], rule=rule)
+                (read[run.log],) = comparison.read_runs([into / run.log], rule=rule)
             name = "" if run.setting.recipe == "base" else pair.name
             runs[run.setting.id, name] = replace(read[run.log], setting=run.setting.id, pair=name)
     return list(runs.values())
@@ -32,18 +32,18 @@ def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[
 
 def write_ablation(pairs: Sequence[Pair], into: Path, data: ProblemSet, reference: str) -> Comparison:
     """Tables, picture and page of flipped answers in `into`; for a sweep, a heat map too."""
-    from lswap_eval.plots import draw_sweep, save_figure
-    from lswap_eval.scoring_cli import write_results
+    from lswap_eval.score.plots import draw_sweep, save_figure
+    from lswap_eval.score.writing import write_results
 
     runs = score_pairs(pairs, into)
-    found = results.compare(runs, reference)
+    found = comparison.compare(runs, reference)
     write_results(found, runs, into, data)
     if points := _points(pairs, runs):
         save_figure(draw_sweep(points), into / SWEEP_FILE)
     return found
 
 
-def _points(pairs: Sequence[Pair], runs: Sequence[results.Run]) -> dict[tuple[int, int, int], float]:
+def _points(pairs: Sequence[Pair], runs: Sequence[comparison.Run]) -> dict[tuple[int, int, int], float]:
     """Accuracy of each point of a grid, over languages and pairs. Points that are one model have one accuracy."""
     accuracy = {(run.setting, run.pair): fmean(score.correct for score in run.scores.values()) for run in runs}
     points: dict[tuple[int, int, int], list[float]] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lswap_core.cli.command import Parser, run_command
-from lswap_eval import running_cli, scoring_cli
+from lswap_eval.cli import generating, scoring
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +20,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="lswap_eval", description="MGSM on the result of a layer swap: run, score, compare, ablate.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (running_cli, scoring_cli):
+    for module in (generating, scoring):
         module.add_commands(commands)
     return parser

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_eval.problems import EXEMPLARS_FILE, Exemplar, Problem, ProblemSet, check_languages
+from lswap_eval.mgsm.problems import EXEMPLARS_FILE, Exemplar, Problem, ProblemSet, check_languages
 
 STYLES = ("native_cot", "en_cot", "direct", "chat")
 MAX_EXEMPLARS = 8

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lswap_eval.results import ALL, Comparison
+from lswap_eval.score.comparison import ALL, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

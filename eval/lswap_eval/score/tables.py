@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 
 from lswap_core.report.tables import Table
-from lswap_eval.results import ALL, Accuracy, Comparison, Difference
-from lswap_eval.statistics import Interval
+from lswap_eval.score.comparison import ALL, Accuracy, Comparison, Difference
+from lswap_eval.score.statistics import Interval
 
 CATEGORIES = ("correct", "wrong", "unparsable", "truncated")
 _CSV_COLUMNS = (

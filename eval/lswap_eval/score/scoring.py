@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lswap_core.errors import RecipeError
-from lswap_eval.answers import extract_answer
 from lswap_eval.log import Header, Key, Record
+from lswap_eval.mgsm.answers import extract_answer
 
 RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")
 LM_EVAL_SENTENCES = {

@@ -14,8 +14,8 @@ import transformers
 from torch import Tensor
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_eval.generators import Completion, Decoding, cut
-from lswap_eval.prompts import Prompt
+from lswap_eval.generate.protocol import Completion, Decoding, cut
+from lswap_eval.mgsm.prompts import Prompt
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",

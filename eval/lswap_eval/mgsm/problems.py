@@ -20,7 +20,9 @@ from lswap_core.errors import FormatError, RecipeError
 from lswap_core.strict_json import Node, parse_object
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
+
 EXEMPLARS_FILE = "exemplars.json"
+
 _GOLD = re.compile(r"[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+")
 
 
@@ -160,15 +162,3 @@ def _parse_exemplars(raw: bytes, path: str) -> dict[str, tuple[Exemplar, ...]]:
 
 def _parse_exemplar(node: Node) -> Exemplar:
     return Exemplar(node["question"].text(), node["answer"].text(), node["answer_number"].integer())
-
-
-def load_problems(where: str | os.PathLike[str]) -> ProblemSet:
-    """Everything in a data directory, or with "hub" in the hub's copy of MGSM, which is downloaded once.
-
-    RecipeError and FormatError as `read_problems`; SourceError: the hub cannot be had.
-    """
-    if where == "hub":
-        from lswap_eval.hub import download_problems
-
-        return download_problems()
-    return read_problems(where)

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lswap_core.errors import RecipeError
-from lswap_eval.generators import Completion
+from lswap_eval.generate.protocol import Completion
 from lswap_eval.log import read_log
-from lswap_eval.prompts import Prompt
+from lswap_eval.mgsm.prompts import Prompt
 
 
 class ReplayGenerator:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from lswap_eval.results import Comparison, Run, pair_runs
+from lswap_eval.score.comparison import Comparison, Run, pair_runs
 
 
 def list_flips(runs: Sequence[Run], reference: str, golds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
@@ -55,5 +55,5 @@ def render_page(
     data = json.dumps({"reference": results.reference, "flips": flips}, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         data = data.replace(character, f"\\u{ord(character):04x}")
-    page = files("lswap_eval").joinpath("flips_page.html").read_text(encoding="utf-8")
+    page = files("lswap_eval.score").joinpath("flips_page.html").read_text(encoding="utf-8")
     return page.replace("__DATA__", data)

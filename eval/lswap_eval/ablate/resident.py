@@ -23,7 +23,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.recipe.expressions import Expression
 from lswap_core.sources.local import LocalSource
 from lswap_core.torch import FLOATS
-from lswap_eval.settings import tensor_bytes
+from lswap_eval.ablate.settings import tensor_bytes
 
 _TORCH = {
     **{name: dtype for dtype, name in FLOATS.items()},

@@ -19,11 +19,11 @@ from statistics import fmean
 from typing import Any
 
 from lswap_core.errors import RecipeError
-from lswap_eval import statistics
 from lswap_eval.log import Header, Key, read_log
-from lswap_eval.problems import LANGUAGES, ProblemSet, half_of
-from lswap_eval.scoring import Score, score_log
-from lswap_eval.statistics import FlipTable, Interval
+from lswap_eval.mgsm.problems import LANGUAGES, ProblemSet, half_of
+from lswap_eval.score import statistics
+from lswap_eval.score.scoring import Score, score_log
+from lswap_eval.score.statistics import FlipTable, Interval
 
 ALL = "all"
 """In place of a language: pooled over all of them."""
