@@ -34,7 +34,7 @@ from benchmarks.harness import GateError, table
 from lswap_core import LayerSwap, execute, lay_out, merge, open_checkpoint
 from lswap_core.plan.plan import Plan
 from tests.build import llama_like, normal, tree, write_model
-from tests.remote.hub_server import HubServer, Repository
+from tests.sources.remote.hub_server import HubServer, Repository
 
 LAYERS = 16
 SWAP = LayerSwap(bottom=4, top=2, transition=2)

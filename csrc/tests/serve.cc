@@ -1,5 +1,5 @@
 // The kernels behind a pipe, so that the conformance suite can run builds for other processors under an emulator. One
-// request after the other from standard input, each answered on standard output; see tests/conformance/emulated.py.
+// request after the other from standard input, each answered on standard output; see tests/kernels/conformance/emulated.py.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

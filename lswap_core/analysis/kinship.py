@@ -1,7 +1,7 @@
 """Do two checkpoints look like fine-tunes of one base? Merging those that are not gives gibberish, with no error.
 
 Evidence: over all matrices of the layers, relative distance |x - y| / |x| and cosine of x and y. Vectors are left out: norms
-and biases are alike in any two models. Thresholds and what they were measured on: `tests/test_kinship.py` and the README.
+and biases are alike in any two models. `tests/analysis/test_kinship.py` and the README say how the thresholds were found.
 """
 
 from __future__ import annotations
