@@ -185,10 +185,10 @@ def test_an_analysis_is_measured(tmp_path: Path) -> None:
 def test_a_wrong_analysis_is_not_measured(tmp_path: Path) -> None:
     script = tmp_path / "wrong.py"
     script.write_text(
-        "import sys\nfrom lswap_core.cli.main import main; from lswap_core import kernels\nright = kernels.stats_of_files\n"
+        "import sys\nfrom lswap_core import kernels\nfrom lswap_core.cli.main import main\nright = kernels.stats_of_files\n"
         "import dataclasses\n"
         "def wrong(*given, **more):\n    return [dataclasses.replace(each, max_abs=0.5) for each in right(*given, **more)]\n"
-        "kernels.stats_of_files = wrong\nsys.exit(main.main())\n"
+        "kernels.stats_of_files = wrong\nsys.exit(main())\n"
     )
     done = bench("bench_analyze.py", "--dir", tmp_path, "--size", "2MB", "--rounds", 1, "--lswap-core", sys.executable, script)
     assert done.returncode == 1

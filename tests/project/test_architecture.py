@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PAPERS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROW = re.compile(r"^\| (.*?) \| `([^`]+\.py)` \| `([\w.]+)` \|$", re.M)

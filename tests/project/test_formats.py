@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from lswap_core import Draft, LayerSwap, Part, TaskSum, WriteOptions, apply_part, execute, lay_out, merge, named, open_checkpoint
-from lswap_core.cli import main
-from lswap_core.dtypes import DTYPES
+from lswap_core.checkpoint.dtypes import DTYPES
+from lswap_core.cli.main import main
 from lswap_eval import compare, read_runs
-from lswap_eval.ablate import describe, plan_pairs
+from lswap_eval.ablate.pairs import describe, plan_pairs
+from lswap_eval.ablate.settings import Sizes, ablation
 from lswap_eval.log import Header, Log, Record
-from lswap_eval.settings import Sizes, ablation
 from tests.buckets import Store, empty, large_pair, moto_store, use
 from tests.build import Pair, file_bytes, llama_like, llama_pair, normal, write_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "formats.md").read_text()
 FORMAT = re.compile(r"lswap-[a-z-]+/\d+")
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
