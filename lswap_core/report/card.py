@@ -1,4 +1,4 @@
-"""The model card of an output, the command that repeats its merge, and the name it has by default."""
+"""The model card of an output, the command that repeats its merge, and its default name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan_notes(plan: Plan) -> list[str]:
 
 
 def default_name(plan: Plan) -> str:
-    """Name of the output where none is given: `<math>+<lang>-b4u2t2`."""
+    """The default name of an output: `<math>+<lang>-b4u2t2`."""
     names = {
         source.role: "+".join(part.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for part in _parts(source))
         for source in plan.sources
@@ -44,7 +44,7 @@ def default_name(plan: Plan) -> str:
 
 
 def _parts(source: PlanSource) -> tuple[str, ...]:
-    """What a source is put together from, by name: itself, or base and adapter."""
+    """The sources' parts by name: the source itself, or base and adapter."""
     base, plus, adapter = source.name.rpartition("+")
     adapted = plus and any(file.name == ADAPTER_FILE for file in source.files)
     return (base, adapter) if adapted else (source.name,)
@@ -67,7 +67,7 @@ def _setting(swap: SwapRecord | None) -> str:
 
 
 def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
-    """The command line that makes the same plan from the same sources, called by their names."""
+    """The command line that makes the same plan from the same sources, with their names as arguments."""
     words = ["lswap-core", "merge"]
     for source in plan.sources:
         words += [f"--{source.role}", source.name]
@@ -85,7 +85,7 @@ def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
 
 
 def model_card(plan: Plan, manifest: Manifest) -> str:
-    """A model card with front matter as the hub reads it. Strings are quoted as JSON, which is YAML."""
+    """Return a model card with front matter as the hub reads it. Strings are quoted as JSON, which is valid YAML."""
     bases = dict.fromkeys(part for source in plan.sources for part in _parts(source) if _HUB_ID.fullmatch(part))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
     front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap and plan.swap.shares else ())]
