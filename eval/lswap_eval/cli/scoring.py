@@ -1,4 +1,4 @@
-"""The commands `score` and `compare`: logs in, tables out."""
+"""The commands `score` and `compare`, which turn logs into tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lswap_eval.mgsm.problems import ProblemSet
 
 
-_RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")  # a test holds them against `scoring.RULES`
+_RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")  # a test compares them with `scoring.RULES`
 
 _WIDE = 160
 
