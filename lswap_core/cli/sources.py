@@ -31,8 +31,9 @@ def parse_weights(text: str) -> dict[str, float]:
             number = float(weight)
         except ValueError:
             raise RecipeError(f"--weights is {text!r}; expected ROLE=W,ROLE=W, such as math=2,code=1") from None
-        if found.setdefault(parse_role(role.strip()), number) != number:
-            raise RecipeError(f"--weights has two weights for {role.strip()}")
+        if (named := parse_role(role.strip())) in found:
+            raise RecipeError(f"--weights has two weights for {named}")
+        found[named] = number
     return found
 
 

@@ -111,7 +111,8 @@ def _floating(first: Checkpoint) -> tuple[list[str], list[str]]:
     floating = [name for name, ref in first.tensors.items() if ref.dtype.blendable]
     with_scale = modules_with_scale(first.tensors)
     codes = [name for name, ref in first.tensors.items() if not ref.dtype.blendable or ref.dtype.bits <= 8]
-    if with_scale and (refused := [name for name in codes if name.rpartition(".")[0] in with_scale]):
+    parts = ((name, *name.rpartition(".")[::2]) for name in codes)
+    if refused := [name for name, module, part in parts if module in with_scale and "scale" not in part]:
         said = [f"tensor {name!r} is {first.tensors[name].dtype} with a scale beside it" for name in refused]
         raise MismatchError("quantised weights cannot be blended", said)
     rest = len(first.tensors) - len(floating)
