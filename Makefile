@@ -20,8 +20,8 @@ LOWER_ROWS = lswap_core/errors.py,lswap_core/options.py,lswap_core/strict_json.p
 demo: $(VENV)/installed
 	rm -rf demo
 	$(BIN)/python benchmarks/make_experts.py demo
-	cd demo && ../$(BIN)/lswap_core merge --math math --lang lang --bottom 4 --top 2 --transition 2
-	cd demo && ../$(BIN)/lswap_core verify math+lang-b4u2t2 --math math --lang lang
+	cd demo && ../$(BIN)/lswap-core merge --math math --lang lang --bottom 4 --top 2 --transition 2
+	cd demo && ../$(BIN)/lswap-core verify math+lang-b4u2t2 --math math --lang lang
 
 test: $(VENV)/tests-installed check
 	$(PYTEST) --cov --cov-report=

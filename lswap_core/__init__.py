@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from lswap_core.verbs.push import push
     from lswap_core.verbs.verify import diff, verify
 
+__version__: str
+
 _HOME = {
     "Average": "recipe.expressions",
     "Blend": "recipe.expressions",
@@ -101,6 +103,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # loads an e-mail parser, which a plan does without
+
+        return version("lswap-core")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

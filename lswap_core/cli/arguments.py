@@ -15,8 +15,9 @@ Command = Callable[[argparse.Namespace], int]
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
     parser = Parser(
-        prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
+        prog="lswap-core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
     )
+    parser.add_version()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")

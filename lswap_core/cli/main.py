@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
-        return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
+        return run_command("lswap-core", arguments, interrupted="interrupted; nothing was left behind")
     finally:
         gc.unfreeze()  # what `uncollected` froze
 
@@ -110,7 +110,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         try:
             uploaded = push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
         except LswapError as error:
-            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+            error.add_note(f"{into} is complete; `lswap-core push {into} {arguments.push}` tries again")
             raise
         if not (arguments.json or arguments.quiet):
             say(f"{uploaded.url}: commit {uploaded.commit}")

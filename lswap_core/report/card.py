@@ -73,7 +73,7 @@ def _setting(swap: SwapRecord | None) -> str:
 
 def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
     """The command line that makes the same plan from the same sources, called by their names."""
-    words = ["lswap_core", "merge"]
+    words = ["lswap-core", "merge"]
     if swap.options.get("method") == "soup":
         return shlex.join([*words, *_soup(plan, swap), *_shard_size(plan)])
     for source in plan.sources:
@@ -126,5 +126,5 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
         if seams := seam_table(manifest, plan.swap):
             lines += ["", "How the experts differ where they are blended:", "", seams.to_markdown()]
         lines += [""]
-    lines += [f"Every tensor's origin and digest is in `{MANIFEST_FILE}`; `lswap_core verify` checks them.", ""]
+    lines += [f"Every tensor's origin and digest is in `{MANIFEST_FILE}`; `lswap-core verify` checks them.", ""]
     return "\n".join(lines)

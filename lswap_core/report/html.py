@@ -151,7 +151,7 @@ def _changes(page: Page) -> str:
     if not page.measured:
         hint = (
             '<p class="hint">A merge measures the experts only where it blends them. For all layers, and for what each expert '
-            "changed of the base:</p><pre class=box tabindex=0>lswap_core analyze --math A --lang B --base X --json &gt; "
+            "changed of the base:</p><pre class=box tabindex=0>lswap-core analyze --math A --lang B --base X --json &gt; "
             "changes.json\nlswap_core report OUT --changes changes.json</pre>"
         )
     elif page.base is None:
@@ -184,7 +184,7 @@ def _scores(page: Page) -> str:
     parts = [f'<div class="card"><h3>{_text(one.name)}</h3>{_evaluation(one)}</div>' for one in page.evaluations]
     if not parts and page.unscored:
         logs = ", ".join(f"<code>{_text(log)}</code>" for log in page.unscored)
-        parts = [f'<p class="hint">{logs}: not scored yet. <code>lswap_eval score LOG --json &gt; OUT.eval.json</code> does.</p>']
+        parts = [f'<p class="hint">{logs}: not scored yet. <code>lswap-eval score LOG --json &gt; OUT.eval.json</code> does.</p>']
     about = "<p class=hint>Percent of problems solved, with the interval that the file gives.</p>" if page.evaluations else ""
     return _section("mgsm", "MGSM", about, *parts) if parts else ""
 

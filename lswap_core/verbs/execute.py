@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import NamedTuple, TypedDict
 
+import lswap_core
 from lswap_core import kernels
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, in_order, parse_role
 from lswap_core.engine import executor
@@ -81,7 +82,7 @@ def complete(
     threads = threads_for(workers)
     if digest == "sha256":
         run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
-    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {lswap_core.__version__}", shard_sha256=sink.shard_sha256)
     for name, data in sidecars.items():
         sink.put(name, data)
     if plan.index is not None:
@@ -139,12 +140,6 @@ def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars:
         workers=len(roles) if remote else 1,
     )
     return dict(zip(roles, opened, strict=True))
-
-
-def _version() -> str:
-    from importlib.metadata import version  # loads a mail parser; a plan does without
-
-    return version("lswap-core")
 
 
 class Execution(TypedDict, total=False):

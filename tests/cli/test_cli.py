@@ -88,7 +88,7 @@ def test_a_plan_applies_where_the_sources_lie_now(pair: Pair, capsys: pytest.Cap
     shutil.rmtree("math")
     status, _, err = run(capsys, "apply", "plan.json", "--out", "out")
     assert status == 1
-    assert err.startswith("lswap_core: error: ")
+    assert err.startswith("lswap-core: error: ")
     assert run(capsys, "apply", "plan.json", "--out", "out", "--math", "moved", "--quiet") == (0, "", "")
     assert run(capsys, "apply", "plan.json", "--out", "out2", "--math", "lang")[0] == 5
 
@@ -342,7 +342,7 @@ def test_surgery_does_not_call_itself_layer_swapping(pair: Pair) -> None:
     execute(lay_out(Draft.of(math).drop(layers(7, 8))), into="out")
     card = Path("out/README.md").read_text()
     assert "by surgery on its tensors" in card
-    assert "lswap_core merge" not in card
+    assert "lswap-core merge" not in card
     base = open_checkpoint("lang", role="base")
     execute(lay_out(Draft.of(base)), into="copy")  # config and tokenizer are the host's, whatever its role
     assert Path("copy/tokenizer_config.json").read_text() == Path("lang/tokenizer_config.json").read_text()
@@ -404,7 +404,7 @@ def test_bad_requests(pair: Pair, capsys: pytest.CaptureFixture[str], argv: list
     before = tree(Path())
     found, out, err = run(capsys, "merge", *argv)
     assert (found, out) == (status, "")
-    assert err.startswith("lswap_core: error: ")
+    assert err.startswith("lswap-core: error: ")
     assert words in err
     assert len(err.splitlines()) == 1
     assert tree(Path()) == before
@@ -418,7 +418,7 @@ def test_misspelt_words_are_usage_errors(argv: list[str], capsys: pytest.Capture
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert "usage: lswap_core" in capsys.readouterr().err
+    assert "usage: lswap-core" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:

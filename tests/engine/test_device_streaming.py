@@ -174,7 +174,7 @@ def test_a_device_that_is_not_there_is_one_line_and_status_4(
     command = ["merge", "--math", experts[0], "--lang", experts[1], "--bottom", "1", "--out", str(tmp_path / "out")]
     assert main.main([*command, "--device", "cuda"]) == RecipeError.exit_code == 4
     said = capsys.readouterr()
-    assert said.err == "lswap_core: error: --device cuda: no CUDA device; --device cpu needs none\n"
+    assert said.err == "lswap-core: error: --device cuda: no CUDA device; --device cpu needs none\n"
     assert not (tmp_path / "out").exists()
 
 

@@ -163,6 +163,6 @@ def journal_events(out: Path) -> list[dict[str, object]]:
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The one line on the standard error of a command that failed as it should."""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("lswap_core: error: "), done
+    assert line.startswith("lswap-core: error: "), done
     assert done.stdout == "", done
     return line

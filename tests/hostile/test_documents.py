@@ -407,7 +407,7 @@ def test_applying_refuses(tmp_path: Path, plan_text: str, case: Case, refused: R
     path = tmp_path / "plan.json"
     path.write_bytes(_to_text(document))
     line = refused("apply", path, "--out", tmp_path / "merged")
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert case.words in line
     with pytest.raises(FormatError) as caught:
         read_plan(path)
@@ -425,7 +425,7 @@ def test_applying_refuses_what_is_no_plan(tmp_path: Path, plan_text: str, id_: s
     path.write_bytes(spoil(text))
     assert path.read_bytes() != text
     line = refused("apply", path, "--out", tmp_path / "merged")
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert words in line
 
 
@@ -577,7 +577,7 @@ def test_verifying_refuses(output: Path, case: Case, refused: Refused) -> None:
     case.edit(document)
     path.write_bytes(_to_text(document))
     line = refused("verify", output)
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert case.words in line
     with pytest.raises(FormatError) as caught:
         read_manifest(output)
@@ -595,7 +595,7 @@ def test_verifying_refuses_what_is_no_manifest(output: Path, id_: str, refused: 
     path.write_bytes(spoil(text))
     assert path.read_bytes() != text
     line = refused("verify", output)
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert words in line
 
 

@@ -201,7 +201,7 @@ def test_what_cannot_be_opened_is_an_os_error(tmp_path: Path, experts: Path, id_
 
 
 @pytest.mark.parametrize(
-    "name", ["\x1b[2J\x1b]0;owned\x07.safetensors", "a\nlswap_core: all is well.safetensors", "a\u202e.safetensors"]
+    "name", ["\x1b[2J\x1b]0;owned\x07.safetensors", "a\nlswap-core: all is well.safetensors", "a\u202e.safetensors"]
 )
 def test_file_names_from_an_index_are_shown_escaped(tmp_path: Path, name: str, refused: Refused) -> None:
     root = make_expert(tmp_path / "bad", 1)

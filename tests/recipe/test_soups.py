@@ -128,7 +128,7 @@ def test_the_card_and_the_report_repeat_it(experts: dict[str, Model]) -> None:
     card = Path(out, "README.md").read_text()
     assert "by soup, without training" in card
     assert "| all tensors | blend of code, math, law and lang | - |" in card
-    (command,) = [line for line in card.splitlines() if line.startswith("lswap_core merge")]
+    (command,) = [line for line in card.splitlines() if line.startswith("lswap-core merge")]
     assert command == describe(out).command
     assert main([*shlex.split(command)[1:], "--out", "again", "--quiet"]) == 0
     assert tree(Path("again")) == tree(Path(out))
@@ -147,7 +147,7 @@ def test_the_card_and_the_report_repeat_it(experts: dict[str, Model]) -> None:
 def test_a_uniform_soup_is_repeated_without_weights(experts: dict[str, Model]) -> None:
     sources = ["--source", "law=law", "--source", "code=code"]
     assert main(["merge", "--method", "soup", *sources, "--shard-size", "5KB", "--out", "out", "--quiet"]) == 0
-    command = "lswap_core merge --method soup --source law=law --source code=code --shard-size 5000"
+    command = "lswap-core merge --method soup --source law=law --source code=code --shard-size 5000"
     assert command in Path("out/README.md").read_text()
 
 

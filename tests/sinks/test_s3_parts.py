@@ -298,7 +298,7 @@ def test_a_missing_part_is_named(store: Store, small: Case) -> None:
         publish(small.plan, into=OUT)
     for number in (1, 2, 4, 5):
         apply_part(small.plan, Part(number, 5), into=OUT)
-    said = "^part 3 of 5 is missing; run `lswap_core apply PLAN --part 3/5`$"
+    said = "^part 3 of 5 is missing; run `lswap-core apply PLAN --part 3/5`$"
     with pytest.raises(RecipeError, match=said):
         publish(small.plan, into=OUT)
     store.client().put_object(Bucket="models", Key="out/.lswap-partial/part-3-of-5.json", Body=b'{"format":"lswap-part/1"')
@@ -353,7 +353,7 @@ def test_one_process_and_parts_do_not_mix_and_restart_gives_parts_up(store: Stor
     experts = {"math": small.pair.math, "lang": small.pair.lang}
     do(small.plan, 2)
     with pytest.raises(
-        RecipeError, match="unfinished merge in 2 parts; go on with --part and `lswap_core publish`, or discard it"
+        RecipeError, match="unfinished merge in 2 parts; go on with --part and `lswap-core publish`, or discard it"
     ):
         execute(small.plan, into=OUT)
     merge(LayerSwap(bottom=1), **experts, into=OUT, restart=True)  # type: ignore[arg-type]
@@ -399,7 +399,7 @@ def test_an_upload_that_the_store_lost_is_begun_anew(store: Store, small: Case) 
         apply_part(small.plan, Part(number, 3), into=OUT)
     assert not apply_part(small.plan, Part(1, 3), into=OUT).anew
     abort_one(store, small.plan.files[0].name)
-    said = "no longer has its upload.*; part 1 of 3 is missing; run `lswap_core apply PLAN --part 1/3`"
+    said = "no longer has its upload.*; part 1 of 3 is missing; run `lswap-core apply PLAN --part 1/3`"
     with pytest.raises(RecipeError, match=said):
         publish(small.plan, into=OUT)
     assert apply_part(small.plan, Part(1, 3), into=OUT).anew
@@ -495,7 +495,7 @@ def test_the_command_line_tells_what_is_next(store: Store, small: Case, monkeypa
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         assert main(["apply", str(small.file), "--out", OUT, "--part", "auto"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"- when all 2 are: lswap_core publish {small.file} --out {OUT}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"- when all 2 are: lswap-core publish {small.file} --out {OUT}"
     assert main(["publish", str(small.file), "--out", OUT]) == 0
     assert main(["verify", OUT, "--quiet"]) == 0
     assert store.tree("models", "out") == small.expected

@@ -193,7 +193,7 @@ def test_forced_cloning_is_refused_where_it_cannot_be(lone: Mounted, pair: Pair)
     assert done.returncode == 4
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("lswap_core: error: --copy-method clone does not work between these files")
+    assert line.startswith("lswap-core: error: --copy-method clone does not work between these files")
     for shard_size in (None, 2_000_000, 2_000):  # the last has shards that hold not one whole block
         with pytest.raises(RecipeError, match="--copy-method clone does not work"):
             merged(pair, lone.point / "out", shard_size, copy_method="clone")

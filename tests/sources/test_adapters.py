@@ -298,14 +298,14 @@ def test_the_plus_of_a_path_that_exists_is_part_of_it(tmp_path: Path, capsys: py
     write_base(tmp_path / f"a+b+{adapter.name}")
     assert open_source(tmp_path / "a+b+x+y", "math").adapter is None
     assert main(["inspect", f"{base}+{tmp_path}/nothing"]) == 1
-    assert capsys.readouterr().err == f"lswap_core: error: {tmp_path}/nothing: No such file or directory\n"
+    assert capsys.readouterr().err == f"lswap-core: error: {tmp_path}/nothing: No such file or directory\n"
     assert main(["inspect", f"{tmp_path}/none+{adapter}"]) == 1
 
 
 def test_there_is_one_adapter_after_the_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter, other = write_base(tmp_path / "base"), write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b")
     assert main(["inspect", f"{base}+"]) == 4
-    assert capsys.readouterr().err == f"lswap_core: error: {base}+: there is nothing after the plus; expected BASE+ADAPTER\n"
+    assert capsys.readouterr().err == f"lswap-core: error: {base}+: there is nothing after the plus; expected BASE+ADAPTER\n"
     assert main(["inspect", f"{base}+{adapter}+{other}"]) == 4
     error = capsys.readouterr().err
     assert f"{adapter} and {other} are two adapters over one base; expected one: merge {base}+{adapter} first" in error

@@ -160,7 +160,7 @@ def test_a_missing_part_is_named(case: Case, tmp_path: Path) -> None:
         publish(case.plan, into=out)
     for number in (1, 2, 4, 5):
         apply_part(case.plan, Part(number, 5), into=out, options=COPIED)
-    said = "^part 3 of 5 is missing; run `lswap_core apply PLAN --part 3/5`$"
+    said = "^part 3 of 5 is missing; run `lswap-core apply PLAN --part 3/5`$"
     with pytest.raises(RecipeError, match=said):
         publish(case.plan, into=out)
     (build_of(out) / "part-3-of-5.json").write_bytes(b'{"format":"lswap-part/1","plan":')
@@ -262,7 +262,7 @@ def test_a_part_that_was_divided_otherwise(case: Case, tmp_path: Path) -> None:
     terms = build.terms()
     assert terms is not None
     build.note(Part(2, 2), terms, (build.records(Part(2, 2), terms) or [])[:-1])
-    with pytest.raises(RecipeError, match="part 2 of 2 .* divides otherwise; run `lswap_core apply PLAN --part 2/2` again"):
+    with pytest.raises(RecipeError, match="part 2 of 2 .* divides otherwise; run `lswap-core apply PLAN --part 2/2` again"):
         publish(case.plan, into=tmp_path / "out")
     assert apply_part(case.plan, Part(2, 2), into=tmp_path / "out", options=COPIED).anew
     publish(case.plan, into=tmp_path / "out")
@@ -402,7 +402,7 @@ def test_the_command_line_tells_what_is_next(case: Case, tmp_path: Path, monkeyp
     assert main(argv) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{tmp_path / 'out'}: part 2/2 is done: {len(steps)} tensors")
-    assert second == f"- when all 2 are: lswap_core publish {case.file} --out {tmp_path / 'out'}"
+    assert second == f"- when all 2 are: lswap-core publish {case.file} --out {tmp_path / 'out'}"
     assert main([*argv, "--json"]) == 0
     told = {"part": 2, "parts": 2, "tensors": len(steps), "bytes": sum(step.size_bytes for step in steps), "anew": False}
     assert json.loads(capsys.readouterr().out) == told

@@ -189,7 +189,7 @@ def test_what_a_task_raises_is_told_as_if_it_was_raised_here(case: Case, nodes: 
     with Case(tmp_path / "plan.json", {}).start(tmp_path / "out", nodes, "--parts", "2") as driver:
         _, said = driver.communicate(timeout=_PATIENCE_SECONDS)
     assert driver.returncode == 3, said
-    assert said.startswith(f"lswap_core: error: {pair.lang}/model-00001-of-00003.safetensors: ")
+    assert said.startswith(f"lswap-core: error: {pair.lang}/model-00001-of-00003.safetensors: ")
     assert len(said.splitlines()) == 1
 
 

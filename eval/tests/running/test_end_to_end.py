@@ -162,7 +162,7 @@ def test_what_is_wrong_is_one_line(
     assert run("run", *(part for option in options.items() for part in option)) == status
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("lswap_eval: error: ")
+    assert captured.err.startswith("lswap-eval: error: ")
     assert captured.err.count("\n") == 1
     assert expected in captured.err
     assert not (tmp_path / "log").exists()
