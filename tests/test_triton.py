@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import kernels
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 from tests.compiled_triton import WIDTHS
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,6 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 WIDE_LOAD = re.compile(r"ld\.global\.\S*evict_first\S*(v4\.b32|v2\.b64)")
 WIDE_STORE = re.compile(r"st\.global\.\S*evict_first\S*(v4\.b32|v2\.b64)")
 HALVES = ("(F8 or F64)", "not (F8 or F64)")
-PATIENCE_S = 900
 
 
 @dataclass
@@ -35,7 +34,7 @@ class Running:
 
     def output(self) -> str:
         if self.said is None:
-            self.said, _ = self.process.communicate(timeout=PATIENCE_S)
+            self.said, _ = self.process.communicate(timeout=HANG_SECONDS)
         return self.said
 
 

@@ -10,6 +10,8 @@ import huggingface_hub
 import pytest
 import torch
 
+from tests.build import HANG_SECONDS
+
 from .models import FAMILIES, Experts, make_experts
 
 
@@ -45,6 +47,8 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lswap_core", *map(str, arguments)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=cwd, env=environment, check=False
+        )
 
     return run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import LayerSwap, api, lay_out, merge, open_checkpoint
-from tests.build import tree
+from tests.build import HANG_SECONDS, tree
 from tests.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.remote.hub_server import Fault, HubServer
 
@@ -216,7 +216,7 @@ def test_a_local_directory_wins(hub: HubServer, environment: dict[str, str], exp
     (tmp_path / "acme").mkdir()
     (tmp_path / "acme" / "math").symlink_to(experts / "math")
     command = [sys.executable, "-m", "lswap_core", "inspect", MATH, "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert json.loads(done.stdout)["location"] == str(tmp_path / MATH)
     assert not hub.requests
 
