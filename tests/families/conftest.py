@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from tests.build import HANG_SECONDS
+from tests.build import HANG_SECONDS, unmeasured
 
 from .models import FAMILIES, Experts, make_experts
 
@@ -46,7 +45,7 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lswap_core", *map(str, arguments)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environment = {**unmeasured(), "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             command, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=cwd, env=environment, check=False
         )
