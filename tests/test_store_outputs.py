@@ -353,8 +353,8 @@ def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair:
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    time.sleep(0.3)  # what the server was told before may still be under way in it
     store.before = lambda _: None
+    store.settle()  # what the server was told before may still be under way in it
     assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
     assert len(store.uploads("models")) == 2
     stray = store.client().create_multipart_upload(Bucket="models", Key="out/model-00001-of-00002.safetensors")

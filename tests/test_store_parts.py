@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -269,13 +268,13 @@ def test_a_killed_worker_costs_its_part_and_no_other(store: Store, case: Case, s
 
 
 def test_killed_before_it_could_say_so_its_uploads_do_not_stay(store: Store, small: Case) -> None:
-    begun = threading.Event()
+    begun, gone = threading.Event(), threading.Event()
 
     def refuse(environ: Environ) -> Refusal | None:
         if not environ["PATH_INFO"].endswith("state.json") or environ["REQUEST_METHOD"] != "PUT":
             return None
         begun.set()
-        time.sleep(1)
+        assert gone.wait(timeout=HANG_SECONDS)
         return "403 Forbidden", "AccessDenied"  # to nobody: the process is gone by then
 
     store.refuse = refuse
@@ -283,6 +282,7 @@ def test_killed_before_it_could_say_so_its_uploads_do_not_stay(store: Store, sma
     assert begun.wait(timeout=HANG_SECONDS)
     process.kill()
     process.wait()
+    gone.set()
     store.refuse = lambda _: None
     store.settle()
     assert len(store.uploads("models")) == len(small.plan.files)
