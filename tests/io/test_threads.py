@@ -10,6 +10,7 @@ import pytest
 
 from lswap_core.io.ports import Tally
 from lswap_core.io.threads import run_all
+from tests.build import HANG_SECONDS
 
 
 class Count:
@@ -49,7 +50,7 @@ def test_an_error_stops_the_others_at_their_next_piece() -> None:
         if item == 3:
             gate.set()
             raise OSError("no more")
-        gate.wait(10)
+        gate.wait(HANG_SECONDS)
         while True:
             tally(1)
             time.sleep(0.001)
@@ -69,7 +70,7 @@ def test_interruptions_do_not_hang() -> None:
         try:
             timer.start()
             run_all(lambda item, tally: time.sleep(0.001), range(400), total_bytes=0, progress=Count(), workers=3)
-            time.sleep(5)
+            time.sleep(HANG_SECONDS)
         except KeyboardInterrupt:
             interrupted += 1
         timer.join()
