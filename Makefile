@@ -2,7 +2,7 @@
 # make test   environment, install, everything that CI runs
 # make test-all   the same, with the long laws in full
 #
-# make test took 6 to 8 minutes on two processors of an AMD EPYC (Turin), other work beside it. One file, without the rest:
+# make test took 8 minutes on two processors of an AMD EPYC (Turin) with a load of 6, 8.2 minutes of processor time in all. One file:
 #   .venv/bin/python -m pytest tests/test_plan.py
 # Tests run in one process for each processor; WORKERS=2 says another number, WORKERS=0 runs them one by one in this one.
 
