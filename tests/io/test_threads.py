@@ -64,7 +64,7 @@ def test_an_error_stops_the_others_at_their_next_piece() -> None:
 def test_interruptions_do_not_hang() -> None:
     main = threading.main_thread().ident
     assert main is not None
-    interrupted = 0
+    interrupted, before = 0, threading.active_count()
     for attempt in range(40):
         timer = threading.Timer(0.0005 * (attempt % 20), signal.pthread_kill, (main, signal.SIGINT))
         try:
@@ -75,4 +75,4 @@ def test_interruptions_do_not_hang() -> None:
             interrupted += 1
         timer.join()
     assert interrupted == 40
-    assert threading.active_count() < 10
+    assert threading.active_count() < before + 10  # others of this process may be a server's
