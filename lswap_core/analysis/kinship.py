@@ -19,8 +19,7 @@ from lswap_core.checkpoint.catalogue import Role
 Verdict = Literal["one base", "unclear", "different bases"]
 RELATED_COSINE = 0.9
 """A cosine of at least this, and a relative distance of at most RELATED_DISTANCE, mean one base. Independent initialisations
-have a cosine of 0, to within one over the square root of the number of elements, and a distance of about 1.4.
-"""
+have a cosine of 0, to within one over the square root of the number of elements, and a distance of about 1.4."""
 RELATED_DISTANCE = 0.5
 UNRELATED_COSINE = 0.5
 """A cosine below this means different bases."""

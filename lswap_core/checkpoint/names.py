@@ -23,8 +23,7 @@ HEAD_MODULES = ("lm_head", "output", "embed_out")
 
 _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.)")
 """A component of digits with another component after it. No model has more than 999,999,999 layers, and Python refuses to
-parse numbers of thousands of digits.
-"""
+parse numbers of thousands of digits."""
 
 
 MODULES = ("attn", "mlp", "norms")

@@ -46,7 +46,7 @@ class _Piece:
 
 
 class StreamingEvaluator(Evaluator):
-    """Evaluates blends in slots, which all threads share, and everything else on the CPU.
+    """Evaluates blends of two operands in slots, which all threads share, and everything else on the CPU.
 
     A thread waits for a slot only while it holds none, so any number of threads can share any number of slots.
     """

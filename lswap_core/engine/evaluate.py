@@ -13,35 +13,30 @@ from lswap_core.io.per_thread import Buffers
 from lswap_core.io.ports import Kernels, Source, Tally
 from lswap_core.kernels.backend import FileRange
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors
+from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors
 
 CHUNK_BYTES = 256 * 1024
 """Bytes of one copied piece. Buffers that stay in the L2 cache are fastest: a 2.5 GB copy took 1.9 s in pieces of 128 KiB,
-2.0 s in 512 KiB, 6.2 s in 8 MiB (2 cores, 512 KiB of L2 each).
-"""
+2.0 s in 512 KiB, 6.2 s in 8 MiB (2 cores, 512 KiB of L2 each)."""
 OPERAND_BYTES = 1024 * 1024
 """Bytes of one operand of a blend or a cast. A power of two is a whole number of the kernels' blocks, so statistics do not
 depend on where chunks end. It is large enough that calling the kernels (20 us) does not matter. Two 0.5 GB operands in the
 page cache were read, blended, digested and written by one thread in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s with 1
 MiB and 0.57 s with 2 MiB (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped.
 Mapped and populated ones took 0.38 s, but if a file is truncated between MADV_POPULATE_READ and the blend, a signal kills the
-process, where a read raises an error.
-"""
+process, where a read raises an error."""
 COMPARED_BYTES = 2 * 1024 * 1024
 """Bytes of one operand that are compared at once where the operand passes through a buffer: a power of two, so a whole number
 of the kernels' blocks. Nothing is written, so larger pieces than a blend's are faster. Two operands of 2.5 GB in the page
 cache took 1.3 to 2.3 s of processor time in pieces of 128 KiB, 1.0 to 1.3 s in 512 KiB, 0.88 to 1.2 s in 1 MiB, 0.84 to 1.1 s
-in 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each).
-"""
+in 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each)."""
 COMPARED_FILE_BYTES = 32 * 1024 * 1024
 """The same where the kernels read the files. Progress and interruptions are handled between two calls. A thread that returns
 from a call may wait 5 ms for another that is loading modules, so calls are long: analysing two experts of 2.5 GB took 0.78 s
-in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9).
-"""
+in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9)."""
 SCRATCH_BYTES = 128 * 1024
 """Bytes of one operand that the kernels read at once. Two of 2.5 GB in the page cache took 0.94 s of processor time in pieces
-of 32 KiB, 0.76 s in 64 KiB, 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3).
-"""
+of 32 KiB, 0.76 s in 64 KiB, 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +61,8 @@ class Evaluator:
         """Yield the tensor's bytes from first to last."""
         if isinstance(made_of, Blend):
             return self._blended(made_of)
+        if isinstance(made_of, Average):
+            return self._averaged(made_of)
         if isinstance(made_of, TaskVectors):
             return self._added(made_of)
         return self._plain(made_of) if isinstance(made_of, Copy) and made_of.cast is None else self._operands(made_of)
@@ -139,6 +136,16 @@ class Evaluator:
             out = self._buffers.get("out", len(x), blend.x.ref.begin + first * dtype.bits // 8)  # offset in math's file
             statistics = self._kernels.blend_stats(x, y, blend.weight, dtype=dtype, out=out, before=statistics)
             yield Chunk(first * dtype.bits // 8, out, statistics)
+
+    def _averaged(self, made_of: Average) -> Generator[Chunk, None, None]:
+        dtype, first_operand = made_of.dtype, made_of.operands[0]
+        # All operands of a piece together take what two of a blend do, for up to 32: then each still has 64 KiB.
+        piece_bytes = max(OPERAND_BYTES // 16, OPERAND_BYTES * 2 // (1 << (len(made_of.operands) - 1).bit_length()))
+        for first, count in element_ranges(first_operand, piece_bytes):
+            sides = [self.elements(f"expert {k}", operand, first, count) for k, operand in enumerate(made_of.operands)]
+            out = self._buffers.get("out", len(sides[0]), first_operand.ref.begin + first * dtype.bits // 8)
+            self._kernels.blend_many(sides, made_of.weights, dtype=dtype, out=out)
+            yield Chunk(first * dtype.bits // 8, out, DifferenceStats())
 
     def _added(self, made_of: TaskVectors) -> Generator[Chunk, None, None]:
         dtype = made_of.dtype

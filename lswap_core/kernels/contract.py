@@ -43,8 +43,7 @@ def _load_triton() -> Backend:
 _LOADERS = {"native": _load_native, "reference": _load_reference, "cuda": _load_cuda, "triton": _load_triton}
 """The backends, fastest first; `auto` takes the first that loads. The reference loads everywhere, so `auto` never takes a GPU
 backend: operands are in host memory, and moving them to a GPU takes longer than blending them (PCIe 55 GB/s: what 4 to 5
-cores blend).
-"""
+cores blend)."""
 
 
 def available_backends() -> tuple[str, ...]:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 BLOCK_ELEMENTS = 1024
 """Elements whose terms are summed in the compute type before the sum is added in fp64. Chunks of a tensor are multiples of
-it.
-"""
+it."""
 
 
 @dataclass(frozen=True, slots=True)

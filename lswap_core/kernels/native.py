@@ -26,8 +26,7 @@ _FILE_ENDED, _READ_FAILED = 4, 5
 LARGE_FROM_BYTES = 8 << 20
 """Operands of this size make a call large: it is split over the processors, and writes `out`, which no cache would hold, with
 non-temporal stores. Each large call starts its threads, which takes about as long as 0.3 MiB of work. The pipeline has its
-own threads and soon reuses its buffers, so its chunks must stay far below this size.
-"""
+own threads and soon reuses its buffers, so its chunks must stay far below this size."""
 
 
 class _Stats(ctypes.Structure):

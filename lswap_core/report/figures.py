@@ -14,8 +14,7 @@ from lswap_core.text import one_line
 
 MOST_CELLS = 20_000
 """Most cells in one heat map: 126 layers of 9 matrices have 1,134. More could not be distinguished, and would not fit on the
-page.
-"""
+page."""
 _MOST_LABEL = 30
 TITLES = {
     "mean_abs": "mean |change|",

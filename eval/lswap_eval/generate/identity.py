@@ -31,8 +31,7 @@ from lswap_core.sources.local import LocalSource
 
 _CHECKED_BYTES = 64 << 20
 """The smallest tensors of an output, up to this many bytes, are checked against its manifest: all norms, and some matrices of
-every large model, in well under a second.
-"""
+every large model, in well under a second."""
 
 
 @dataclass(frozen=True, slots=True)

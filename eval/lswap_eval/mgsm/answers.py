@@ -79,8 +79,7 @@ _CALCULATES = re.compile(r"[ $%)*€£¥₹]*(?:[^\W\d_]+ ?)?[ $(*)]*[-–+*/×�
 _ENDS = re.compile(r"[*_$)}\]\"'€%]*[.。।](?=\s|[*_]|$)")
 _PASSAGE = 1000
 """Characters after a flag in which its number must begin and end. The bound makes reading linear in time, even where a model
-in a loop repeats a flag thousands of times.
-"""
+in a loop repeats a flag thousands of times."""
 _MADE_UP = 8
 """Problems that a model makes up after its answer and that are examined one by one, before the rest is taken as a whole."""
 _BOX = re.compile(r"\\boxed\s*\{|\\fbox\s*\{")

@@ -21,12 +21,10 @@ SUMS = 5
 TALLIES = 4 + 3 * SUMS
 """Tallies of each tile: differing, max |d|, non-finite x, non-finite y; then for each of the sums, over the tile's blocks:
 their sum, the sum of their magnitudes, and the exponent of the lowest bit set in any of them. All in fp64. The table has a
-row per tally and a column per tile.
-"""
+row per tally and a column per tile."""
 RECORD = 8
 """64-bit words in a tensor's record: addresses of x, y and out, number of elements, first tile, first block, and w0 and w1 as
-fp64 bits, rounded to the compute type.
-"""
+fp64 bits, rounded to the compute type."""
 
 
 @dataclass(frozen=True, slots=True)

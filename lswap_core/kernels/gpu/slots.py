@@ -21,8 +21,7 @@ SLOTS = 3
 """One uploading, one computing, one downloading. Not measured."""
 SLOT_BYTES = 16 << 20
 """Bytes of each of x, y and out, so a slot has 48 MiB. At PCIe's 55 GB/s each takes 0.3 ms; a launch (some 10 us) adds
-little. Not measured.
-"""
+little. Not measured."""
 
 
 def open_slots() -> list[CudaSlot]:

@@ -21,8 +21,7 @@ TILE_BLOCKS = {1: 8, 2: 16, 4: 16, 8: 8}
 """Blocks in a tile, by the bytes of an element. Each thread of the one warp has 8 lanes of 16-bit elements, which is one
 load. Not measured on a GPU. Compiled by Triton 3.9 for sm_90, bf16 takes 168 registers and spills none. So 12 warps with 128
 bytes of x and y in flight per thread are 48 KiB per multiprocessor, where 4.3 TB/s at 1 us need 32. The loop has 34.4 machine
-instructions per bf16 element (31.6 F16, 22.9 F32); copying at 4.3 TB/s leaves an H200 time for 46.7.
-"""
+instructions per bf16 element (31.6 F16, 22.9 F32); copying at 4.3 TB/s leaves an H200 time for 46.7."""
 ROWS = {1: 4, 2: 4, 4: 2, 8: 1}
 """Rows of 16 elements that are loaded at once: 128 bytes of a block, a whole cache line (64 of fp8). Not measured."""
 CAREFUL_ROWS = 1
