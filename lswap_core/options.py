@@ -24,8 +24,9 @@ Ramp = Literal["constant", "linear", "mav"]
 Part = Literal["math", "lang", "blend"]
 
 ROLES = ("math", "lang", "base")
-"""What layer swapping, task vectors and the analysis call their sources, in the order in which plans list them. A source's role
-may be any other identifier."""
+"""The roles of sources in layer swapping, task vectors and the analysis, in the order in which plans list them. Other sources
+may have any other identifier as role.
+"""
 
 COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
 

@@ -34,7 +34,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words as a sentence lists them.
+    """Join words as in a sentence.
 
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')

@@ -18,7 +18,7 @@ from lswap_core.errors import FormatError, RecipeError
 from lswap_core.options import ROLES
 
 Role = str
-"""What a source is for: an identifier, see `parse_role`."""
+"""The purpose of a source: an identifier, see `parse_role`."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 

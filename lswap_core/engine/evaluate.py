@@ -139,7 +139,8 @@ class Evaluator:
 
     def _averaged(self, made_of: Average) -> Generator[Chunk, None, None]:
         dtype, first_operand = made_of.dtype, made_of.operands[0]
-        # All operands of a piece together take what two of a blend do, for up to 32: then each still has 64 KiB.
+        # For up to 32 operands, the pieces of all operands together have the size of a blend's two; each has at least 64
+        # KiB.
         piece_bytes = max(OPERAND_BYTES // 16, OPERAND_BYTES * 2 // (1 << (len(made_of.operands) - 1).bit_length()))
         for first, count in element_ranges(first_operand, piece_bytes):
             sides = [self.elements(f"expert {k}", operand, first, count) for k, operand in enumerate(made_of.operands)]

@@ -126,7 +126,7 @@ class Kernels(Protocol):
         """Read one chunk from the files. Returns `before`, one for each pair of ranges, with the chunk's statistics added."""
 
     def blend_many(self, inputs: Sequence[memoryview], weights: Sequence[float], *, dtype: DType, out: memoryview) -> None:
-        """The weighted average of one chunk of each input, into `out`."""
+        """Write the weighted average of one chunk of each input to `out`."""
 
     def cast(self, x: memoryview, *, dtype: DType, out: memoryview, to: DType) -> None:
         """Round one chunk from `dtype` to `to`."""

@@ -224,7 +224,7 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
     if options.get("method") == "soup":
-        from lswap_core.recipe.baselines import Soup  # brings the recipes, which most plans are read without
+        from lswap_core.recipe.baselines import Soup  # loads the recipes, which most plans do not need
 
         try:
             Soup.from_json(options)

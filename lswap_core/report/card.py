@@ -14,7 +14,7 @@ from lswap_core.report.tables import layer_table, seam_table
 from lswap_core.text import one_line
 
 _NAMED = 3
-"""Sources that a default name names: file names have an end."""
+"""Most sources in a default name, since the length of file names is limited."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -90,7 +90,7 @@ def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
 
 
 def _soup(plan: Plan | Manifest, swap: SwapRecord) -> list[str]:
-    """The options of a soup. The first expert, which gives the layout, is the plan's host."""
+    """The options of a soup. The first expert, whose layout the output takes, is the plan's host."""
     weights = swap.options["weights"]
     names = {source.role: source.name for source in plan.sources}
     words = ["--method", "soup"]

@@ -113,7 +113,7 @@ def _box(table: str) -> str:
 
 
 def _role(giver: str) -> str:
-    """The class that colours it: of its own for math, lang and base, one for what is made of several, none for other sources."""
+    """CSS class of a source: its own for math, lang and base, one for tensors made from several sources, none for others."""
     return giver if giver in ROLES else "blend" if " " in giver else ""
 
 
