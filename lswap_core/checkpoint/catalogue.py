@@ -103,7 +103,7 @@ _SHA256 = "sha256:"
 class Sidecar:
     """A small file beside the weights. `read` returns its bytes; it is called only where they are needed.
 
-    told: what the store reports about the file. Whoever reads the file for the output checks the bytes against it.
+    told: what the store reports about the file. A reader that copies the file into the output compares the bytes with it.
     """
 
     name: str

@@ -20,9 +20,9 @@ CHUNK_BYTES = 256 * 1024
 2.0 s in 512 KiB, 6.2 s in 8 MiB (2 cores, 512 KiB of L2 each)."""
 OPERAND_BYTES = 1024 * 1024
 """Bytes of one operand of a blend or a cast. A power of two is a whole number of the kernels' blocks, so statistics do not
-depend on where chunks end. It is large enough that calling the kernels (20 us) does not matter. Two 0.5 GB operands in the
-page cache were read, blended, digested and written by one thread in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s with 1
-MiB and 0.57 s with 2 MiB (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped.
+depend on where chunks end. It is large enough that calling the kernels (20 us) does not matter. One thread
+read, blended, digested and wrote two 0.5 GB operands in the page cache in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s
+with 1 MiB, 0.57 s with 2 MiB (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped.
 Mapped and populated ones took 0.38 s, but if a file is truncated between MADV_POPULATE_READ and the blend, a signal kills the
 process, where a read raises an error."""
 COMPARED_BYTES = 2 * 1024 * 1024

@@ -141,7 +141,7 @@ def _layers(page: Page) -> str:
         plot = _plot("origins", title, "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
     table = "" if page.parts is None else f'<div class="card">{_table(page.parts, left=2, roles=1)}{_notes(page.notes)}</div>'
     if not plot and not table:
-        table = '<p class="card hint">These tensors were put together by hand and are in no layers that could be told.</p>'
+        table = '<p class="card hint">These tensors were put together by hand; no layers were recognised among them.</p>'
     return _section("layers", "Layers", f'<div class="pair">{table}{plot}</div>')
 
 

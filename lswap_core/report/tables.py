@@ -154,7 +154,7 @@ def _share(stats: DifferenceStats) -> str:
 def findings(maps: ChangeMaps, kin: Iterable[Kinship], proposed: Suggestion | None, unclear: str) -> list[str]:
     """Sentences beside the tables. unclear: why there is no suggestion."""
     lines = [each.sentence() for each in kin] or [
-        "no matrix in the layers was compared: nothing tells whether they have one base"
+        "no matrix in the layers was compared, so it is unknown whether they have one base"
     ]
     if maps.uncompared:
         shown = ", ".join(maps.uncompared[:_SHOWN_NAMES]) + (", ..." if len(maps.uncompared) > _SHOWN_NAMES else "")

@@ -69,11 +69,11 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="DIR", help="what they were tuned from, as a control")
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write logs and results")
     parser.add_argument("--half", choices=("dev", "test"), help="only this half of the problems (default: both)")
-    parser.add_argument("--no-check", action="store_true", help="do not hold one setting against a real merge to disk")
+    parser.add_argument("--no-check", action="store_true", help="do not compare one setting with a real merge on disk")
     parser.add_argument("--dry-run", action="store_true", help="show the settings and stop")
     parser.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers (default: 0.5)")
     for part in ("embed", "norm", "head"):
-        parser.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {part} in every swap (default: math)")
+        parser.add_argument(f"--{part}", choices=PARTS, help=f"the source of the {part} in every swap (default: math)")
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:

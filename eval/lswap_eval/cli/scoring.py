@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_shared(score, _score)
 
-    compare = commands.add_parser("compare", help="hold logs of several settings against one of them")
+    compare = commands.add_parser("compare", help="compare logs of several settings with one of them")
     compare.add_argument("logs", metavar="LOG", type=Path, nargs="+", help="logs of the same problems")
     compare.add_argument(
         "--reference", metavar="NAME", help="the setting to take differences from (default: default, else the first)"

@@ -184,7 +184,7 @@ def silence_bars() -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name. Raises RecipeError where there is none."""
+    """The device of that name. Raises RecipeError where it does not exist."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -53,7 +53,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The score of one generation. value: the answer under the rule, as text; None where there is none."""
+    """The score of one generation. value: the answer under the rule, as text, or None."""
 
     key: Key
     correct: bool
