@@ -41,7 +41,7 @@ from lswap_core.recipe.expressions import Blend
 from lswap_core.sinks.part_records import Terms
 from lswap_core.sinks.s3 import part_sink
 from lswap_core.sinks.s3.part_sink import StorePartSink
-from lswap_core.sinks.s3.state import Joint
+from lswap_core.sinks.s3.state import SharedState
 from lswap_core.verbs.merge import write_plan
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
 from tests.build import Pair, llama_pair, tree, unmeasured
@@ -316,9 +316,9 @@ def test_a_damaged_agreement_is_never_believed() -> None:
     rng = random.Random(7)
     terms, alike = Terms("ab", 3, "auto"), {"model.safetensors": ("math", "m.safetensors")}
     origins = {("math", "m.safetensors"): ("s3://models/math/m.safetensors", '"1"')}
-    joint = Joint(terms, "auto", origins, alike, {"model.safetensors": "1"})  # type: ignore[arg-type]
-    whole = joint.to_json()
-    assert Joint.from_json(whole, path="state.json") == joint
+    state = SharedState(terms, "auto", origins, alike, {"model.safetensors": "1"})  # type: ignore[arg-type]
+    whole = state.to_json()
+    assert SharedState.from_json(whole, path="state.json") == state
     for _ in range(200):
         raw = bytearray(whole)
         if rng.random() < 0.5:
@@ -326,7 +326,7 @@ def test_a_damaged_agreement_is_never_believed() -> None:
         else:
             raw[rng.randrange(len(raw) - 1)] ^= 1 << rng.randrange(7)
         with pytest.raises(FormatError, match="state.json"):
-            Joint.from_json(bytes(raw), path="state.json")
+            SharedState.from_json(bytes(raw), path="state.json")
 
 
 def test_parts_that_do_not_go_together(store: Store, small: Case) -> None:

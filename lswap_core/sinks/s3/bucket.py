@@ -87,7 +87,7 @@ def connect(connections: int) -> Any:
         raise SourceError(f"s3://: cannot be set up: {error}; see the AWS configuration") from None
 
 
-class Place:
+class BucketPrefix:
     """Everything below one prefix of a bucket. Names are relative to the prefix. Errors name the object."""
 
     def __init__(self, client: Any, url: str) -> None:
@@ -255,7 +255,7 @@ def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
     if code == "RequestTimeTooSkewed":
         raise SourceError(f"{where}: this machine's clock is too far from the store's; set it right") from None
     if code == "InvalidPart" and "same length" in message:  # as Cloudflare R2 does
-        raise SourceError(f"{where}: the store wants parts of one size; use --copy-method read_write") from None
+        raise SourceError(f"{where}: the store wants parts of one size; use --copy-method read_write --restart") from None
     if code in _REFUSED:
         raise SourceError(f"{where}: the store does not take these credentials ({code}); renew them") from None
     if code in _DENIED or status == "403":

@@ -39,7 +39,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class UploadPart:
     """Bytes [begin, end) of an output file. Those of a part with an origin are copied by the store, others are sent."""
 
     number: int
@@ -79,13 +79,6 @@ class Stretches:
     least_bytes: int
 
 
-def part_file(
-    file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None
-) -> tuple[Part, ...]:
-    """The parts of an output file, first to last; together they are the file. See `stretch_file`, of which they are made."""
-    return cut_parts(file.name, stretch_file(file, stored, header_of))
-
-
 def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None) -> Stretches:
     """What of an output file is sent and what the store copies.
 
@@ -106,9 +99,9 @@ def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_
         factor *= 2
 
 
-def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[Part, ...]:
+def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[UploadPart, ...]:
     """The parts that a file of that name is made of. cuts: offsets at which a part is to end and the next to begin; they leave
-    pieces of `least_bytes` or more. What is sent and what is copied does not hang on them. RecipeError for too many of them.
+    pieces of `least_bytes` or more. What is sent and what is copied does not depend on them. RecipeError for too many of them.
     """
     pieces = list(_cut_at(stretches.of, sorted(cuts)))
     factor = stretches.least_bytes // LEAST_BYTES
@@ -116,7 +109,7 @@ def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tu
         if factor * SENT_BYTES >= MOST_BYTES:
             raise _too_large(name)
         factor *= 2
-    return tuple(Part(number, part.begin, part.end, part.origin) for number, part in enumerate(parts, 1))
+    return tuple(UploadPart(number, part.begin, part.end, part.origin) for number, part in enumerate(parts, 1))
 
 
 def _too_large(name: str) -> RecipeError:
