@@ -4,8 +4,8 @@
     .lswap-partial/part-3-of-16.json                the records of a part that is done, and the ETags of its upload parts
     .lswap-partial/unfinished/part-3-of-16.json     likewise, as far as one process that does all parts has come with it
 
-The first is made only if it is not there. A record holds the ids of the uploads that it is of. So a record counts for nothing
-if its upload was lost, or is one that another process began at the same moment.
+The first is made only if it is not there. A record holds the ids of the uploads that it is of. What it
+says of an upload counts for nothing if that was lost, or is one that another process began at the same moment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 from lswap_core.errors import FormatError, LswapError, RecipeError, SourceError
@@ -25,7 +26,7 @@ from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.sinks.part_records import PART_FILE, Terms, decode_part, encode_part, part_file, refuse_terms
 from lswap_core.sinks.s3.bucket import BucketPrefix, GoneError, UnknownCallError
 from lswap_core.sinks.s3.copy_sources import find_alike, find_copy_sources
-from lswap_core.sinks.s3.sender import Key, splice
+from lswap_core.sinks.s3.multipart import Origin, UploadPart
 from lswap_core.sinks.s3.state import FOLDER, STATE_FILE, SharedState
 from lswap_core.sinks.s3.uploads import abort_strays, begin_uploads, is_ours, not_empty
 
@@ -34,6 +35,8 @@ _RECORD = re.compile(f"({re.escape(FOLDER)}|{re.escape(_UNFINISHED)}){PART_FILE}
 LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"
 """What to say of a file."""
 _DISCARD = "discard it with --restart and without --part, once nobody works on it"
+Key = tuple[str, int]
+"""An upload part: the output file's name, the part's number."""
 Done = tuple[list[StepRecord], dict[Key, str]]
 """What a part has done: the records of its steps, and ETags."""
 
@@ -43,10 +46,12 @@ class Coordination:
 
     def __init__(self, client: Any, url: str, plan: Plan) -> None:
         """Nothing is asked of the store yet."""
-        self._client, self._plan = client, plan
+        self._client, self._plan, self._losing = client, plan, Lock()
         self.place = BucketPrefix(client, url)
         self.began = False
         """The uploads were begun here, not by a run before or by another process."""
+        self.copied: dict[Key, str] = {}
+        """The upload part that the store copied, if any, to show that it can."""
 
     def find(self) -> SharedState | None:
         """What was agreed on; None where nobody has begun. RecipeError where the place is not empty beside that, is published
@@ -86,7 +91,7 @@ class Coordination:
             raise RecipeError(f"{self.place.url()} holds an unfinished merge {what}; give the same to all parts, or {_DISCARD}")
 
     def done(self, part: Part, state: SharedState, *, unfinished: bool = False) -> Done | None:
-        """What a part has done; None where it is not done, its record is damaged, or an upload that it was sent to was lost.
+        """What a part has done, without what it sent to uploads that were lost; None where there is no record or it is damaged.
         RecipeError where the record is of something else. unfinished: as far as one process has come with it.
         """
         name = _name(part, unfinished)
@@ -97,10 +102,9 @@ class Coordination:
             records, document = found
             etags: dict[Key, str] = {}
             for file, entry in document["sent"].items():
-                if entry["upload"].text() != state.uploads.get(file):
-                    return None
-                pairs = (pair.elements(2) for pair in entry["etags"].elements())
-                etags |= {(file, number.integer()): etag.text() for number, etag in pairs}
+                pairs = [pair.elements(2) for pair in entry["etags"].elements()]
+                if entry["upload"].text() == state.uploads.get(file):
+                    etags |= {(file, number.integer()): etag.text() for number, etag in pairs}
         except (GoneError, FormatError):
             return None
         return records, etags
@@ -121,11 +125,12 @@ class Coordination:
         sent: dict[str, dict[str, Any]] = {}
         for (file, number), etag in sorted(etags.items()):
             sent.setdefault(file, {"upload": state.uploads[file], "etags": []})["etags"].append([number, etag])
-        if not self._goes_on(state):
+        files = () if unfinished else sent.keys()
+        if not self._goes_on(state, files):
             return
         self.place.put(name, encode_part(part, state.terms, records, {"sent": sent}), state.terms.plan)
         try:
-            stays = self._goes_on(state)
+            stays = self._goes_on(state, files)
         except RecipeError:
             self.place.delete(name)
             raise
@@ -142,7 +147,7 @@ class Coordination:
         Records of the lost ones count for nothing from then on. RecipeError where the output was published or given up instead.
         """
         current = self._current()
-        if current is None or current.terms != state.terms or any(self._is_there(file) for file in files):
+        if current is None or current.terms != state.terms or self.place.names() & {*files}:
             raise RecipeError(f"{self.place.url()}: was published or given up by another process meanwhile; look what is there")
         if lost := [file for file in files if current.uploads[file] == state.uploads[file]]:
             begun: dict[str, str] = {}
@@ -154,7 +159,8 @@ class Coordination:
     def lose(self, state: SharedState, file: str) -> LswapError:
         """What to raise where the store no longer has the upload of a file, another one of which is begun."""
         try:
-            self.replace_lost(state, [file])
+            with self._losing:
+                self.replace_lost(state, [file])
         except LswapError as error:
             return error
         return SourceError(
@@ -224,21 +230,23 @@ class Coordination:
     def _can_splice(self, state: SharedState) -> bool:
         """Whether the store knows how to copy an upload part: it is asked for the smallest one."""
         parts = state.divide(self._plan).parts
-        spliced = [(p.size_bytes, file, p, p.origin) for file, of in parts.items() for p in of if p.origin is not None]
+        spliced = [(file, part, part.origin) for file, of in parts.items() for part in of if part.origin is not None]
         try:
             if spliced:
-                _, file, part, origin = min(spliced, key=lambda one: one[0])
-                splice(self.place, state, file, part, origin)
+                file, part, origin = min(spliced, key=lambda one: one[1].size_bytes)
+                self.copied[file, part.number] = splice(self.place, state, file, part, origin)
         except UnknownCallError:
             return False
         return True
 
-    def _goes_on(self, state: SharedState) -> bool:
-        """False where the output is published by now. RecipeError where it was given up, or goes to other uploads."""
+    def _goes_on(self, state: SharedState, files: Collection[str]) -> bool:
+        """False where the output is published by now. RecipeError where it was given up, or where one of `files` goes to another
+        upload.
+        """
         current = self._current()
         if current is None and is_ours(self.place, MANIFEST_FILE, self._plan.digest):
             return False
-        if current is None or current.uploads != state.uploads:
+        if current is None or any(current.uploads.get(file) != state.uploads[file] for file in files):
             what = "the output was given up" if current is None else "other uploads were begun"
             raise RecipeError(f"{self.place.url()}: {what} by another process meanwhile, so that this part does not count")
         return True
@@ -253,18 +261,18 @@ class Coordination:
         except FormatError as error:
             raise FormatError(f"{str(error).removeprefix(path + ': ')}; {_DISCARD}", path=path) from None
 
-    def _is_there(self, file: str) -> bool:
-        try:
-            self.place.look(file)
-        except GoneError:
-            return False
-        return True
-
     def _refuse_strangers(self, names: Collection[str], plan: str | None) -> None:
         """RecipeError for objects that are none of these and, of a `plan` that is being published, none of its files."""
         for name in sorted(names):
             if not _is_small(name) and (plan is None or not is_ours(self.place, name, plan)):
                 raise not_empty(self.place, name)
+
+
+def splice(place: BucketPrefix, state: SharedState, file: str, part: UploadPart, origin: Origin) -> str:
+    """Have the store copy an upload part; returns its ETag. StalePlanError, UnknownCallError: see `BucketPrefix.splice`."""
+    url, version = state.origins[origin.role, origin.file]
+    begin, end = origin.begin, origin.begin + part.size_bytes
+    return place.splice(file, state.uploads[file], part.number, url, version, begin, end)
 
 
 def _name(part: Part, unfinished: bool) -> str:

@@ -7,14 +7,12 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import StalePlanError
-from lswap_core.io.ports import Silence, Source, Tally
-from lswap_core.io.threads import run_all
+from lswap_core.io.ports import Source
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import is_plain
-from lswap_core.sinks.s3.bucket import SCHEME, look, read_head
+from lswap_core.sinks.s3.bucket import SCHEME, at_once, look, read_head
 from lswap_core.sinks.s3.multipart import UploadPart
 
-CALLS_AT_A_TIME = 8
 CopySources = Mapping[tuple[Role, str], tuple[str, str]]
 """URL and ETag of source files, by role and name."""
 
@@ -27,21 +25,20 @@ def find_copy_sources(client: Any, plan: Plan, source: Source) -> CopySources:
     refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
     files = [file for file in dict.fromkeys((ref.role, ref.file) for ref in refs) if source.path_of(*file).startswith(SCHEME)]
 
-    def find(file: tuple[Role, str], _: Tally) -> tuple[str, str]:
+    def find(file: tuple[Role, str]) -> tuple[str, str]:
         url = source.path_of(*file)
         found = look(client, url)
         if found.size != sizes[file]:
             raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
         return url, found.etag
 
-    found = run_all(find, files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    return dict(zip(files, found, strict=True))
+    return dict(zip(files, at_once(find, files), strict=True))
 
 
 def find_alike(client: Any, plan: Plan, sources: CopySources) -> dict[str, tuple[Role, str]]:
     """Of output files that begin as a source file does, that source file: one part of them has header and data."""
 
-    def look(file: OutputFile, _: Tally) -> tuple[Role, str] | None:
+    def look(file: OutputFile) -> tuple[Role, str] | None:
         first = next(iter(file.steps()), None)
         if first is None or not is_plain(first):
             return None
@@ -50,8 +47,8 @@ def find_alike(client: Any, plan: Plan, sources: CopySources) -> dict[str, tuple
         found = origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head
         return (ref.role, ref.file) if found else None
 
-    found = run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    return {file.name: theirs for file, theirs in zip(plan.files, found, strict=True) if theirs is not None}
+    found = zip(plan.files, at_once(look, plan.files), strict=True)
+    return {file.name: theirs for file, theirs in found if theirs is not None}
 
 
 def confirm_copied(
@@ -62,10 +59,10 @@ def confirm_copied(
     """
     origins = (parts[file][number - 1].origin for file, number in keys)
 
-    def confirm(file: tuple[Role, str], _: Tally) -> None:
+    def confirm(file: tuple[Role, str]) -> None:
         url, etag = sources[file]
         if look(client, url).etag != etag:
             raise StalePlanError(f"{url}: changed after it was planned; plan again")
 
     used = {(origin.role, origin.file) for origin in origins if origin is not None}
-    run_all(confirm, sorted(used), total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    at_once(confirm, sorted(used))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lswap_core.io.ports import Silence, Tally
-from lswap_core.io.threads import run_all
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.sinks.part_records import covers
-from lswap_core.sinks.s3.bucket import GoneError, UnknownCallError
-from lswap_core.sinks.s3.coordination import Coordination
-from lswap_core.sinks.s3.copy_sources import CALLS_AT_A_TIME
+from lswap_core.sinks.s3.bucket import GoneError, UnknownCallError, at_once
+from lswap_core.sinks.s3.coordination import Coordination, Key
 from lswap_core.sinks.s3.division import Division
-from lswap_core.sinks.s3.sender import Key
 from lswap_core.sinks.s3.state import SharedState
 from lswap_core.sinks.s3.uploads import is_complete
 
@@ -38,19 +34,19 @@ def find_delivered(coordination: Coordination, plan: Plan, state: SharedState, d
     """Read all records and compare them with the store's own lists. RecipeError where a record is of something else."""
     found = Delivered()
 
-    def read(number: int, _: Tally) -> None:
+    def read(number: int) -> None:
         part, share = Part(number, len(division.shares)), division.shares[number - 1]
         done = coordination.done(part, state)
         if done is not None and covers(done[0], share.steps) and done[1].keys() == share.parts:
             found.done[number] = done[0]
         else:
-            done = coordination.done(part, state, unfinished=True)
+            done = done or coordination.done(part, state, unfinished=True)
             if done is None or not done[1].keys() <= share.parts:
                 return
             found.unfinished[number] = done[0]
         found.etags.update(done[1])
 
-    def look(file: OutputFile, _: Tally) -> None:
+    def look(file: OutputFile) -> None:
         keys = [(file.name, part.number) for part in division.parts[file.name]]
         try:
             there = coordination.place.parts(file.name, state.uploads[file.name])
@@ -67,9 +63,8 @@ def find_delivered(coordination: Coordination, plan: Plan, state: SharedState, d
             if key in found.etags and there.get(part.number) != (part.size_bytes, found.etags[key]):
                 found.wrong.add(key)
 
-    numbers = range(1, len(division.shares) + 1)
-    run_all(read, numbers, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    at_once(read, range(1, len(division.shares) + 1))
+    at_once(look, plan.files)
     for key in found.wrong & found.etags.keys():
         del found.etags[key]
     return found

@@ -95,7 +95,7 @@ def _units(file: OutputFile, stretches: Stretches, *, whole: bool) -> list[_Unit
             units[-1].end = step.begin
             units.append(_Unit(file.name, step.begin, file.header.file_size, []))
         units[-1].steps.append(step)
-    sizes = [0 if stretch.origin else stretch.size for stretch in stretches.of]
+    sizes = [0 if stretch.origin else stretch.size_bytes for stretch in stretches.of]
     begins, before = [stretch.begin for stretch in stretches.of], list(accumulate(sizes, initial=0))
 
     def sent_before(offset: int) -> int:

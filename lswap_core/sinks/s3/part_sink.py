@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from threading import Lock
 
-from lswap_core.errors import LswapError, RecipeError
+from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Source
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
@@ -51,7 +50,6 @@ class StorePartSink(Sending):
         self._share = self._division.shares[part.number - 1]
         self.steps = self._share.steps
         """What this part is to do."""
-        self._lock = Lock()
         if restart:
             self._coordination.forget(part)
 
@@ -65,10 +63,7 @@ class StorePartSink(Sending):
         """See `lswap_core.io.ports.Writer`: a part that was cut off is done from its beginning."""
         parts = self._division.parts
         theirs = {(file, part.number) for file, of in parts.items() for part in of} - self._share.parts
-        self._sender = Sender(
-            self._coordination.place, plan, self._state, parts, theirs,
-            options=self._options, traffic=self._traffic, on_loss=self._lose,
-        )  # fmt: skip
+        self._sender = Sender(self._coordination, plan, self._state, parts, theirs, options=self._options, traffic=self._traffic)
         self._sender.deliver_heads()
         return {}
 
@@ -84,10 +79,6 @@ class StorePartSink(Sending):
 
     def close(self) -> None:
         """Nothing is open."""
-
-    def _lose(self, file: str) -> LswapError:
-        with self._lock:
-            return self._coordination.lose(self._state, file)
 
 
 class StoreGathering(Publishing):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from threading import Lock
 
-from lswap_core.errors import LswapError
 from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
-from lswap_core.plan.plan import Plan
+from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.s3.bucket import BucketPrefix, LostUploadError
-from lswap_core.sinks.s3.multipart import Origin, UploadPart
+from lswap_core.sinks.s3.bucket import LostUploadError
+from lswap_core.sinks.s3.coordination import Coordination, Key, splice
+from lswap_core.sinks.s3.multipart import UploadPart
 from lswap_core.sinks.s3.part_buffers import PartBuffers
 from lswap_core.sinks.s3.state import SharedState
 
 _PIECE_BYTES = 1024 * 1024
-Key = tuple[str, int]
-"""An upload part: the output file's name, the part's number."""
 
 
 class Sender:
@@ -29,7 +27,7 @@ class Sender:
 
     def __init__(
         self,
-        place: BucketPrefix,
+        coordination: Coordination,
         plan: Plan,
         state: SharedState,
         parts: Mapping[str, tuple[UploadPart, ...]],
@@ -37,13 +35,10 @@ class Sender:
         *,
         options: WriteOptions,
         traffic: Traffic,
-        on_loss: Callable[[str], LswapError],
     ) -> None:
-        """parts: of all files. there: parts that are not to be delivered here. on_loss: called with the name of a file of which
-        the store no longer has the upload; returns what is raised.
-        """
-        self._place, self._state = place, state
-        self._options, self._traffic, self._on_loss = options, traffic, on_loss
+        """parts: of all files. there: parts that are not to be delivered here."""
+        self._coordination, self._state = coordination, state
+        self._options, self._traffic = options, traffic
         self._etags: dict[Key, str] = {}
         self._buffers = Buffers()
         self._lock = Lock()
@@ -59,6 +54,10 @@ class Sender:
     def most_held_bytes(self) -> int:
         """The most memory that upload parts took at a time."""
         return self._waiting.most_held_bytes
+
+    def keys(self, step: Step) -> set[Key]:
+        """The upload parts that a step's bytes are in."""
+        return {(step.file, part.number) for part, _, _ in self._waiting.spans(step.file, step.begin, step.end)}
 
     def deliver_heads(self) -> None:
         """See `PartBuffers.deliver_heads`."""
@@ -106,24 +105,17 @@ class Sender:
         try:
             etag = self._send(file, part, data)
         except LostUploadError:
-            raise self._on_loss(file) from None
+            raise self._coordination.lose(self._state, file) from None
         with self._lock:
             self._etags[file, part.number] = etag
 
     def _send(self, file: str, part: UploadPart, data: bytearray | None) -> str:
         if part.origin is None:
             assert data is not None
-            return self._place.send(file, self._state.uploads[file], part.number, data)
-        etag = splice(self._place, self._state, file, part, part.origin)
+            return self._coordination.place.send(file, self._state.uploads[file], part.number, data)
+        etag = splice(self._coordination.place, self._state, file, part, part.origin)
         self._traffic.add("splice", part.size_bytes)
         return etag
-
-
-def splice(place: BucketPrefix, state: SharedState, file: str, part: UploadPart, origin: Origin) -> str:
-    """Have the store copy an upload part; returns its ETag. StalePlanError, UnknownCallError: see `BucketPrefix.splice`."""
-    url, version = state.origins[origin.role, origin.file]
-    begin, end = origin.begin, origin.begin + part.size_bytes
-    return place.splice(file, state.uploads[file], part.number, url, version, begin, end)
 
 
 class Sending:

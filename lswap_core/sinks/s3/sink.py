@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
 
@@ -14,13 +13,13 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
-from lswap_core.plan.plan import Plan, Step
+from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run
 from lswap_core.sinks.s3.bucket import CONNECTIONS, BucketPrefix, connect
-from lswap_core.sinks.s3.coordination import Coordination
+from lswap_core.sinks.s3.coordination import Coordination, Key
 from lswap_core.sinks.s3.copy_sources import confirm_copied
 from lswap_core.sinks.s3.delivered import Delivered, find_delivered
-from lswap_core.sinks.s3.sender import Key, Sender, Sending
+from lswap_core.sinks.s3.sender import Sender, Sending
 from lswap_core.sinks.s3.state import STATE_FILE, SharedState
 from lswap_core.sinks.s3.uploads import Publishing
 
@@ -52,6 +51,7 @@ class StoreSink(Sending, Publishing):
         self._lock, self._saving = Lock(), Lock()
         self._saved_at = time.monotonic()
         self._finished: dict[str, StepRecord] = {}
+        self._confirmed: set[Key] = set()
         self._state: SharedState | None = None
         self._published = False
 
@@ -65,23 +65,24 @@ class StoreSink(Sending, Publishing):
         state = self._coordination.join(None, source, self._options)
         self._division = state.divide(plan)
         self._parts = self._division.parts
-        self._ends = {file: [part.end for part in parts] for file, parts in self._parts.items()}
-        self._state = state
-        found = Delivered() if self._coordination.began else find_delivered(self._coordination, plan, state, self._division)
+        if self._coordination.began:
+            found = Delivered(etags=self._coordination.copied)
+            self._traffic.add("splice", sum(self._parts[file][number - 1].size_bytes for file, number in found.etags))
+        else:
+            found = find_delivered(self._coordination, plan, state, self._division)
+            self._confirmed |= found.etags.keys()
         if found.lost:
-            state = self._state = self._coordination.replace_lost(state, found.lost)
+            state = self._coordination.replace_lost(state, found.lost)
         self._kept, self._complete = found.etags, found.complete
-        self._confirmed = set(found.etags)
         self._noted = {number for number in found.done if not self._division.shares[number - 1].parts & found.wrong}
         there = found.etags.keys() | {(file, part.number) for file in found.complete for part in self._parts[file]}
-        self._sender = Sender(
-            self._place, plan, state, self._parts, there,
-            options=self._options, traffic=self._traffic, on_loss=lambda file: self._coordination.lose(state, file),
-        )  # fmt: skip
+        self._sender = Sender(self._coordination, plan, state, self._parts, there, options=self._options, traffic=self._traffic)
+        self._state = state
         records = {record.name: record for part in (found.done | found.unfinished).values() for record in part}
-        done = {step.name: records[step.name] for step in plan.steps if step.name in records and self._holds(step, there)}
+        held = [step for step in plan.steps if step.name in records and self._sender.keys(step) <= there]
+        done = {step.name: records[step.name] for step in held}
         self._finished = dict(done)
-        self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in done))
+        self._traffic.add("resume", sum(step.size_bytes for step in held))
         self._sender.deliver_heads()
         return done
 
@@ -133,23 +134,13 @@ class StoreSink(Sending, Publishing):
     def _etags(self) -> dict[Key, str]:
         return self._kept | self._sender.etags
 
-    def _holds(self, step: Step, there: Collection[Key]) -> bool:
-        return all((step.file, number) in there for number in self._numbers(step))
-
-    def _numbers(self, step: Step) -> Iterable[int]:
-        """Numbers of the upload parts that a step's bytes are in."""
-        if step.begin == step.end:
-            return ()
-        ends = self._ends[step.file]
-        return range(bisect_right(ends, step.begin) + 1, bisect_right(ends, step.end - 1) + 2)
-
     def _save(self) -> SharedState:
         """Record what the next run may rely on: finished steps, and upload parts that hold bytes of no other steps."""
         state, shares = self._state, self._division.shares
         assert state is not None
         with self._lock:
             finished = dict(self._finished)
-        doubtful = {(s.file, n) for s in self._plan.steps if s.name not in finished for n in self._numbers(s)}
+        doubtful = {key for step in self._plan.steps if step.name not in finished for key in self._sender.keys(step)}
         sound = {key: etag for key, etag in self._etags().items() if key in self._kept or key not in doubtful}
         confirm_copied(self._client, state.origins, self._parts, sound.keys() - self._confirmed)
         self._confirmed |= sound.keys()

@@ -6,11 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.errors import RecipeError, SourceError
-from lswap_core.io.ports import Silence, Tally
-from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan
-from lswap_core.sinks.s3.bucket import BucketPrefix, GoneError, UnknownCallError
-from lswap_core.sinks.s3.copy_sources import CALLS_AT_A_TIME
+from lswap_core.sinks.s3.bucket import BucketPrefix, GoneError, UnknownCallError, at_once
 from lswap_core.sinks.s3.multipart import UploadPart
 from lswap_core.sinks.s3.state import STATE_FILE
 
@@ -30,28 +27,23 @@ def not_empty(place: BucketPrefix, name: str) -> RecipeError:
 
 def is_ours(place: BucketPrefix, name: str, plan: str) -> bool:
     """An object was made by a run of the plan with that digest."""
-    try:
-        return place.look(name).plan == plan
-    except GoneError:
-        return False
+    found = place.find(name)
+    return found is not None and found.plan == plan
 
 
 def is_complete(place: BucketPrefix, file: OutputFile, plan: Plan) -> bool:
     """The file was put together by a run of this plan."""
-    try:
-        found = place.look(file.name)
-    except GoneError:
-        return False
-    return (found.size, found.plan) == (file.header.file_size, plan.digest)
+    found = place.find(file.name)
+    return found is not None and (found.size, found.plan) == (file.header.file_size, plan.digest)
 
 
 def begin_uploads(place: BucketPrefix, plan: Plan, names: Sequence[str], ids: dict[str, str]) -> None:
     """Begin an upload for each of these files; their ids are put into `ids`, as far as it gets."""
 
-    def begin(name: str, _: Tally) -> None:
+    def begin(name: str) -> None:
         ids[name] = place.begin(name, plan.digest)
 
-    run_all(begin, names, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+    at_once(begin, names)
 
 
 def abort_strays(place: BucketPrefix, plan: Plan, known: Collection[tuple[str, str]] = ()) -> None:
@@ -92,18 +84,18 @@ class Publishing:
         the manifest last. Several may do so at once. SourceError where the store does not have what it was sent.
         """
 
-        def put_together(file: OutputFile, _: Tally) -> None:
+        def put_together(file: OutputFile) -> None:
             try:
                 sent = [etags[file.name, part.number] for part in self._parts[file.name]]
                 self._place.complete(file.name, ids[file.name], sent)
             except GoneError:  # as after an answer that was lost on its way
                 if not is_complete(self._place, file, plan):
                     raise
-            if self._place.look(file.name).size != file.header.file_size:
+            found = self._place.find(file.name)
+            if found is None or found.size != file.header.file_size:
                 where = self._place.url(file.name)
                 raise SourceError(f"{where}: the store put together another size than was sent; do not use it")
 
-        todo = [file for file in plan.files if file.name not in complete]
-        run_all(put_together, todo, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
+        at_once(put_together, [file for file in plan.files if file.name not in complete])
         for name in sorted(self._small, key=lambda name: (name == MANIFEST_FILE, name == INDEX_FILE)):
             self._place.put(name, self._small[name], plan.digest)
