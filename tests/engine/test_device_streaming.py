@@ -22,7 +22,7 @@ from lswap_core.kernels.gpu import slots
 from lswap_core.recipe.expressions import Blend, Copy
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.verbs import execute
-from tests.build import llama_pair, tree
+from tests.build import HANG_SECONDS, llama_pair, tree
 
 SLOT_BYTES = 8192
 
@@ -115,7 +115,7 @@ def test_threads_share_the_slots_and_never_wait_for_each_other_in_a_ring() -> No
         return gathered(streamed, made_of)[0]
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(work, range(8), timeout=60)) == {expected}
+        assert set(pool.map(work, range(8), timeout=HANG_SECONDS)) == {expected}
 
 
 def test_slots_come_back_from_work_that_is_given_up() -> None:

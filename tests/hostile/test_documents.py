@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lswap_core import FormatError, LayerSwap, execute, lay_out, open_checkpoint, read_manifest, read_plan
+from tests.build import HANG_SECONDS
 
 from .conftest import Run, picture
 from .corpus import DEEP, EMBED, LAYER_0, LAYER_2, MANY_DIGITS, NORM, SHARDS, VICTIM
@@ -617,4 +618,4 @@ def test_a_directory_is_no_manifest(output: Path, refused: Refused) -> None:
 
 def _in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "lswap_core", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=4, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

@@ -16,6 +16,7 @@ import pytest
 
 import lswap_core
 from lswap_core import FormatError, open_checkpoint
+from tests.build import HANG_SECONDS
 
 from .conftest import Run, open_descriptors, picture
 from .corpus import (
@@ -164,7 +165,7 @@ def test_a_process_refuses(tmp_path: Path, experts: Path, id_: str, json_too: bo
     (tmp_path / "work").mkdir()
     before = picture(tmp_path)
     argv = [sys.executable, "-m", "lswap_core", *_merge(sources, tmp_path / "work" / "merged"), *["--json"] * json_too]
-    done = subprocess.run(argv, cwd=tmp_path / "work", capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, cwd=tmp_path / "work", capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 3, done
     assert len(done.stderr.splitlines()) == 1
     assert case.file in done.stderr

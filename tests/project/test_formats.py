@@ -193,7 +193,7 @@ def test_manifests(plans: list[Any], pair: Pair, base: Path, tmp_path: Path) -> 
     merge(LayerSwap(bottom=2, top=1, transition=1, ramp="mav"), math=pair.math, lang=pair.lang, base=base, into=tmp_path / "mav")
     walk.see(json.loads((tmp_path / "mav" / "lswap_manifest.json").read_text()))
     assert "#A swap record:base" in walk.found
-    # A revision is there for a source on the hub; tests/remote holds that.
+    # A revision is there for a source on the hub; tests/sources/remote holds that.
     assert walk.missing() == {"sources[].revision"}
 
 

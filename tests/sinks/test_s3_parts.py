@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -45,7 +44,7 @@ from lswap_core.sinks.s3.part_sink import StorePartSink
 from lswap_core.sinks.s3.state import SharedState
 from lswap_core.verbs.merge import write_plan
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
-from tests.build import Pair, llama_pair, tree, unmeasured
+from tests.build import HANG_SECONDS, Pair, llama_pair, tree, unmeasured
 from tests.sinks.test_s3 import MIB, SWAP, make_plan, open_local, seams, shards
 
 OUT = "s3://models/out"
@@ -221,7 +220,7 @@ def test_at_once_in_processes_of_their_own(store: Store, case: Case) -> None:
     parts = [Part(k, 3) for k in (1, 2, 2, 3)]
     workers = [subprocess.Popen(case.argv(part), env=unmeasured(), stderr=subprocess.PIPE) for part in parts]
     for worker in workers:
-        _, said = worker.communicate(timeout=100)
+        _, said = worker.communicate(timeout=HANG_SECONDS)
         assert worker.returncode == 0, said
     assert main(["publish", str(case.file), "--out", OUT, "--quiet"]) == 0
     assert store.tree("models", "out") == case.expected
@@ -235,7 +234,7 @@ def hold_part(store: Store, number: int) -> tuple[threading.Event, threading.Eve
     def hold(environ: Environ) -> None:
         if "partNumber" in environ["QUERY_STRING"] and not left.acquire(blocking=False):
             came.set()
-            assert gate.wait(timeout=60)
+            assert gate.wait(timeout=HANG_SECONDS)
 
     store.before = hold
     return came, gate
@@ -251,7 +250,7 @@ def test_a_killed_worker_costs_its_part_and_no_other(store: Store, case: Case, s
     came, gate = hold_part(store, seed)
     process = subprocess.Popen(case.argv(Part(victim, 2), "--workers", "1"), env=unmeasured(), stderr=subprocess.DEVNULL)
     try:
-        assert came.wait(timeout=60)
+        assert came.wait(timeout=HANG_SECONDS)
     finally:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -270,20 +269,21 @@ def test_a_killed_worker_costs_its_part_and_no_other(store: Store, case: Case, s
 
 
 def test_killed_before_it_could_say_so_its_uploads_do_not_stay(store: Store, small: Case) -> None:
-    begun = threading.Event()
+    begun, gone = threading.Event(), threading.Event()
 
     def refuse(environ: Environ) -> Refusal | None:
         if not environ["PATH_INFO"].endswith("state.json") or environ["REQUEST_METHOD"] != "PUT":
             return None
         begun.set()
-        time.sleep(1)
+        assert gone.wait(timeout=HANG_SECONDS)
         return "403 Forbidden", "AccessDenied"  # to nobody: the process is gone by then
 
     store.refuse = refuse
     process = subprocess.Popen(small.argv(Part(1, 2)), env=unmeasured(), stderr=subprocess.DEVNULL)
-    assert begun.wait(timeout=60)
+    assert begun.wait(timeout=HANG_SECONDS)
     process.kill()
     process.wait()
+    gone.set()
     store.refuse = lambda _: None
     store.settle()
     assert len(store.uploads("models")) == len(small.plan.files)
@@ -512,7 +512,7 @@ def test_two_that_publish_at_once(store: Store, small: Case) -> None:
     do(small.plan, 2)
     argv = [sys.executable, "-m", "lswap_core", "publish", str(small.file), "--out", OUT, "--quiet"]
     both = [subprocess.Popen(argv, env=unmeasured(), stderr=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=60)[1] for process in both]
+    said = [process.communicate(timeout=HANG_SECONDS)[1] for process in both]
     assert min(process.returncode for process in both) == 0, said
     assert all(process.returncode in (0, 4, 7) for process in both), said
     assert store.tree("models", "out") == small.expected
