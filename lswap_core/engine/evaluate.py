@@ -21,14 +21,14 @@ CHUNK_BYTES = 256 * 1024
 OPERAND_BYTES = 1024 * 1024
 """Bytes of one operand of a blend or a cast. A power of two is a whole number of the kernels' blocks, so statistics do not
 depend on where chunks end. It is large enough that calling the kernels (20 us) does not matter. One thread
-read, blended, digested and wrote two 0.5 GB operands in the page cache in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s
+read, blended, digested and wrote two 0.5 GB operands from the page cache: in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s
 with 1 MiB, 0.57 s with 2 MiB (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped.
 Mapped and populated ones took 0.38 s, but if a file is truncated between MADV_POPULATE_READ and the blend, a signal kills the
 process, where a read raises an error."""
 COMPARED_BYTES = 2 * 1024 * 1024
 """Bytes of one operand that are compared at once where the operand passes through a buffer: a power of two, so a whole number
 of the kernels' blocks. Nothing is written, so larger pieces than a blend's are faster. Two operands of 2.5 GB in the page
-cache took 1.3 to 2.3 s of processor time in pieces of 128 KiB, 1.0 to 1.3 s in 512 KiB, 0.88 to 1.2 s in 1 MiB, 0.84 to 1.1 s
+cache took 1.3 to 2.3 s of processor time in pieces of 128 KiB; 1.0 to 1.3 s in 512 KiB; 0.88 to 1.2 s in 1 MiB; 0.84 to 1.1 s
 in 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each)."""
 COMPARED_FILE_BYTES = 32 * 1024 * 1024
 """The same where the kernels read the files. Progress and interruptions are handled between two calls. A thread that returns
