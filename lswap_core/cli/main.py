@@ -21,6 +21,7 @@ from lswap_core.cli.parts import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.cli.planning import make_plan, stored_plan
 from lswap_core.cli.sources import named_sources
 from lswap_core.errors import LswapError, RecipeError
+from lswap_core.io.locations import is_url
 from lswap_core.options import WriteOptions
 from lswap_core.text import counted, format_size, listed
 
@@ -123,7 +124,7 @@ def _check_push(arguments: argparse.Namespace, into: str) -> None:
 
     if arguments.public and not arguments.push:
         raise RecipeError("--public has no effect without --push")
-    if arguments.push and "://" in into:
+    if arguments.push and is_url(into):
         raise RecipeError(f"--push takes a local output, not {into}")
     if arguments.push:
         check_repository(arguments.push, public=arguments.public)

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.io.locations import HUB_SCHEME
 from lswap_core.sources.http_range import Response, check_body, request_range, retry_later
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
 from lswap_core.sources.range_stream import InterruptedTransferError, persist
@@ -21,24 +22,10 @@ if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
     from huggingface_hub.hf_api import RepoSibling
 
-SCHEME = "hf://"
-_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REDIRECTS = 5
 _KNOWN_FILES = (INDEX_FILE, SINGLE_FILE, "config.json")
-
-
-def parse_location(text: str) -> tuple[str, str | None] | None:
-    """Repository and revision of `org/name`, `org/name@revision`, `hf://...`; None where it is nothing of the kind.
-
-    >>> parse_location("hf://Qwen/Qwen2.5-7B@main"), parse_location("./models/qwen")
-    (('Qwen/Qwen2.5-7B', 'main'), None)
-    """
-    found = _ID.fullmatch(text.removeprefix(SCHEME).rstrip("/") if text.startswith(SCHEME) else text)
-    if found is None and text.startswith(SCHEME):
-        raise RecipeError(f"{text!r} names no model on the hub; write it like hf://org/name or hf://org/name@revision")
-    return None if found is None else (found[1], found[2])
 
 
 class HubFolder:
@@ -70,7 +57,7 @@ class HubFolder:
             self._snapshot = self._cached_snapshot(revision)
             if self._snapshot is None:
                 raise SourceError(
-                    f"{SCHEME}{repository}: not in the local cache, and HF_HUB_OFFLINE is set; "
+                    f"{HUB_SCHEME}{repository}: not in the local cache, and HF_HUB_OFFLINE is set; "
                     f"unset it, or fetch the model first with `hf download {repository}`"
                 )
             commit = self._snapshot.name
@@ -78,7 +65,7 @@ class HubFolder:
             commit = revision
         else:
             commit = self._list(revision)
-        self.root = f"{SCHEME}{repository}@{commit}"
+        self.root = f"{HUB_SCHEME}{repository}@{commit}"
         self._commit = commit
 
     def sizes(self) -> Mapping[str, int | None]:
@@ -143,7 +130,7 @@ class HubFolder:
 
     def _list(self, revision: str | None) -> str:
         """Take note of the files at `revision`; returns its commit."""
-        where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
+        where = f"{HUB_SCHEME}{self.name}" + (f"@{revision}" if revision else "")
 
         def ask() -> Any:
             with translated(where, self.name, revision):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Shard
 from lswap_core.errors import FormatError
+from lswap_core.io.locations import is_remote
 from lswap_core.io.ports import Silence, Tally
 from lswap_core.io.threads import run_all
 from lswap_core.plan.manifest import Manifest, ShardRecord
@@ -110,9 +111,9 @@ class RemoteOutput:
 
 
 def open_output(place: str | os.PathLike[str], places: Places | None = None) -> Output:
-    """The output at a path, or at one of the remote places that `Places` knows."""
+    """The output at a location: a path, a model on the hub, or a place in a store. See `lswap_core.io.locations`."""
     where = os.fspath(place)
-    if "://" not in where or os.path.lexists(where):
+    if not is_remote(where):
         return LocalOutput(Path(where))
     known = places or Places()
     return RemoteOutput(known.folder(where), known.count)

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef, parse_role
+from lswap_core.io.locations import are_remote, is_remote, parse_hub_id
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run, runs
 from lswap_core.sources import hub, object_stores
@@ -18,11 +19,6 @@ from lswap_core.sources.local import LocalSource
 from lswap_core.sources.range_stream import Count
 from lswap_core.sources.remote import Folder, RemoteFile, RemoteSource, spans_of
 from lswap_core.sources.remote_catalogue import local_copies, open_folder
-
-
-def is_remote(location: str) -> bool:
-    """`location` is no local path: a URL, or a hub id where there is no such directory."""
-    return not os.path.lexists(location) and ("://" in location or hub.parse_location(location) is not None)
 
 
 def local_places(location: str) -> tuple[str, ...]:
@@ -69,7 +65,7 @@ class Places:
         here: dict[Role, Checkpoint] = {}
         there: dict[tuple[Role, str], RemoteFile] = {}
         for role, checkpoint in checkpoints.items():
-            if not self.is_remote(checkpoint):
+            if not are_remote(checkpoint):
                 here[role] = checkpoint
                 continue
             if checkpoint.root not in self._folders:
@@ -99,10 +95,6 @@ class Places:
                 needed, download = needed + beside, download + beside
         return Travel(needed, download)
 
-    def is_remote(self, checkpoint: Checkpoint) -> bool:
-        """It does not lie on a local or mounted disk."""
-        return "://" in checkpoint.root
-
     def count(self, count: int) -> None:
         """Take note of bytes that came over the network."""
         with self._lock:
@@ -110,11 +102,8 @@ class Places:
 
 
 def _open_folder(location: str) -> Folder:
-    if "://" in location and not location.startswith(hub.SCHEME):
-        return object_stores.StoreFolder(location)
-    found = hub.parse_location(location)
-    assert found is not None
-    return hub.HubFolder(*found)
+    repository = parse_hub_id(location)
+    return object_stores.StoreFolder(location) if repository is None else hub.HubFolder(*repository)
 
 
 class AnySource:

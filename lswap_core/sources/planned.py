@@ -9,11 +9,12 @@ from functools import partial
 
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, Shard
 from lswap_core.errors import StalePlanError
+from lswap_core.io.locations import is_remote
 from lswap_core.io.ports import Silence
 from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import Plan, PlanSidecar, PlanSource, SourceFile
 from lswap_core.sources.local import read_shard
-from lswap_core.sources.places import AnySource, Places, is_remote
+from lswap_core.sources.places import AnySource, Places
 from lswap_core.sources.range_stream import Count, RangeReader
 from lswap_core.sources.remote import Folder, RemoteFile
 from lswap_core.sources.remote_catalogue import FIRST_GUESS_BYTES, read_remote_shard, read_whole

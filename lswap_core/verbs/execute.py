@@ -15,6 +15,7 @@ from lswap_core.engine import executor
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import is_remote, is_url
 from lswap_core.io.ports import Output, Progress, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.io.traffic import Traffic
@@ -22,8 +23,8 @@ from lswap_core.options import ROLES, WriteOptions
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.report import card
-from lswap_core.sinks.places import is_url, open_sink
-from lswap_core.sources.places import Places, is_remote, local_places
+from lswap_core.sinks.places import open_sink
+from lswap_core.sources.places import Places, local_places
 from lswap_core.sources.planned import Reopened, reopen, source_of
 from lswap_core.text import listed
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from lswap_core.engine import executor
+from lswap_core.io.locations import is_url
 from lswap_core.io.ports import Progress, Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.places import find_parts, is_url, open_part, open_parts
+from lswap_core.sinks.places import find_parts, open_part, open_parts
 from lswap_core.sources.planned import source_of
 from lswap_core.verbs.execute import StrPath, complete, host_sidecars, near, prepare
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import is_url
 from lswap_core.io.ports import Progress, Silence
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.places import is_url
 from lswap_core.verbs.execute import StrPath
 from lswap_core.verbs.parts import apply_part, check_parts, publish
 
