@@ -55,7 +55,9 @@ def test_every_verb_reads_a_model_on_the_hub(merged: Path, run: Command, offline
 
 
 @pytest.mark.parametrize("at_hand", ["run", "offline"])
-def test_every_verb_prefers_a_path_that_exists(merged: Path, hub: HubServer, at_hand: str, request: pytest.FixtureRequest) -> None:
+def test_every_verb_prefers_a_path_that_exists(
+    merged: Path, hub: HubServer, at_hand: str, request: pytest.FixtureRequest
+) -> None:
     command: Command = request.getfixturevalue(at_hand)
     for location in (str(merged), f"{merged.parent}/./merged/"):
         found = results(command, location)
