@@ -17,11 +17,11 @@ from lswap_core.cli.analysis import run_analyze, run_report
 from lswap_core.cli.arguments import build_parser
 from lswap_core.cli.command import run_command
 from lswap_core.cli.console import print_json, print_table, progress_bar, say, shows_progress
-from lswap_core.cli.parts import check_engine, run_on_ray, run_part, run_publish
+from lswap_core.cli.parts import check_engine, run_keywords, run_on_ray, run_part, run_publish
 from lswap_core.cli.planning import make_plan, stored_plan
 from lswap_core.cli.sources import named_sources
 from lswap_core.errors import LswapError, RecipeError
-from lswap_core.options import WriteOptions
+from lswap_core.io.locations import is_url
 from lswap_core.text import counted, format_size, listed
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
-        return run_part(arguments, _write_options(arguments), named_sources(arguments))
+        return run_part(arguments, named_sources(arguments))
     from lswap_core.report.card import default_name
 
     plan = stored_plan(arguments)
@@ -72,11 +72,6 @@ def _publish(arguments: argparse.Namespace) -> int:
     return run_publish(arguments, named_sources(arguments))
 
 
-def _write_options(arguments: argparse.Namespace) -> WriteOptions:
-    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
-    return WriteOptions(**given)
-
-
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core.io.traffic import METHODS, Traffic
     from lswap_core.verbs.execute import execute
@@ -84,21 +79,12 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
     check_engine(arguments)
     _check_push(arguments, into)
-    options, traffic = _write_options(arguments), Traffic()
+    traffic, how = Traffic(), run_keywords(arguments, f"writing {Path(into).name}")
     if arguments.engine == "ray":
-        manifest = run_on_ray(plan, arguments, into, options, locations)
+        manifest = run_on_ray(plan, arguments, into, locations, how)
     else:
-        manifest = execute(
-            plan,
-            into=into,
-            locations=locations,
-            progress=progress_bar(arguments, f"writing {Path(into).name}"),
-            workers=arguments.workers,
-            device=arguments.device,
-            options=options,
-            restart=arguments.restart,
-            traffic=traffic,
-        )
+        how["traffic"] = traffic
+        manifest = execute(plan, into=into, locations=locations, **how)
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
@@ -123,7 +109,7 @@ def _check_push(arguments: argparse.Namespace, into: str) -> None:
 
     if arguments.public and not arguments.push:
         raise RecipeError("--public has no effect without --push")
-    if arguments.push and "://" in into:
+    if arguments.push and is_url(into):
         raise RecipeError(f"--push takes a local output, not {into}")
     if arguments.push:
         check_repository(arguments.push, public=arguments.public)

@@ -36,7 +36,7 @@ from a call may wait 5 ms for another that is loading modules, so calls are long
 in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9)."""
 SCRATCH_BYTES = 128 * 1024
 """Bytes of one operand that the kernels read at once. Two of 2.5 GB in the page cache took 0.94 s of processor time in pieces
-of 32 KiB, 0.76 s in 64 KiB, 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
+of 32 KiB; 0.76 s in 64 KiB; 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
 
 
 @dataclass(frozen=True, slots=True)

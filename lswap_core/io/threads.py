@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
-from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Progress, Tally
 
@@ -105,8 +104,3 @@ def threads_for(workers: int | None, *, remote: bool = False, writing: bool = Fa
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
     return workers or default_workers(remote=remote, writing=writing)
-
-
-def are_remote(*checkpoints: Checkpoint | None) -> bool:
-    """Whether any of them is not on a local or mounted disk."""
-    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)

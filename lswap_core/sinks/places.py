@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import is_url
 from lswap_core.io.ports import Source
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "az")
 """Schemes of outputs' URLs."""
-
-
-def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether it is a URL, not a path."""
-    return "://" in os.fspath(place)
 
 
 def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:

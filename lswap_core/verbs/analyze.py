@@ -11,8 +11,9 @@ from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.engine.measure import measure_changes
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import are_remote
 from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.threads import threads_for
 from lswap_core.sources.places import Places
 
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import FormatError, RecipeError
+from lswap_core.io.locations import are_remote
 from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.threads import threads_for
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Unpack
 
-from lswap_core.engine import executor
-from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.traffic import Traffic
+from lswap_core.io.locations import is_url
 from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.places import find_parts, is_url, open_part, open_parts
+from lswap_core.sinks.places import find_parts, open_part, open_parts
 from lswap_core.sources.planned import source_of
-from lswap_core.verbs.execute import StrPath, complete, host_sidecars, near, prepare
+from lswap_core.verbs.execute import Execution, RunOptions, StrPath, complete, host_sidecars, near, prepare
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +29,32 @@ class PartDone:
 
 
 def apply_part(
-    plan: Plan,
-    part: Part,
-    *,
-    into: StrPath,
-    locations: Mapping[str, StrPath] | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    options: WriteOptions = WriteOptions(),
-    restart: bool = False,
-    traffic: Traffic | None = None,
+    plan: Plan, part: Part, *, into: StrPath, locations: Mapping[str, StrPath] | None = None, **how: Unpack[Execution]
 ) -> PartDone:
-    """Do one part of what `execute` does, beside other workers, each of which is given the same plan, number of parts and
-    kind of digests, towards a filesystem that all share or a place `s3://bucket/prefix`; there the method of copying must be
-    the same, too. When all are done, `publish` makes the output.
+    """Do one part of what `execute` does, beside other workers. Each is given the same plan, number of parts and kind of digests,
+    and writes to a filesystem that all share or to `s3://bucket/prefix`; there the copy method must be the same, too. When all
+    are done, `publish` makes the output.
 
-    A part that has been done is not done again, unless `restart` says so; one that was cut off is done from its beginning.
-    Raises as `execute`; RecipeError also where `into` is being built from another plan, in another number of parts, with other
-    digests or, in a store, by another method of copying, and for a store that takes no parts; SourceError where the store
-    has lost an upload, in place of which another is begun.
+    A part that is done is not done again, unless `restart` says so. One that was cut off is done from its beginning.
+    how: see `RunOptions`. Raises as `execute`; RecipeError also where `into` is being built from another plan, in another number
+    of parts, with other digests or, in a store, by another copy method, and for a store that takes no parts; SourceError where
+    the store has lost an upload, in place of which another is begun.
     """
-    ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into))
-    places, sources, threads, evaluator_of = ready
-    beside = near(into, (source.location for source in sources.values()))
-    opened = partial(open_part, into, plan, part, sources=beside, options=options, traffic=traffic, restart=restart)
-    with source_of(sources, places.count) as source, closing(opened(source)) as sink:
+    run = RunOptions(**how)
+    ready = prepare(plan, locations, run, remote=is_url(into))
+    beside = near(into, (source.location for source in ready.sources.values()))
+    opened = partial(open_part, into, plan, part, sources=beside, options=run.options, traffic=run.traffic, restart=run.restart)
+    with source_of(ready.sources, ready.places.count) as source, closing(opened(source)) as sink:
         steps = sink.steps
         anew = not sink.is_done
         if anew:
             try:
-                run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
-                done = run(plan, source, sink, evaluator_of(source), steps=steps)
-                source.check()
-                sink.seal(done)
+                sink.seal(run.run(plan, source, sink, ready, steps))
             except BaseException as error:
                 error.add_note(f"other parts are not touched by that; the same command does part {part} anew")
                 raise
             finally:
-                (traffic or Traffic()).add("fetch", places.fetched_bytes)
+                run.count_fetched(ready)
     return PartDone(part, len(steps), sum(step.size_bytes for step in steps), anew)
 
 

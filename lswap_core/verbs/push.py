@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
+from lswap_core.io.locations import HUB_SCHEME
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE
-from lswap_core.sources.hub import SCHEME
 from lswap_core.sources.hub_errors import translated
 from lswap_core.sources.outputs import (
     LocalOutput,
@@ -46,7 +46,7 @@ def check_repository(repository: str, *, public: bool) -> bool:
         raise RecipeError(f"{repository!r} names no model on the hub; write it like org/name")
     api = _open_api(repository)
     errors: Any = import_module("huggingface_hub.errors")
-    where = f"{SCHEME}{repository}"
+    where = f"{HUB_SCHEME}{repository}"
 
     def ask() -> Any:
         with translated(where, repository):
@@ -86,7 +86,7 @@ def push(output: str | os.PathLike[str], repository: str, *, public: bool = Fals
     if missing := [name for name in names if not (root / name).is_file()]:
         raise FormatError("is missing; its manifest or its card names it", path=str(root / missing[0]))
     exists = check_repository(repository, public=public)
-    api, where = _open_api(repository), f"{SCHEME}{repository}"
+    api, where = _open_api(repository), f"{HUB_SCHEME}{repository}"
     message = f"{manifest.tool}: plan {manifest.plan_digest[:12]}"
     try:
         with translated(where, repository), _bars(shown=bars):
@@ -109,7 +109,7 @@ def _upload_files(api: Any, root: Path, repository: str, names: list[str], messa
         if isinstance(error.__cause__, OSError | SourceError):
             raise error.__cause__ from None
         what = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise SourceError(f"{SCHEME}{repository}: {what:.200}; what arrived is kept, push again") from None
+        raise SourceError(f"{HUB_SCHEME}{repository}: {what:.200}; what arrived is kept, push again") from None
 
 
 @contextmanager

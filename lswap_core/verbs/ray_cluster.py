@@ -10,16 +10,15 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from lswap_core.errors import RecipeError
-from lswap_core.io.ports import Progress, Silence
-from lswap_core.options import WriteOptions
+from lswap_core.io.locations import is_url
+from lswap_core.io.ports import Silence
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.places import is_url
-from lswap_core.verbs.execute import StrPath
+from lswap_core.verbs.execute import Execution, RunOptions, StrPath
 from lswap_core.verbs.parts import apply_part, check_parts, publish
 
 LOCAL = "local"
@@ -39,11 +38,7 @@ def execute_on_ray(
     address: str | None = None,
     parts: int | None = None,
     locations: Mapping[str, StrPath] | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    options: WriteOptions = WriteOptions(),
-    restart: bool = False,
+    **how: Unpack[Execution],
 ) -> Manifest:
     """`execute` on a Ray cluster. Every node must see the sources and the output's directory under the same paths, and have this
     package; for an output at `s3://`, its environment must give access to the store.
@@ -55,22 +50,26 @@ def execute_on_ray(
     """
     if parts is not None and parts < 1:
         raise RecipeError(f"--parts is {parts}; expected 1 or more")
-    found = check_parts(plan, into, parts, options)
+    run = RunOptions(**how)
+    if run.traffic is not None:
+        raise RecipeError("traffic is not counted on a Ray cluster, where other processes do the work; leave it out")
+    found = check_parts(plan, into, parts, run.options)
     place = os.fspath(into) if is_url(into) else os.path.abspath(into)
     there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
     with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
-        threads, slots = _slots(ray, workers)
+        threads, slots = _slots(ray, run.workers)
         count = parts or found or max(1, slots * _PARTS_PER_SLOT)
         task = ray.remote(_do_part).options(
             name="lswap_core part",
             num_cpus=threads,
-            num_gpus=1 if device == "cuda" else 0,
+            num_gpus=1 if run.device == "cuda" else 0,
             max_retries=_RETRIES,
             scheduling_strategy="SPREAD",
         )
-        given = ray.put((plan.to_json(), place, there, threads, device, options, restart))
+        of_task: Execution = {"workers": threads, "device": run.device, "options": run.options, "restart": run.restart}
+        given = ray.put((plan.to_json(), place, there, of_task))
         pending = [task.remote(given, number, count) for number in range(1, count + 1)]
-        bar = progress or Silence()
+        bar = run.progress or Silence()
         bar.begin(sum(step.size_bytes for step in plan.steps))
         try:
             while pending:
@@ -86,24 +85,14 @@ def execute_on_ray(
             raise
         finally:
             bar.end()
-    return publish(plan, into=place, locations=there, workers=workers)
+    return publish(plan, into=place, locations=there, workers=run.workers)
 
 
-def _do_part(given: tuple[str, str, Mapping[str, str], int, str, WriteOptions, bool], number: int, count: int) -> int:
+def _do_part(given: tuple[str, str, Mapping[str, str], Execution], number: int, count: int) -> int:
     """One task; returns how many bytes of the output the part is."""
-    text, into, locations, threads, device, options, restart = given
+    text, into, locations, how = given
     plan = Plan.from_json(text, path="the plan that was sent")
-    done = apply_part(
-        plan,
-        Part(number, count),
-        into=into,
-        locations=locations,
-        workers=threads,
-        device=device,
-        options=options,
-        restart=restart,
-    )
-    return done.size_bytes
+    return apply_part(plan, Part(number, count), into=into, locations=locations, **how).size_bytes
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import is_remote
 from lswap_core.report.evaluations import find_evaluations, find_logs, read_evaluation
 from lswap_core.report.page import Page, compile_page
 from lswap_core.sinks.disk.partial_directory import check_destination
@@ -21,8 +22,8 @@ def describe(output: StrPath, *, changes: StrPath | None = None, evaluation: Str
 
     FormatError for files that are not what they should be; RecipeError where `changes` are of other experts.
     """
-    root = Path(os.path.abspath(output))
-    manifest = read_manifest(root)
+    manifest = read_manifest(output)
+    root = _path_of(output)
     maps = None if changes is None else read_changes(changes)
     found = find_evaluations(root) if evaluation is None else (Path(evaluation),)
     logs = [log.name for log in find_logs(root)]
@@ -36,7 +37,7 @@ def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path
     """
     from lswap_core.report import html
 
-    root = Path(os.path.abspath(output))
+    root = _path_of(output)
     place = check_destination(into or root.with_name(f"{root.name}-report.html"), [], option="--html")
     if place.is_relative_to(os.path.realpath(root)):
         raise RecipeError(f"{place} would lie in {root}, which holds what its manifest says and no more; choose another --html")
@@ -49,3 +50,9 @@ def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path
             place.unlink()
             raise
     return place
+
+
+def _path_of(output: StrPath) -> Path:
+    """The path that pages and results of an output are beside: of a remote output, its name in the working directory."""
+    location = os.fspath(output)
+    return Path(os.path.abspath(location.rstrip("/").rpartition("/")[2] if is_remote(location) else location))

@@ -11,8 +11,9 @@ from lswap_core import kernels
 from lswap_core.checkpoint.catalogue import Checkpoint, Shard
 from lswap_core.engine.verifier import Diff, differing_tensors, tensor_diff
 from lswap_core.errors import FormatError, RecipeError, VerificationError
+from lswap_core.io.locations import are_remote
 from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.threads import threads_for
 from lswap_core.plan.manifest import Manifest
 from lswap_core.sources.outputs import intact_shard, manifest_of, open_output, shard_issues, sidecar_issues
 from lswap_core.sources.places import Places
