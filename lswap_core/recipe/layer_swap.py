@@ -1,7 +1,7 @@
-"""Layer swapping as a recipe: which layers come from which expert, checked, and turned into a draft.
+"""Layer swapping as a recipe: decides the source of each layer, checks it, and turns it into a draft.
 
-Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language Models, ICLR 2025
-(arXiv 2410.01335). Layers are numbered 0..L-1; ranges are half-open.
+Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language Models, ICLR 2025 (arXiv
+2410.01335). Layers are numbered 0..L-1; ranges are half-open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Zones:
-    """Lang's share of each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is blended."""
+    """Lang's weight in each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is a blend."""
 
     shares: tuple[float, ...]
 
@@ -46,30 +46,30 @@ class Zones:
 
 
 class MeasuredShares(NamedTuple):
-    """Lang's share of each blended layer where the change from a base decides it (`ramp="mav"`)."""
+    """Lang's weight in each blended layer where the change from a base decides it (`ramp="mav"`)."""
 
     shares: Mapping[int, float]
     """By layer number."""
     base: str
     """The base's name."""
     notes: tuple[str, ...]
-    """What to say about them in the plan."""
+    """Notes about the weights, for the plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSwap:
-    """What the user wants.
+    """The options of a layer swap. Raises RecipeError for values that no checkpoint could satisfy.
 
     bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
-    transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
-    weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
-    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what the change maps give. embed, norm, head: who
-    gives what lies outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix:
-    where the layers are, if that is unclear.
-    swap: kinds of modules (`attn`, `mlp`, `norms`) to which all of this is confined; the rest of every layer stays math's.
-    revert_layers: layers that go back to base's, which none of the zones may hold.
+    transition_top set one seam each. lang_layers, blend_layers: layer numbers, in place of all of these.
 
-    Raises RecipeError for values that no checkpoint could satisfy.
+    weight: lang's weight in blended layers, from 0 to 1. With `ramp="linear"`, the k-th of t layers counted from the language
+    side has 1 - (k + 1) / (t + 1) instead; with `ramp="mav"`, the change maps decide. embed, norm, head: the source of each
+    part outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the
+    layers are, if that is ambiguous.
+
+    swap: the kinds of modules (`attn`, `mlp`, `norms`) that are swapped; the rest of every layer stays math's. revert_layers:
+    layers that become base's; no zone may contain them.
     """
 
     bottom: int = 0
@@ -121,7 +121,7 @@ class LayerSwap:
 
     @property
     def explicit(self) -> bool:
-        """Layers are named one by one."""
+        """Whether the layers are given by number."""
         return self.lang_layers is not None or self.blend_layers is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class LayerSwap:
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> LayerSwap:
-        """The inverse of `to_json`. RecipeError for anything else."""
+        """The inverse of `to_json`. Raises RecipeError for anything else."""
         if unknown := options.keys() - {field.name for field in fields(cls)}:
             raise RecipeError(f"unknown option {min(unknown)!r}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
@@ -141,12 +141,13 @@ class LayerSwap:
         return cls(**given)
 
     def seams(self, layer_count: int) -> tuple[int, ...]:
-        """Layers that are to be blended, whatever their shares."""
+        """The blended layers, whatever their weights."""
         return replace(self, ramp="constant", weight=0.5).zones(layer_count).blended
 
     def zones(self, layer_count: int, shares: Mapping[int, float] | None = None) -> Zones:
-        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit. shares: those of the blended
-        layers, for `ramp="mav"`.
+        """Return lang's weight in each of `layer_count` layers. Raises RecipeError where the zones do not fit.
+
+        shares: the weights in blended layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
             resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
@@ -172,8 +173,9 @@ class LayerSwap:
     def draft(
         self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredShares | None = None
     ) -> Draft:
-        """The draft of this swap. base: needed to revert layers. measured: needed for `ramp="mav"`. MismatchError lists
-        everything that keeps the sources from being combined.
+        """Return the draft of this swap. Raises MismatchError, which lists everything that prevents the merge.
+
+        base: needed to revert layers. measured: needed for `ramp="mav"`.
         """
         check_roles(math=math, lang=lang)
         comparison = compare(math, lang, allow_cast=self.cast)
@@ -216,7 +218,7 @@ class LayerSwap:
         return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, base_name))
 
     def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
-        """The layers to revert, from base."""
+        """Replace the layers to revert by base's."""
         numbers = sorted(set(self.revert_layers or ()))
         if base is None:
             raise RecipeError("--revert-layers needs --base, the model that both experts were tuned from")
@@ -232,13 +234,13 @@ class LayerSwap:
         return draft.replace(one_of([name for name, number in of_layers if number in chosen]), base, cast=self.cast)
 
     def _seams(self) -> tuple[int, int]:
-        """Blended layers at the bottom and at the top; a seam vanishes with its end."""
+        """Number of blended layers at the bottom and at the top. An end without layers from lang has no seam."""
         bottom = self.transition if self.transition_bottom is None else self.transition_bottom
         top = self.transition if self.transition_top is None else self.transition_top
         return (bottom if self.bottom else 0), (top if self.top else 0)
 
     def _ramp(self, count: int) -> list[float]:
-        """Lang's shares in a seam of `count` layers, from the language side on."""
+        """Lang's weights in a seam of `count` layers, starting at the language side."""
         if self.ramp == "linear":
             return [1 - (k + 1) / (count + 1) for k in range(count)]
         return [float(self.weight)] * count
@@ -260,7 +262,7 @@ class LayerSwap:
         return Zones(tuple(shares))
 
     def _givers(self, outside: Outside, *, tied: bool) -> dict[str, Part]:
-        """Who gives embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
+        """The source of embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
         for part in ("embed", "norm"):
             if getattr(self, part) != "math" and not getattr(outside, part):
                 raise RecipeError(f"{_flag(part)} {getattr(self, part)}: no tensor outside the layers is recognised as {part}")
@@ -296,7 +298,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _contiguous(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring numbers, half-open."""
+    """Ranges of neighbouring numbers, half-open."""
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1] + 1

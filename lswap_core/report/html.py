@@ -1,7 +1,7 @@
-"""A page as one HTML file that needs no network: tables as HTML, heat maps as plotly figures, plotly's script inlined.
+"""Renders a page as one HTML file that needs no network: HTML tables, heat maps as plotly figures, plotly's script inlined.
 
-Names come from files, so every text is escaped for where it stands: HTML, a script's data, plotly's own markup. Should one
-slip through, the content security policy lets no script run but the two that are here, and nothing be loaded.
+Names come from files, so every text is escaped for its context: HTML, a script's data, or plotly's markup. Should one slip
+through, the content security policy allows only the two scripts of this page, and no loading of anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ABOUT = {
 
 
 def render(page: Page) -> str:
-    """The page as HTML text, the same for equal pages. RecipeError where plotly is not installed."""
+    """Return the page as HTML text. Equal pages give equal text. Raises RecipeError where plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -71,7 +71,7 @@ def _text(text: str) -> str:
 
 
 def _data(value: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -96,7 +96,7 @@ def _section(key: str, title: str, *inner: str) -> str:
 
 
 def _table(table: Table, *, left: int = 1, roles: int | None = None) -> str:
-    """A table in a box of its own, in which it scrolls. left: columns of text. roles: the column that says who gives."""
+    """A table in a box that scrolls. left: left-aligned columns of text. roles: the column that names the source."""
     head = "".join(f"<th{'' if n < left else ' class=n'}>{_text(title)}</th>" for n, title in enumerate(table.columns))
     rows = []
     for row in table.rows:
@@ -113,7 +113,7 @@ def _box(table: str) -> str:
 
 
 def _role(giver: str) -> str:
-    """The class that colours it: of its own for math, lang and base, one for what is made of several, none for other sources."""
+    """CSS class of a source: its own for math, lang and base, one for tensors made from several sources, none for others."""
     return giver if giver in ROLES else "blend" if " " in giver else ""
 
 
@@ -141,7 +141,7 @@ def _layers(page: Page) -> str:
         plot = _plot("origins", title, "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
     table = "" if page.parts is None else f'<div class="card">{_table(page.parts, left=2, roles=1)}{_notes(page.notes)}</div>'
     if not plot and not table:
-        table = '<p class="card hint">These tensors were put together by hand and are in no layers that could be told.</p>'
+        table = '<p class="card hint">These tensors were put together by hand; no layers were recognised among them.</p>'
     return _section("layers", "Layers", f'<div class="pair">{table}{plot}</div>')
 
 
@@ -203,11 +203,11 @@ def _evaluation(one: Evaluation) -> str:
             rows.append(f"<tr><td>{_language(row.language)}</td>{shown}<td>{bar}</td></tr>")
         head = "<th>language</th><th class=n>answers</th><th class=n>% right</th><th class=n>interval</th><th>0 to 100</th>"
         return note + _box(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
-    found: Mapping[tuple[str | None, str], Accuracy] = {(row.setting, row.language): row for row in one.accuracies}
+    accuracies: Mapping[tuple[str | None, str], Accuracy] = {(row.setting, row.language): row for row in one.accuracies}
     head = "<th>setting</th>" + "".join(f"<th class=n>{_language(language)}</th>" for language in one.languages)
     lines = []
     for setting in one.settings:
-        cells_of = [_percent(found.get((setting, language))) for language in one.languages]
+        cells_of = [_percent(accuracies.get((setting, language))) for language in one.languages]
         lines.append(f"<tr><td>{_text(setting or '')}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells_of)}</tr>")
     return note + _box(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
 

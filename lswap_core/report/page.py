@@ -1,6 +1,6 @@
-"""What a report shows, as a value: a manifest, change maps and results of an evaluation, arranged for looking at.
+"""The content of a report, as a value: a manifest, change maps and evaluation results, arranged for display.
 
-Nothing is measured here. `Page.to_json` is the same data for programs; `lswap_core.report.html` draws it.
+Nothing is measured here. `Page.to_json` gives the same data to programs; `lswap_core.report.html` renders it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMAT = "lswap-report/1"
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """A source of the merge, in short."""
+    """Summary of a source of the merge."""
 
     role: str
     name: str
@@ -35,12 +35,12 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that a report shows.
+    """Everything that a report shows.
 
-    command: what repeats the merge, None for surgery by hand. parts: who gives what. seams: how the experts differ where
-    they are blended. maps: heat maps; from change maps if there were any (`base` is then what these call the base), else of
-    the blended layers alone. figures: tables of the change maps by layer and by matrix. findings: what the change maps say of
-    the pair, one sentence each. unscored: logs of an evaluation without results.
+    command: repeats the merge, None for surgery by hand. parts: the source of each part. seams: how the experts differ in the
+    blended layers. maps: heat maps, of the change maps if there are any, else of the blended layers. base: the base's name in
+    the change maps. figures: tables of the change maps by layer and by matrix. findings: conclusions from the change maps,
+    one sentence each. unscored: logs of an evaluation without results.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Page:
     unscored: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; fractions of one, sizes in bytes."""
+        """Return the page as JSON. Fractions of one, sizes in bytes."""
         said = {field.name: getattr(self, field.name) for field in fields(self)}
         said |= {
             "options": dict(self.options),
@@ -88,7 +88,7 @@ def compile_page(
     evaluations: Iterable[Evaluation] = (),
     unscored: Iterable[str] = (),
 ) -> Page:
-    """The page of an output called `name`. RecipeError where `changes` were measured on other experts than were merged."""
+    """Return the page of the output called `name`. Raises RecipeError where `changes` were measured on other experts."""
     swap = manifest.swap
     if changes is not None:
         _check_sources(manifest, changes)
@@ -138,7 +138,7 @@ def _stack_of(manifest: Manifest) -> Stack | None:
         return Stack(swap.prefix, len(swap.shares))
     try:
         return find_stack(manifest.tensors, prefix=swap.prefix if swap is not None and swap.prefix else None)
-    except RecipeError:  # made by hand, of whatever there was: then there are no layers to show
+    except RecipeError:  # surgery by hand, of any checkpoint: then there may be no layers
         return None
 
 

@@ -1,4 +1,4 @@
-"""Plans and manifests for people: tables, the model card, the command that repeats a merge."""
+"""Tables of plans, manifests and change maps, for people."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def to_markdown(self) -> str:
-        """A GitHub table."""
+        """Return a GitHub table."""
         lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
         return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
-    """Who gives what: runs of layers, then the parts outside them. `sizes`: bytes by tensor name."""
+    """The source of each part: ranges of layers, then the parts outside them. sizes: bytes by tensor name."""
     if not swap.shares:
         said = "base and what math and lang changed"
         if swap.options.get("method") == "soup":
@@ -75,7 +75,7 @@ def _giver(share: float) -> str:
 
 
 def seam_table(manifest: Manifest, swap: SwapRecord) -> Table | None:
-    """Difference of the two experts in every blended layer, or None where nothing was blended."""
+    """Difference of the two experts in every blended layer, None where nothing was blended."""
     stack = Stack(swap.prefix, len(swap.shares))
     totals: dict[int, DifferenceStats] = {}
     for name, record in manifest.tensors.items():
@@ -106,15 +106,17 @@ _PARTS = {"embed": "embeddings", "norm": "final norm", "head": "head", "other": 
 
 
 def layer_changes(maps: ChangeMaps) -> Table:
-    """One row per layer and per part outside the layers. With a base, for each expert: mean |change|, |change| / |base| and
-    the share of elements changed; then the cosine between the two changes, and the experts' distance, relative to math.
+    """One row per layer and per part outside the layers.
+
+    With a base, for each expert: mean |change|, |change| / |base| and the fraction of elements changed; then the cosine
+    between the two changes, and the experts' distance, relative to math.
     """
     rows = {f"layer {number}": change for number, change in maps.by_layer().items()}
     return _table("part", rows | {_PARTS[part]: change for part, change in maps.by_part().items()}, maps)
 
 
 def matrix_changes(maps: ChangeMaps) -> Table:
-    """One row per matrix, all layers taken together; of many, those that differ most, relative to their norm."""
+    """One row per matrix, with all layers summed. Of many, those that differ most relative to their norm."""
     matrices = maps.by_matrix()
     most = sorted(matrices, key=lambda name: -matrices[name].difference.relative_norm)[:_SHOWN_MATRICES]
     shown = {name: change for name, change in matrices.items() if name in most}
@@ -150,9 +152,9 @@ def _share(stats: DifferenceStats) -> str:
 
 
 def findings(maps: ChangeMaps, kin: Iterable[Kinship], proposed: Suggestion | None, unclear: str) -> list[str]:
-    """What to say beside the tables. unclear: why there is no proposal."""
+    """Sentences beside the tables. unclear: why there is no suggestion."""
     lines = [each.sentence() for each in kin] or [
-        "no matrix in the layers was compared: nothing tells whether they have one base"
+        "no matrix in the layers was compared, so it is unknown whether they have one base"
     ]
     if maps.uncompared:
         shown = ", ".join(maps.uncompared[:_SHOWN_NAMES]) + (", ..." if len(maps.uncompared) > _SHOWN_NAMES else "")

@@ -1,4 +1,4 @@
-"""The lesser kernels in Triton: weighted sums of many tensors, and casts. One element after the other, no statistics."""
+"""Element-wise kernels in Triton: weighted sums of many tensors, and casts. They take no statistics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def blend_many_kernel(
     CHUNK: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """One chunk of a weighted sum. addresses: int64 (inputs). shares: fp64 (inputs), rounded to the compute type.
+    """One chunk of a weighted sum. addresses: int64 (inputs). shares: the weights, fp64 (inputs), rounded to the compute
+    type.
 
     out: int64 (1), the address. ALIGNED: every address is a multiple of 16.
     """

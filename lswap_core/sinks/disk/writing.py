@@ -1,4 +1,4 @@
-"""Bringing runs into the files of a directory: by sharing extents, by the kernel, or through a buffer that is digested."""
+"""Writes runs into the files of a directory: by sharing extents, in the kernel, or through a buffer that is digested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PIECE_BYTES = 256 * 1024
 
 
 class Mover:
-    """Writes into files that are there already. Safe to use from several threads."""
+    """Writes into existing files. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class Mover:
         open_file: Callable[[str], int],
         on_loss: Callable[[Path], None],
     ) -> None:
-        """open_file: a descriptor to write to, of a name in `root`. on_loss: called with the path of a file of which the disk
-        failed to take pages, before that is raised.
+        """open_file: opens a name in `root` for writing. on_loss: called with the path of a file of which the disk failed to
+        write pages, before the error is raised.
         """
         self._root = root
         self._options = options
@@ -65,7 +65,7 @@ class Mover:
         self._traffic.add("compute", len(data))
 
     def close(self) -> None:
-        """Close what is open. No thread may be using it."""
+        """Close all files. No thread may be using them."""
         self._descriptors.close()
 
     def _transfer(self, run: Run, source: Source, pieces: Pieces) -> None:
@@ -128,17 +128,19 @@ class Mover:
 
 
 WINDOW_BYTES = 8 * 1024 * 1024
-"""What a thread writes before it pushes; twice as much may be dirty for each."""
+"""Bytes that a thread writes before it starts writeback. Twice as many may be dirty for each thread."""
 
 
 class Writeback:
-    """Told of every range that is written. Each thread has a window of its own."""
+    """Starts writeback of the ranges that are written. Each thread has its own window."""
 
     def __init__(self) -> None:
         self._mine = local()
 
     def wrote(self, fd: int, begin: int, end: int) -> None:
-        """Bytes [begin, end) were written. While a full window goes out, the thread waits for the one before it."""
+        """Report that bytes [begin, end) were written. While a full window is written back, the thread waits for the one
+        before it.
+        """
         held, at, to = getattr(self._mine, "window", (-1, 0, 0))
         if (held, to) != (fd, begin):
             self._mine.before = None
@@ -153,28 +155,29 @@ class Writeback:
 
 
 _LOST = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
-"""What became of pages on their way to the disk. Any other error says that the call is not to be had there."""
+"""Errors for pages that were lost on their way to the disk. Any other error means that the call is not supported."""
 
 # <fcntl.h>
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 
 
 def start_writing(fd: int, begin: int, end: int) -> None:
-    """Begin to write the dirty pages of a range to the disk, without waiting. OSError where the disk failed to take pages."""
+    """Begin writeback of a range's dirty pages, without waiting. Raises OSError where the disk failed to write pages."""
     _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WRITE)
 
 
 def finish_writing(fd: int, begin: int, end: int) -> None:
-    """Wait until the pages of a range are on their way out, then let the page cache have them back. No replacement for fsync.
-    OSError where the disk failed to take pages.
+    """Wait for writeback of a range's pages, then drop them from the page cache. This does not replace fsync.
+
+    Raises OSError where the disk failed to write pages.
     """
     _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
     os.posix_fadvise(fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_range(fd: int, begin: int, end: int, flags: int) -> None:
-    # Its error must not be overlooked: the kernel tells of pages that it failed to write only once, and to an fsync after
-    # this call, through another descriptor, no more.
+    # Its error must not be ignored: the kernel reports pages that it failed to write only once. An fsync after this call,
+    # through another descriptor, does not report them again.
     if _sync_file_range()(fd, begin, end - begin, flags) and (error := ctypes.get_errno()) in _LOST:
         raise OSError(error, os.strerror(error))
 

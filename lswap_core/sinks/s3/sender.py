@@ -1,4 +1,6 @@
-"""Bringing runs to an S3-compatible store: in upload parts that wait in memory until they are whole, or that the store copies."""
+"""Sends runs to an S3-compatible store: in upload parts that wait in memory until they are complete, or that the store
+copies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ _PIECE_BYTES = 1024 * 1024
 
 
 class Sender:
-    """Delivers upload parts, each once, when its last byte has come. Safe to use from several threads."""
+    """Delivers each upload part once, when its last byte has come. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -36,7 +38,7 @@ class Sender:
         options: WriteOptions,
         traffic: Traffic,
     ) -> None:
-        """parts: of all files. there: parts that are not to be delivered here."""
+        """parts: of all files. there: parts that are not delivered here."""
         self._coordination, self._state = coordination, state
         self._options, self._traffic = options, traffic
         self._etags: dict[Key, str] = {}
@@ -46,17 +48,17 @@ class Sender:
 
     @property
     def etags(self) -> dict[Key, str]:
-        """Of the upload parts that were delivered by now."""
+        """ETags of the upload parts that were delivered so far."""
         with self._lock:
             return dict(self._etags)
 
     @property
     def most_held_bytes(self) -> int:
-        """The most memory that upload parts took at a time."""
+        """The most memory that upload parts took at a time, in bytes."""
         return self._waiting.most_held_bytes
 
     def keys(self, step: Step) -> set[Key]:
-        """The upload parts that a step's bytes are in."""
+        """The upload parts of a step's bytes."""
         return {(step.file, part.number) for part, _, _ in self._waiting.spans(step.file, step.begin, step.end)}
 
     def deliver_heads(self) -> None:
@@ -119,7 +121,7 @@ class Sender:
 
 
 class Sending:
-    """The half of a sink that takes runs. The other half makes the sender."""
+    """The part of a sink that takes runs. Its subclass creates the sender."""
 
     in_order = True
     """See `lswap_core.io.ports.Writer`."""
