@@ -15,8 +15,8 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.errors import RecipeError, SourceError
-from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers
+from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
@@ -73,16 +73,15 @@ class StreamSink:
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.io.ports.Sink`."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
-        for offset in range(0, run.size_bytes, _PIECE_BYTES):
-            piece = self._buffers.get("piece", min(_PIECE_BYTES, run.size_bytes - offset), run.source.begin + offset)
-            source.read_into(run.source, offset, piece)
-            if digests is not None:
-                digests.feed(run.begin + offset, piece)
+        pieces = Pieces(run, source, tally, self._options.digest)
+
+        def memory(offset: int, size: int) -> memoryview:
+            return self._buffers.get("piece", size, run.source.begin + offset)
+
+        for offset, piece in pieces.read(0, run.size_bytes, _PIECE_BYTES, memory):
             self._write(run.file, run.begin + offset, piece)
-            tally(len(piece))
         self._traffic.add("read_write", run.size_bytes)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+        return pieces.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.io.ports.Sink`."""

@@ -12,8 +12,8 @@ from threading import local
 from typing import Any
 
 from lswap_core.errors import located
-from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers, Descriptors
+from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
@@ -51,13 +51,13 @@ class Mover:
         self._buffers = Buffers()
 
     def copy(self, run: Run, source: Source, tally: Tally, *, there: bool = False) -> list[StepRecord]:
-        """Copy a run byte for byte. Returns its records. there: the bytes are in place, and only their digests are wanted."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        """A copied run, byte for byte. there: its bytes are in place, and only their digests are wanted."""
+        pieces = Pieces(run, source, tally, self._options.digest)
         if there:
-            self._through(run, 0, run.size_bytes, source, tally, digests, write=False)
+            self._through(run, 0, run.size_bytes, pieces, write=False)
         else:
-            self._transfer(run, source, tally, digests)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+            self._transfer(run, source, pieces)
+        return pieces.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """`data` at `offset` within a computed run."""
@@ -68,49 +68,46 @@ class Mover:
         """Close all files. No thread may be using them."""
         self._descriptors.close()
 
-    def _transfer(self, run: Run, source: Source, tally: Tally, digests: RunDigests | None) -> None:
-        """Share extents where possible. Copy the rest in the kernel where no digest is wanted, else through a buffer, which
-        is digested while it is in the cache.
+    def _transfer(self, run: Run, source: Source, pieces: Pieces) -> None:
+        """Share extents where the filesystem can. Else let the kernel copy, if no digest is wanted. Else use a buffer, where
+        the bytes are digested while they are in the cache.
         """
         theirs, end = source.descriptor(run.source.role, run.source.file), run.size_bytes
         if theirs is None:
-            return self._through(run, 0, end, source, tally, digests)
+            return self._through(run, 0, end, pieces)
         span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
         with located(self._root / run.file):
             body = self.copier.clone(span)
         if body is not None:
-            self._through(run, 0, body[0], source, tally, digests)
-            if digests is not None and self._options.digest != "auto":
-                self._through(run, *body, source, tally, digests, write=False)
+            self._through(run, 0, body[0], pieces)
+            if pieces.digested and self._options.digest != "auto":
+                self._through(run, *body, pieces, write=False)
             else:
-                tally(body[1] - body[0])
-            return self._through(run, body[1], end, source, tally, digests)
-        if digests is not None and self._options.copy_method == "auto":
-            return self._through(run, 0, end, source, tally, digests)
+                pieces.skip(body[1] - body[0])
+            return self._through(run, body[1], end, pieces)
+        if pieces.digested and self._options.copy_method == "auto":
+            return self._through(run, 0, end, pieces)
 
         def advance(begin: int, stop: int) -> None:
             self._wrote(run, span.target, run.begin + begin, run.begin + stop)
-            if digests is None:
-                tally(stop - begin)
+            if pieces.digested:
+                self._through(run, begin, stop, pieces, write=False)
             else:
-                self._through(run, begin, stop, source, tally, digests, write=False)
+                pieces.skip(stop - begin)
 
         with located(self._root / run.file):
             done = self.copier.move(span, advance)
-        return self._through(run, done, end, source, tally, digests)
+        return self._through(run, done, end, pieces)
 
-    def _through(
-        self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
-    ) -> None:
-        """Copy bytes [begin, end) of a run through a buffer; or only digest them, where they are in place."""
-        for offset in range(begin, end, _PIECE_BYTES):
-            piece = self._buffers.get("piece", min(_PIECE_BYTES, end - offset), run.source.begin + offset)
-            source.read_into(run.source, offset, piece)
-            if digests is not None:
-                digests.feed(run.begin + offset, piece)
+    def _through(self, run: Run, begin: int, end: int, pieces: Pieces, *, write: bool = True) -> None:
+        """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
+
+        def memory(offset: int, size: int) -> memoryview:
+            return self._buffers.get("piece", size, run.source.begin + offset)
+
+        for offset, piece in pieces.read(begin, end, _PIECE_BYTES, memory):
             if write:
                 self._write(run, offset, piece)
-            tally(len(piece))
         if write and end > begin:
             self._traffic.add("read_write", end - begin)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from threading import Lock
 
-from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers
+from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
@@ -67,14 +67,14 @@ class Sender:
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.io.ports.Writer`."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        pieces = Pieces(run, source, tally, self._options.digest)
         for part, begin, end in self._waiting.spans(run.file, run.begin, run.end):
             if part.origin is None or self._options.digest == "xxh3":
-                self._through(run, part, begin, end, source, tally, digests)
+                self._through(run, part, begin, end, pieces)
             else:
                 self._waiting.arrived(run.file, part, end - begin)
-                tally(end - begin)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+                pieces.skip(end - begin)
+        return pieces.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.io.ports.Writer`."""
@@ -86,22 +86,22 @@ class Sender:
             self._waiting.arrived(run.file, part, end - begin)
         self._traffic.add("compute", len(data))
 
-    def _through(
-        self, run: Run, part: UploadPart, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None
-    ) -> None:
-        """Copy bytes [begin, end) of the output file, which are in `part`, through memory; or only digest them."""
-        for at in range(begin, end, _PIECE_BYTES):
-            stop = min(at + _PIECE_BYTES, end)
-            room = self._waiting.room(run.file, part, at, stop)
-            piece = self._buffers.get("piece", stop - at) if room is None else room
-            if room is not None or digests is not None:
-                source.read_into(run.source, at - run.begin, piece)
-            if digests is not None:
-                digests.feed(at, piece)
+    def _through(self, run: Run, part: UploadPart, begin: int, end: int, pieces: Pieces) -> None:
+        """Bring bytes [begin, end) of the output file, which are in `part`, over through memory; or only digest them."""
+        room = self._waiting.room(run.file, part, begin, end)
+        if room is None and not pieces.digested:
+            self._waiting.arrived(run.file, part, end - begin)
+            return pieces.skip(end - begin)
+
+        def memory(offset: int, size: int) -> memoryview:
+            at = run.begin + offset - begin
+            return self._buffers.get("piece", size) if room is None else room[at : at + size]
+
+        for _, piece in pieces.read(begin - run.begin, end - run.begin, _PIECE_BYTES, memory):
             if room is not None:
-                self._traffic.add("read_write", stop - at)
-            self._waiting.arrived(run.file, part, stop - at)
-            tally(stop - at)
+                self._traffic.add("read_write", len(piece))
+            self._waiting.arrived(run.file, part, len(piece))
+        return None
 
     def _deliver(self, file: str, part: UploadPart, data: bytearray | None) -> None:
         try:
