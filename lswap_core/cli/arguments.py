@@ -1,4 +1,4 @@
-"""The command line's grammar: commands and their options. Nothing is done here, and nothing heavy imported."""
+"""The grammar of the command line: commands and their options. It runs nothing and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
+    """Return the parser of every command. The chosen function is `run` of the parsed arguments."""
     parser = Parser(
         prog="lswap-core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
     )

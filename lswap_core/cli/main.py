@@ -1,7 +1,7 @@
-"""The command line: argv -> a verb -> text. Only this wing prints or exits.
+"""The command line: parses arguments, calls a verb, prints text. Only this wing prints or exits.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
-found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
+Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff` found a
+difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command. Returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
         return run_command("lswap-core", arguments, interrupted="interrupted; nothing was left behind")
     finally:
-        gc.unfreeze()  # what `uncollected` froze
+        gc.unfreeze()  # the objects that `uncollected` froze
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
 
 def _check_push(arguments: argparse.Namespace, into: str) -> None:
-    """Find out before any work is done whether the output can be pushed."""
+    """Check before any work whether the output can be pushed."""
     from lswap_core.verbs.push import check_repository
 
     if arguments.public and not arguments.push:
@@ -174,9 +174,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     from lswap_core.verbs.verify import diff
 
-    found = diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
+    difference = diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
     if arguments.json:
-        print_json(found.to_json())
+        print_json(difference.to_json())
     elif not arguments.quiet:
         said = {
             "only_in_a": "only in a",
@@ -186,10 +186,10 @@ def _diff(arguments: argparse.Namespace) -> int:
             "bytes": "other bytes",
         }
         for field, what in said.items():
-            for name in getattr(found, field):
+            for name in getattr(difference, field):
                 say(f"{what}: {name}")
-        say(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
-    return 1 if found.differing else 0
+        say(f"{len(difference.equal)} tensors are equal" + (f", {difference.differing} differ" if difference.differing else ""))
+    return 1 if difference.differing else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

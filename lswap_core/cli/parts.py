@@ -1,4 +1,4 @@
-"""`apply --part` and `publish`: one output by many workers."""
+"""The commands `apply --part` and `publish`: one output by many workers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run_part(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
 
 
 def check_engine(arguments: argparse.Namespace) -> None:
-    """RecipeError for what has no effect on this machine alone."""
+    """Raises RecipeError for options that have no effect on this machine alone."""
     if arguments.engine != "local":
         return
     for option in ("address", "parts"):

@@ -135,9 +135,7 @@ def manifest_of(output: Output) -> Manifest:
 
 
 def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Shard:
-    """The output shard, if its size, header and tensors are the manifest's. Raises FormatError, StalePlanError or OSError
-    else.
-    """
+    """The output shard, if its size, header and tensors are the manifest's. Raises FormatError where they are not."""
     shard, path = output.shard(record.name), f"{output.root}/{record.name}"
     if (shard.header.file_size, shard.header_sha256) != (record.size, record.header_sha256):
         raise FormatError("size or header is not what the manifest says", path=path)

@@ -1,4 +1,4 @@
-"""Execute a plan: what is needed before the first byte, the run, and what completes an output."""
+"""Executes a plan: prepares everything before the first byte, runs it, and completes the output."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def prepare(
     remote: bool = False,
     sidecars: bool = False,
 ) -> Ready:
-    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk. sidecars: what lies beside the
-    host's weights is wanted too.
+    """Prepare the execution of a plan. Raises as `execute`. remote: the output is not on a local or mounted disk. sidecars:
+    also read the files beside the host's weights.
     """
     threads_for(run.workers)
     evaluator_of = _evaluating(run.device)
@@ -106,8 +106,9 @@ def prepare(
 
 
 def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
-    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed, its
-    tensors excepted where they are remote.
+    """The content of the files to copy beside the shards, by name. Opens only the host.
+
+    Raises StalePlanError where the host has changed; tensors of a remote host are not checked.
     """
     moved = _given(locations or {}, {source.role for source in plan.sources})
     return reopen(Places(), plan, plan.host, moved.get(plan.host), tensors=False, sidecars=True).sidecars
@@ -122,7 +123,7 @@ def complete(
     digest: str,
     workers: int | None,
 ) -> Manifest:
-    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    """Add the small files to an output whose steps are all done, and publish it. sidecars: their content by name."""
     threads = threads_for(workers)
     if digest == "sha256":
         run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
@@ -138,14 +139,14 @@ def complete(
 
 
 def near(place: StrPath, locations: Iterable[str]) -> list[str]:
-    """Of the places that sources lie in, those of the kind of `place`: URLs, or local paths."""
+    """Of the sources' places, those of the same kind as `place`: URLs, or local paths."""
     if is_url(place):
         return [location for location in locations if is_url(location)]
     return [local for location in locations for local in local_places(location)]
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
-    """Locations by role; a RecipeError for a role that has no part in what was made."""
+    """Locations by role. Raises RecipeError for a role that the plan or manifest does not have."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
         what = f"{option_of(idle[0])} is given, but nothing was made from {idle[0]}"
@@ -154,15 +155,15 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
 
 
 def option_of(role: Role) -> str:
-    """The option of the command line that says where a source is."""
+    """The option of the command line for a source's location."""
     return f"--{role}" if role in ROLES else f"--source {role}=PATH"
 
 
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
-    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
+    """Return the evaluator for expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
         raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
-    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
+    if device != "cuda":  # no measurement showed a GPU to be faster for tensors on a disk, so `auto` takes the CPU
         return lambda source: Evaluator(source, kernels)
     try:
         from lswap_core.kernels.gpu.slots import open_slots
@@ -173,7 +174,7 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
 
 
 def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars: bool) -> dict[Role, Reopened]:
-    """Every source, reopened; remote ones all at once, since that is mostly waiting."""
+    """Reopen every source; remote ones concurrently, since that is mostly waiting."""
     remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
     roles = [source.role for source in plan.sources]
     opened = run_all(

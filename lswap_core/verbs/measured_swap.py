@@ -1,4 +1,4 @@
-"""Layer swaps that follow from what the experts changed: `--ramp mav` and `--auto`."""
+"""Layer swaps that are computed from what the experts changed: `--ramp mav` and `--auto`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lswap_core.recipe.layer_swap import LayerSwap, MeasuredShares
 from lswap_core.verbs.analyze import analyze
 
 CHOICES = ("bottom", "top", "transition", "transition_bottom", "transition_top", "lang_layers", "blend_layers")
-"""Options that say which layers; `--auto` sets them."""
+"""Options that choose layers; `--auto` sets them."""
 
 
 def draft_measured(
@@ -30,7 +30,9 @@ def draft_measured(
     progress: Progress,
     workers: int,
 ) -> Draft:
-    """The draft of a swap whose layers (`auto`) or shares (`ramp="mav"`) come from `changes` or are measured against `base`."""
+    """Return the draft of a swap whose layers (`auto`) or weights (`ramp="mav"`) come from `changes` or are measured against
+    `base`.
+    """
     if auto and (set_by_hand := [f.name for f in fields(recipe) if f.name in CHOICES and getattr(recipe, f.name) != f.default]):
         raise RecipeError(f"--auto chooses the layers; leave out --{set_by_hand[0].replace('_', '-')}")
     if base is None and changes is None:
@@ -57,7 +59,7 @@ def draft_measured(
 
 
 def _measured_shares(recipe: LayerSwap, changes: ChangeMaps, layer_count: int) -> MeasuredShares:
-    """Lang's share of every blended layer, inversely proportional to each expert's mean absolute change from the base."""
+    """Lang's weight in every blended layer, inversely proportional to each expert's mean absolute change from the base."""
     if changes.base is None:
         raise RecipeError("--ramp mav: the changes were measured without a base; analyse them with --base")
     by_layer, shares, notes = changes.by_layer(), {}, []

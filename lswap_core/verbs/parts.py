@@ -1,4 +1,6 @@
-"""One output by many workers that share a filesystem or a store and nothing else: each does a part of the plan, one publishes."""
+"""Makes one output with many workers that share only a filesystem or a store: each does a part of the plan, and one
+publishes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from lswap_core.verbs.execute import Execution, RunOptions, StrPath, complete, h
 
 @dataclass(frozen=True, slots=True)
 class PartDone:
-    """What one part of an output is. anew: this call did it; else it had been done before."""
+    """The result of one part. `anew`: this call did it; else it was done before."""
 
     part: Part
     tensors: int
@@ -59,19 +61,19 @@ def apply_part(
 
 
 def check_parts(plan: Plan, into: StrPath, parts: int | None, options: WriteOptions) -> int | None:
-    """The number of parts in which an output is being built already, None where it is not. Raises what `apply_part` would where
-    `into` is an impossible place, or is being built otherwise than is asked for here; parts: None for any number.
+    """The number of parts of a build at `into`, None where there is no build. parts: None for any number.
+
+    Raises what `apply_part` would raise for an impossible place, and for a build on other terms.
     """
     return find_parts(into, plan, parts, sources=near(into, _locations(plan)), options=options)
 
 
 def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | None = None, workers: int | None = None) -> Manifest:
-    """Give what `apply_part` made its final name, with everything that `execute` puts beside the shards: where no extents are
-    shared the same bytes as `execute` makes, manifest and card included.
+    """Publish the parts of `apply_part` under the final name, with all files that `execute` puts beside the shards. Where no
+    extents are shared, the bytes are those of `execute`, including manifest and card.
 
-    Of the sources only the host is looked at, for what lies beside its shards. RecipeError where a part is missing or of
-    another plan, where a store no longer has what a part sent, or where `into` exists; StalePlanError where the host is not
-    what was planned.
+    Opens only the host, for the files beside its shards. Raises RecipeError where a part is missing or of another plan, where
+    a store no longer has what a part sent, or where `into` exists, and StalePlanError where the host is not what was planned.
     """
     gathering = open_parts(into, plan, sources=near(into, _locations(plan)))
     sidecars = host_sidecars(plan, locations)
@@ -79,5 +81,5 @@ def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
 
 
 def _locations(plan: Plan) -> list[str]:
-    """Where sources were planned."""
+    """The locations where the sources were planned."""
     return [source.location for source in plan.sources]
