@@ -97,7 +97,7 @@ def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> E
         x, y = (_operand_from_json(side, shape) for side in entry["blend"].elements(2))
         weight = entry["weight"].number(0, 1)
         if in_fp32(weight) in (0, 1):
-            raise entry["weight"].refuse("a blend's weight lies between 0 and 1; at either end it is a copy")
+            raise entry["weight"].refuse("a blend's weight is between 0 and 1; at either end it is a copy")
         _check_alike(entry, (x, y), "blended")
         made_of: Expression = Blend(x, y, weight)
     elif "average" in entry:

@@ -138,5 +138,5 @@ def _checked_url(url: str, sources: Iterable[str]) -> str:
     for source in sources:
         theirs = source.rstrip("/")
         if f"{place}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{place}/"):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {source}; choose another --out")
+            raise RecipeError(f"the output {place} is, contains or is inside the source {source}; choose another --out")
     return place

@@ -53,7 +53,7 @@ def apply_part(
             try:
                 sink.seal(run.run(plan, source, sink, ready, steps))
             except BaseException as error:
-                error.add_note(f"other parts are not touched by that; the same command does part {part} anew")
+                error.add_note(f"other parts are not touched by that; the same command does part {part} again")
                 raise
             finally:
                 run.count_fetched(ready)

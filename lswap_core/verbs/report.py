@@ -40,7 +40,7 @@ def write_page(page: Page, output: StrPath, into: StrPath | None = None) -> Path
     root = _path_of(output)
     place = check_destination(into or root.with_name(f"{root.name}-report.html"), [], option="--html")
     if place.is_relative_to(os.path.realpath(root)):
-        raise RecipeError(f"{place} would lie in {root}, which holds what its manifest says and no more; choose another --html")
+        raise RecipeError(f"{place} would be in {root}, which holds what its manifest says and no more; choose another --html")
     text = html.render(page)
     with open(place, "x", encoding="utf-8") as file:
         try:

@@ -387,7 +387,7 @@ def test_the_command_line(
     assert (tmp_path / "swap-report.html").read_bytes() == first
     status, _, err = run(capsys, "report", str(out), "--html", str(out / "x.html"))
     assert status == 4
-    assert "would lie in" in err
+    assert "would be in" in err
     assert sorted(path.name for path in out.iterdir()) == before
     monkeypatch.chdir(out)  # its name is found from within, too
     (tmp_path / "swap-report.html").unlink()

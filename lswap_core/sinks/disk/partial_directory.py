@@ -33,7 +33,7 @@ def check_destination(destination: str | os.PathLike[str], sources: Iterable[str
     for source in sources:
         real = Path(os.path.realpath(source))
         if place == real or place.is_relative_to(real) or real.is_relative_to(place):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another {option}")
+            raise RecipeError(f"the output {place} is, contains or is inside the source {real}; choose another {option}")
     if os.path.lexists(place):
         raise RecipeError(f"{place} exists; an output is never written over, choose another {option} or remove it")
     if not place.parent.is_dir():
