@@ -207,7 +207,9 @@ def execute(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
             manifest = complete(plan, done, sink, sidecars, digest=run.options.digest, workers=ready.threads)
         except BaseException as error:
             if sink.kept:
-                error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: begin again)")
+                error.add_note(
+                    f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: begin again)"
+                )
             raise
         finally:
             run.count_fetched(ready)

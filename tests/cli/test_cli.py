@@ -274,8 +274,8 @@ def test_verify_of_what_is_no_output(pair: Pair, capsys: pytest.CaptureFixture[s
 def test_a_plan_is_not_written_over_anything(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(Path())
     for place, words in (
-        ("lang/config.json", "lies in the source"),
-        ("math/plan.json", "lies in the source"),
+        ("lang/config.json", "is inside the source"),
+        ("math/plan.json", "is inside the source"),
         ("no/plan.json", "does not exist"),
     ):
         status, _, err = run(capsys, "plan", *SOURCES, *SWAP, "--out", place)
