@@ -10,7 +10,7 @@ from typing import NamedTuple, TypedDict
 
 import lswap_core
 from lswap_core import kernels
-from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, parse_role
+from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, in_order, parse_role
 from lswap_core.engine import executor
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
@@ -18,13 +18,14 @@ from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Output, Progress, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.io.traffic import Traffic
-from lswap_core.options import WriteOptions
+from lswap_core.options import ROLES, WriteOptions
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.report import card
 from lswap_core.sinks.places import is_url, open_sink
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.planned import Reopened, reopen, source_of
+from lswap_core.text import listed
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -103,8 +104,14 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
-        raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
+        what = f"{option_of(idle[0])} is given, but nothing was made from {idle[0]}"
+        raise RecipeError(f"{what}; the sources are {listed(in_order(sorted(used)))}")
     return given
+
+
+def option_of(role: Role) -> str:
+    """The option of the command line that says where a source is."""
+    return f"--{role}" if role in ROLES else f"--source {role}=PATH"
 
 
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
