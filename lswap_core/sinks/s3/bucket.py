@@ -24,8 +24,8 @@ _READ_SECONDS = 300
 """Read timeout: a store that copies a large part may be silent for minutes."""
 _CONNECT_SECONDS = 10
 _CALLS_AT_A_TIME = 8
-T = TypeVar("T")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class UnknownCallError(SourceError):
@@ -90,7 +90,7 @@ def split_url(url: str) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
-def at_once(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+def at_once(call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Return the results of several calls to a store, in the order of `items`. The calls run concurrently."""
     return run_all(lambda item, _: call(item), items, total_bytes=0, progress=Silence(), workers=_CALLS_AT_A_TIME)
 

@@ -11,7 +11,7 @@ uploads that were lost, or that another process replaced at the same moment.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
@@ -229,7 +229,7 @@ class Coordination:
             for name, upload in ids.items():
                 self.place.abort(name, upload)
 
-    def _delete(self, names: Collection[str] | Any) -> None:
+    def _delete(self, names: Iterable[str]) -> None:
         """Remove objects, the state last."""
         for name in sorted(names, key=lambda name: (name == STATE_FILE, name)):
             self.place.delete(name)

@@ -44,7 +44,7 @@ class Sender:
         self._etags: dict[Key, str] = {}
         self._buffers = Buffers()
         self._lock = Lock()
-        self._waiting = PartBuffers(parts, {file.name: file.header.encode() for file in plan.files}, there, self._deliver)
+        self._waiting = PartBuffers(parts, {file.name: file.header.encode() for file in plan.files}, there, self._send)
 
     @property
     def etags(self) -> dict[Key, str]:
@@ -103,21 +103,19 @@ class Sender:
             self._waiting.arrived(run.file, part, len(piece))
         return None
 
-    def _deliver(self, file: str, part: UploadPart, data: bytearray | None) -> None:
+    def _send(self, file: str, part: UploadPart, data: bytearray | None) -> None:
+        place = self._coordination.place
         try:
-            etag = self._send(file, part, data)
+            if part.origin is not None:
+                etag = splice(place, self._state, file, part, part.origin)
+                self._traffic.add("splice", part.size_bytes)
+            else:
+                assert data is not None
+                etag = place.send(file, self._state.uploads[file], part.number, data)
         except LostUploadError:
             raise self._coordination.lose(self._state, file) from None
         with self._lock:
             self._etags[file, part.number] = etag
-
-    def _send(self, file: str, part: UploadPart, data: bytearray | None) -> str:
-        if part.origin is None:
-            assert data is not None
-            return self._coordination.place.send(file, self._state.uploads[file], part.number, data)
-        etag = splice(self._coordination.place, self._state, file, part, part.origin)
-        self._traffic.add("splice", part.size_bytes)
-        return etag
 
 
 class Sending:
