@@ -21,7 +21,7 @@ Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
 
 Ramp = Literal["constant", "linear", "mav"]
 
-Part = Literal["math", "lang", "blend"]
+OutsideChoice = Literal["math", "lang", "blend"]
 
 ROLES = ("math", "lang", "base")
 """The roles of sources in layer swapping, task vectors and the analysis, in the order in which plans list them. Other sources
@@ -38,7 +38,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 RAMPS: tuple[Ramp, ...] = get_args(Ramp)
 
-PARTS: tuple[Part, ...] = get_args(Part)
+OUTSIDE_CHOICES: tuple[OutsideChoice, ...] = get_args(OutsideChoice)
 
 
 @dataclass(frozen=True, slots=True)

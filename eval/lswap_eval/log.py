@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-eval-log/1"
 Key = tuple[str, int, int]

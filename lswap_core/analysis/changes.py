@@ -19,7 +19,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.json_form import check_format, parse_dtype, read_role, unique_by
 from lswap_core.plan.manifest import FileRecord, SourceRecord, parse_statistics
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-changes/1"
 Key = TypeVar("Key")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.errors import FormatError
-from lswap_core.strict_json import MAX_SIZE, parse_object
+from lswap_core.text.strict_json import MAX_SIZE, parse_object
 
 LENGTH_BYTES = 8
 METADATA = "__metadata__"

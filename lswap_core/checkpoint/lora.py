@@ -16,7 +16,7 @@ from types import MappingProxyType
 from lswap_core.checkpoint.catalogue import Adapter, Checkpoint, LowRank, Shard, TensorRef
 from lswap_core.checkpoint.names import HEAD_MODULES, modules_with_scale, split_layer
 from lswap_core.errors import FormatError, MismatchError, RecipeError
-from lswap_core.strict_json import Node
+from lswap_core.text.strict_json import Node
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")

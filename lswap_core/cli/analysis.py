@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lswap_core.cli.console import load_tables, print_json, print_table, progress_bar, say
 from lswap_core.cli.planning import open_pair
 from lswap_core.errors import RecipeError
-from lswap_core.text import format_size
+from lswap_core.text.plain import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,16 +61,16 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
 
 def _load_tables() -> None:
     """Load the modules that show the figures, while the experts are being read."""
-    from lswap_core.analysis import kinship, suggestion  # noqa: F401
+    from lswap_core.analysis import shared_base, suggestion  # noqa: F401
     from lswap_core.report import tables  # noqa: F401
 
     load_tables()
 
 
 def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
-    from lswap_core.analysis import kinship, suggestion
+    from lswap_core.analysis import shared_base, suggestion
 
-    checked = kinship.find_kinship(maps)
+    checked = shared_base.check_shared_base(maps)
     proposed, unclear = None, ""
     if arguments.suggest:
         try:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from lswap_core.cli.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS, ROLES
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, OUTSIDE_CHOICES, RAMPS, ROLES
 
 ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
@@ -151,7 +151,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--transition-top", type=int, metavar="N", help="blended layers at the top seam alone")
     layers.add_argument("--lang-layers", metavar="SET", help="layers from lang by number, as 0-3,30,31, instead of the above")
     layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
-    layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
+    layers.add_argument("--weight", type=float, metavar="W", help="lang's weight in blended layers, 0 to 1 (default: 0.5)")
     layers.add_argument(
         "--ramp",
         choices=RAMPS,
@@ -165,7 +165,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):
-        outside.add_argument(f"--{part}", choices=PARTS, help=f"the source of the {what} (default: math)")
+        outside.add_argument(f"--{part}", choices=OUTSIDE_CHOICES, help=f"the source of the {what} (default: math)")
     parser.add_argument(
         "--cast", action="store_true", default=None, help="round lang's tensors to math's dtypes where they differ"
     )

@@ -12,7 +12,7 @@ import sys
 from typing import Any, NoReturn
 
 from lswap_core.errors import LswapError
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 _INTERRUPTED = 130
 

@@ -9,7 +9,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 if TYPE_CHECKING:
     from lswap_core.io.ports import Progress

@@ -22,7 +22,7 @@ from lswap_core.cli.planning import make_plan, stored_plan
 from lswap_core.cli.sources import named_sources
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.io.locations import is_url
-from lswap_core.text import counted, format_size, listed
+from lswap_core.text.plain import counted, format_size, listed
 
 if TYPE_CHECKING:
     from lswap_core.plan.plan import Plan

@@ -11,7 +11,7 @@ from lswap_core.cli.console import print_json, progress_bar, say
 from lswap_core.cli.planning import stored_plan
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
 
 if TYPE_CHECKING:
     from lswap_core.plan.manifest import Manifest

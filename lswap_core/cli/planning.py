@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lswap_core.cli.console import progress_bar
 from lswap_core.cli.sources import named_sources, parse_weights
 from lswap_core.errors import RecipeError
-from lswap_core.text import parse_size
+from lswap_core.text.plain import parse_size
 
 if TYPE_CHECKING:
     from lswap_core.analysis.changes import ChangeMaps
@@ -121,7 +121,7 @@ def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
     from lswap_core.recipe.layer_swap import LayerSwap
-    from lswap_core.text import parse_layers
+    from lswap_core.text.plain import parse_layers
 
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:

@@ -52,7 +52,7 @@ def checked_dtype(name: str, value: DType | str) -> DType:
 def check_weight(name: str, weight: float) -> None:
     """Raises ValueError, naming the argument, where the value is not a weight from 0 to 1."""
     if not (type(weight) in (int, float) and 0 <= weight <= 1):
-        raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
+        raise ValueError(f"{name} is {weight!r}; expected a weight, from 0 to 1")
 
 
 def check_before(before: DifferenceStats) -> None:

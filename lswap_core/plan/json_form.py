@@ -14,7 +14,7 @@ from lswap_core.checkpoint.header import Header, size_in_bytes
 from lswap_core.errors import RecipeError
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors, are_shares, in_fp32
-from lswap_core.strict_json import Node
+from lswap_core.text.strict_json import Node
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:
@@ -68,11 +68,11 @@ def to_text(value: Any, depth: int = 0) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False).replace("\n", "\n" + " " * depth)
 
 
-Place = tuple[Role, str, int]
+FileKey = tuple[Role, str, int]
 """A source file: its role, its name, its size."""
 
 
-def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping[tuple[Role, str], Place]) -> dict[str, Copy]:
+def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping[tuple[Role, str], FileKey]) -> dict[str, Copy]:
     """Parse those of a file's expressions that are valid plain copies out of `places`.
 
     The rest, valid or not, is left to `expression_from_json`, which takes ten times as long.
@@ -206,7 +206,7 @@ def swap_to_json(swap: SwapRecord) -> dict[str, Any]:
     return {
         "options": dict(swap.options),
         "prefix": swap.prefix,
-        "shares": list(swap.shares),
+        "shares": list(swap.weights),
         "outside": {part: {"from": who, "tensors": list(names)} for part, (who, names) in swap.outside.items()},
         "notes": list(swap.notes),
     } | base
@@ -230,12 +230,12 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
             Soup.from_json(options)
         except RecipeError as error:
             raise entry["options"].refuse(str(error)) from None
-    shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
-    if not shares and "method" not in options:
+    weights = tuple(share.number(0, 1) for share in entry["shares"].elements())
+    if not weights and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
     notes = tuple(note.text() for note in entry["notes"].elements())
     base = entry["base"].line() if "base" in entry else None
-    return SwapRecord(options, entry["prefix"].line(), shares, outside, notes, base)
+    return SwapRecord(options, entry["prefix"].line(), weights, outside, notes, base)
 
 
 def unique_by(nodes: Node, key: str) -> list[Node]:

@@ -21,9 +21,9 @@ _METADATA_FIRST = re.compile(r'\s*\{\s*"metadata"\s*:\s*')
 def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     """Return the plan for `draft`. Raises RecipeError for a `shard_size` below 1.
 
-    Without `shard_size` the output has the host's layout: the same files, order and header bytes. A shard in which nothing is
-    swapped then equals the host's file. Where the draft's names, dtypes or shapes are not the host's, the output has files
-    named `model-0000k-of-0000n.safetensors`, in the reference serialiser's order.
+    Without `shard_size` the output has the primary source's layout: the same files, order and header bytes. A shard in which
+    nothing is swapped then equals the primary source's file. Where the draft's names, dtypes or shapes are not those of the
+    primary source, the output has files named `model-0000k-of-0000n.safetensors`, in the reference serialiser's order.
 
     With `shard_size`, a file has at most that many bytes of tensors, unless one tensor is larger. Order and padding then let
     the filesystem share as much as possible with the sources; see `lswap_core.plan.shareable_layout.arrange`.
@@ -37,8 +37,8 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
         for role in in_order(draft.sources)
         for source in (draft.sources[role],)
     )
-    sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
-    return Plan(draft.host.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
+    sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.primary.sidecars)
+    return Plan(draft.primary.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
 
 
 def _source_file(shard: Shard) -> SourceFile:
@@ -46,11 +46,11 @@ def _source_file(shard: Shard) -> SourceFile:
 
 
 def _keeps_shapes(draft: Draft) -> bool:
-    """Whether names, dtypes and shapes are the host's."""
-    host, refs, plain = draft.host, draft.host.tensors, draft.host.adapter is None
+    """Whether names, dtypes and shapes are the primary source's."""
+    primary, refs, plain = draft.primary, draft.primary.tensors, draft.primary.adapter is None
     return draft.tensors.keys() == refs.keys() and all(
         (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is refs[name])  # most tensors
-        or (made_of.shape == refs[name].shape and made_of.dtype == host.dtype_of(name))
+        or (made_of.shape == refs[name].shape and made_of.dtype == primary.dtype_of(name))
         for name, made_of in draft.tensors.items()
     )
 
@@ -61,12 +61,12 @@ def _metadata(draft: Draft, of_file: Mapping[str, str]) -> dict[str, str]:
 
 
 def _like_host(draft: Draft) -> Iterator[OutputFile]:
-    shards = draft.host.shards
+    shards = draft.primary.shards
     for shard in shards:
         header = shard.header
         if (metadata := _metadata(draft, header.metadata)) != header.metadata:
             header = build_header({n: (i.dtype, i.shape) for n, i in header.tensors.items()}, metadata)
-        name = SINGLE_FILE if len(shards) == 1 and draft.host.index is None else shard.name
+        name = SINGLE_FILE if len(shards) == 1 and draft.primary.index is None else shard.name
         yield _output(draft, name, header)
 
 
@@ -87,15 +87,17 @@ def _output(draft: Draft, name: str, header: Header) -> OutputFile:
 
 
 def _index(draft: Draft, files: tuple[OutputFile, ...]) -> str | None:
-    """The index as transformers writes it, or the host's own text where it says the same. None for a single file."""
+    """The index as transformers writes it, or the primary source's own text where it says the same. None for a single file."""
     if len(files) == 1 and files[0].name == SINGLE_FILE:
         return None
     total_size = sum(file.header.file_size - file.header.data_begin for file in files)
-    if draft.host.index is not None:  # it was checked when the checkpoint was opened
-        alike = {f.name: f.header.tensors.keys() for f in files} == {s.name: s.header.tensors.keys() for s in draft.host.shards}
-        stated = _stated_size(draft.host.index)
+    if draft.primary.index is not None:  # it was checked when the checkpoint was opened
+        alike = {f.name: f.header.tensors.keys() for f in files} == {
+            s.name: s.header.tensors.keys() for s in draft.primary.shards
+        }
+        stated = _stated_size(draft.primary.index)
         if alike and type(stated) is int and stated == total_size:
-            return draft.host.index
+            return draft.primary.index
     weight_map: dict[str, str] = {}
     for file in files:
         weight_map |= dict.fromkeys(file.header.tensors, file.name)

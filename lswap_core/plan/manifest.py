@@ -26,7 +26,7 @@ from lswap_core.plan.json_form import (
 from lswap_core.plan.plan import Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-manifest/1"
 
@@ -91,13 +91,13 @@ class SourceRecord:
 class Manifest:
     """The record of one merge. Equal plans give equal manifests: it holds no time, machine or location.
 
-    host: the source that gave layout and sidecars. shard_size: bytes per shard that were asked for, None for the host's
-    layout.
+    primary: the source that gave layout and sidecars. shard_size: bytes per shard that were asked for, None for the
+    primary source's layout.
     """
 
     tool: str
     plan_digest: str
-    host: Role
+    primary: Role
     swap: SwapRecord | None
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
@@ -117,7 +117,7 @@ class Manifest:
             "format": FORMAT,
             "tool": self.tool,
             "plan_sha256": self.plan_digest,
-            "host": self.host,
+            "host": self.primary,
             **({} if self.shard_size is None else {"shard_size": self.shard_size}),
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [_source_to_json(source) for source in self.sources],
@@ -166,7 +166,7 @@ def compile_manifest(
     return Manifest(
         tool,
         plan.digest,
-        plan.host,
+        plan.primary,
         plan.swap,
         tuple(map(_source_record, plan.sources)),
         tuple(

@@ -21,8 +21,8 @@ from lswap_core.checkpoint.header import Header, parse_header
 from lswap_core.plan import json_form
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression
-from lswap_core.strict_json import MAX_SIZE, Node, parse_object
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
+from lswap_core.text.strict_json import MAX_SIZE, Node, parse_object
 
 FORMAT = "lswap-plan/1"
 
@@ -110,12 +110,12 @@ class OutputFile:
 class Plan:
     """Everything that a merge will do.
 
-    host: the source that gives layout and sidecars. index: the text of the output's index, None for a single file.
-    shard_size: bytes per shard that were asked for, None for the host's layout. swap: what a recipe decided, None for surgery
-    by hand.
+    primary: the source that gives layout and sidecars. index: the text of the output's index, None for a single file.
+    shard_size: bytes per shard that were asked for, None for the primary source's layout. swap: what a recipe decided, None for
+    surgery by hand.
     """
 
-    host: Role
+    primary: Role
     sources: tuple[PlanSource, ...]
     files: tuple[OutputFile, ...]
     sidecars: tuple[PlanSidecar, ...]
@@ -156,14 +156,14 @@ class Plan:
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
         what = counted(sum(len(file.made_of) for file in self.files), "tensor")
-        if self.swap is not None and not self.swap.shares:
+        if self.swap is not None and not self.swap.weights:
             what = f"{self.swap.options['method']} of {what}"
         elif self.swap is not None:
-            lang = sum(share == 1 for share in self.swap.shares)
-            maths = sum(share == 0 for share in self.swap.shares)
-            blended = len(self.swap.shares) - lang - maths
+            lang = sum(weight == 1 for weight in self.swap.weights)
+            maths = sum(weight == 0 for weight in self.swap.weights)
+            blended = len(self.swap.weights) - lang - maths
             reverted = len(set(self.swap.options.get("revert_layers", ())))
-            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
+            what = f"{counted(len(self.swap.weights), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
             what += f", {reverted} base" if reverted else ""
         return f"{what}; reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
 
@@ -190,7 +190,7 @@ class Plan:
         """The plan as a JSON document, with `files` in place of its own where given."""
         return {
             "format": FORMAT,
-            "host": self.host,
+            "host": self.primary,
             "swap": None if self.swap is None else json_form.swap_to_json(self.swap),
             "sources": [
                 {
@@ -227,7 +227,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
         )
         for s in json_form.unique_by(document["sources"], "role")
     )
-    places: dict[tuple[Role, str], json_form.Place] = {
+    places: dict[tuple[Role, str], json_form.FileKey] = {
         (s.role, f.name): (s.role, f.name, f.size) for s in sources for f in s.files
     }
     files = tuple(_output_file(entry, places, path) for entry in json_form.unique_by(document["files"], "name"))
@@ -244,11 +244,11 @@ def _parse_plan(document: Node, path: str) -> Plan:
     elif len(files) != 1:
         raise document["index"].refuse(f"{len(files)} output files need an index")
     swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
-    host = json_form.read_role(document["host"])
-    if host not in {source.role for source in sources}:
-        raise document["host"].refuse(f"the plan has no source {host!r}")
+    primary = json_form.read_role(document["host"])
+    if primary not in {source.role for source in sources}:
+        raise document["host"].refuse(f"the plan has no source {primary!r}")
     plan = Plan(
-        host,
+        primary,
         sources,
         files,
         sidecars,
@@ -276,7 +276,7 @@ def _sidecar(entry: Node) -> PlanSidecar:
     return PlanSidecar(name, entry["size"].integer(), entry["sha256"].text())
 
 
-def _output_file(entry: Node, places: Mapping[tuple[Role, str], json_form.Place], path: str) -> OutputFile:
+def _output_file(entry: Node, places: Mapping[tuple[Role, str], json_form.FileKey], path: str) -> OutputFile:
     name = entry["name"].file_name()
     if not name.endswith(SHARD_SUFFIX):
         raise entry["name"].refuse(f"{name!r} does not end in {SHARD_SUFFIX}")

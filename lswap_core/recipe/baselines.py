@@ -13,13 +13,13 @@ from typing import Any, Literal
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, parse_role
 from lswap_core.checkpoint.names import classify_outside, modules_with_scale
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.options import METHODS, Part
+from lswap_core.options import METHODS, OutsideChoice
 from lswap_core.recipe.compatibility import check_roles, compare, tensor_issues
 from lswap_core.recipe.draft import Draft, SwapRecord
 from lswap_core.recipe.expressions import in_fp32
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.recipe.selectors import one_of
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
 DENSITY = 0.2
@@ -36,9 +36,9 @@ def soup(math: Checkpoint, options: LayerSwap = LayerSwap()) -> LayerSwap:
         raise RecipeError("--method soup blends every layer; leave out what chooses layers")
     stack = math.stack(options.layer_prefix)
     outside = classify_outside(math.tensors, stack)
-    embed: Part = "blend" if outside.embed else "math"
-    norm: Part = "blend" if outside.norm else "math"
-    head: Part = "blend" if outside.head and not math.tied else embed
+    embed: OutsideChoice = "blend" if outside.embed else "math"
+    norm: OutsideChoice = "blend" if outside.norm else "math"
+    head: OutsideChoice = "blend" if outside.head and not math.tied else embed
     return replace(options, blend_layers=tuple(range(stack.count)), embed=embed, norm=norm, head=head)
 
 

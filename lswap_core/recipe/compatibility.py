@@ -14,8 +14,8 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import parse_object
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
+from lswap_core.text.strict_json import parse_object
 
 _IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
 """These do not describe the network; dtypes are compared tensor by tensor."""

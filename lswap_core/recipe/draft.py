@@ -31,7 +31,7 @@ from lswap_core.recipe.expressions import (
     rounded_to,
 )
 from lswap_core.recipe.selectors import Selector, chosen_by
-from lswap_core.strict_json import is_unicode
+from lswap_core.text.strict_json import is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class SwapRecord:
 
     options: Mapping[str, Any]
     prefix: str
-    shares: tuple[float, ...]
+    weights: tuple[float, ...]
     outside: Mapping[str, tuple[str, tuple[str, ...]]]
     notes: tuple[str, ...]
     base: str | None = None
@@ -54,10 +54,10 @@ class SwapRecord:
 
 @dataclass(frozen=True)
 class Draft:
-    """Output tensor name -> expression. `host` is the checkpoint whose layout, config and tokenizer the output takes."""
+    """Output tensor name -> expression. `primary` is the checkpoint whose layout, config and tokenizer the output takes."""
 
     tensors: MappingProxyType[str, Expression]
-    host: Checkpoint
+    primary: Checkpoint
     sources: Mapping[Role, Checkpoint]
     tags: Mapping[str, str]
     swap: SwapRecord | None = None

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import MODULES, Outside, Stack, classify_outside, module_of
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.options import PARTS, RAMPS, Part, Ramp
+from lswap_core.options import OUTSIDE_CHOICES, RAMPS, OutsideChoice, Ramp
 from lswap_core.recipe.compatibility import check_roles, compare, tensor_issues
 from lswap_core.recipe.draft import Draft, SwapRecord
 from lswap_core.recipe.selectors import one_of
-from lswap_core.text import counted
+from lswap_core.text.plain import counted
 
 _SHOWN = 8
 
@@ -27,28 +27,28 @@ _SHOWN = 8
 class Zones:
     """Lang's weight in each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is a blend."""
 
-    shares: tuple[float, ...]
+    weights: tuple[float, ...]
 
     @property
     def lang(self) -> tuple[int, ...]:
         """Layers that are lang's."""
-        return tuple(n for n, share in enumerate(self.shares) if share == 1)
+        return tuple(n for n, weight in enumerate(self.weights) if weight == 1)
 
     @property
     def blended(self) -> tuple[int, ...]:
         """Layers of the transition zones."""
-        return tuple(n for n, share in enumerate(self.shares) if 0 < share < 1)
+        return tuple(n for n, weight in enumerate(self.weights) if 0 < weight < 1)
 
     @property
     def math(self) -> tuple[int, ...]:
         """Layers that are math's."""
-        return tuple(n for n, share in enumerate(self.shares) if share == 0)
+        return tuple(n for n, weight in enumerate(self.weights) if weight == 0)
 
 
-class MeasuredShares(NamedTuple):
+class MeasuredWeights(NamedTuple):
     """Lang's weight in each blended layer where the change from a base decides it (`ramp="mav"`)."""
 
-    shares: Mapping[int, float]
+    weights: Mapping[int, float]
     """By layer number."""
     base: str
     """The base's name."""
@@ -81,9 +81,9 @@ class LayerSwap:
     blend_layers: tuple[int, ...] | None = None
     weight: float = 0.5
     ramp: Ramp = "constant"
-    embed: Part = "math"
-    norm: Part = "math"
-    head: Part | None = None
+    embed: OutsideChoice = "math"
+    norm: OutsideChoice = "math"
+    head: OutsideChoice | None = None
     cast: bool = False
     layer_prefix: str | None = None
     swap: tuple[str, ...] | None = None
@@ -108,7 +108,7 @@ class LayerSwap:
         if both := sorted(set(self.lang_layers or ()) & set(self.blend_layers or ())):
             raise RecipeError(f"layers {_listed(both)} are in --lang-layers and in --blend-layers")
         if not (isinstance(self.weight, int | float) and 0 <= self.weight <= 1):
-            raise RecipeError(f"--weight is {self.weight!r}; expected lang's share, from 0 to 1")
+            raise RecipeError(f"--weight is {self.weight!r}; expected lang's weight, from 0 to 1")
         if self.ramp not in RAMPS:
             raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
         if self.ramp == "linear" and self.weight != 0.5 and "blend" not in (self.embed, self.norm, self.head):
@@ -116,8 +116,8 @@ class LayerSwap:
         if self.swap is not None and (not self.swap or not set(self.swap) <= set(MODULES)):
             raise RecipeError(f"--swap is {','.join(self.swap)!r}; expected some of {', '.join(MODULES)}")
         for name in ("embed", "norm", "head"):
-            if getattr(self, name) not in (*PARTS, *((None,) if name == "head" else ())):
-                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(PARTS)}")
+            if getattr(self, name) not in (*OUTSIDE_CHOICES, *((None,) if name == "head" else ())):
+                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(OUTSIDE_CHOICES)}")
 
     @property
     def explicit(self) -> bool:
@@ -144,17 +144,17 @@ class LayerSwap:
         """The blended layers, whatever their weights."""
         return replace(self, ramp="constant", weight=0.5).zones(layer_count).blended
 
-    def zones(self, layer_count: int, shares: Mapping[int, float] | None = None) -> Zones:
+    def zones(self, layer_count: int, weights: Mapping[int, float] | None = None) -> Zones:
         """Return lang's weight in each of `layer_count` layers. Raises RecipeError where the zones do not fit.
 
         shares: the weights in blended layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
-            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).weights)
             for number in self.seams(layer_count):
-                if shares is None or number not in shares:
+                if weights is None or number not in weights:
                     raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
-                resolved[number] = shares[number]
+                resolved[number] = weights[number]
             return Zones(tuple(resolved))
         if self.explicit:
             return self._explicit_zones(layer_count)
@@ -171,7 +171,7 @@ class LayerSwap:
         return Zones(tuple(from_bottom))
 
     def draft(
-        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredShares | None = None
+        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredWeights | None = None
     ) -> Draft:
         """Return the draft of this swap. Raises MismatchError, which lists everything that prevents the merge.
 
@@ -182,28 +182,28 @@ class LayerSwap:
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
         stack = math.stack(self.layer_prefix)
-        zones = self.zones(stack.count, None if measured is None else measured.shares)
+        zones = self.zones(stack.count, None if measured is None else measured.weights)
         changed: list[tuple[str, int]] = []
         others: list[str] = []
         for name, number in zip(math.tensors, stack.layers_of(math.tensors), strict=True):
             if number is None:
                 others.append(name)
-            elif zones.shares[number] > 0:
+            elif zones.weights[number] > 0:
                 changed.append((name, number))
         outside = classify_outside(others, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
-        by_share: dict[float, list[str]] = {}
+        by_weight: dict[float, list[str]] = {}
         for name, number in changed:
             if self.swap is None or module_of(name) in self.swap:
-                by_share.setdefault(zones.shares[number], []).append(name)
-        if self.swap is not None and any(zones.shares) and not by_share:
+                by_weight.setdefault(zones.weights[number], []).append(name)
+        if self.swap is not None and any(zones.weights) and not by_weight:
             raise RecipeError(f"--swap {','.join(self.swap)}: no tensor of these layers is recognised as such")
-        for share, names in by_share.items():
-            if share == 1:
+        for weight, names in by_weight.items():
+            if weight == 1:
                 draft = draft.replace(one_of(names), lang, cast=self.cast)
             else:
-                draft = draft.blend(one_of(names), (math, 1 - share), (lang, share), cast=self.cast)
+                draft = draft.blend(one_of(names), (math, 1 - weight), (lang, weight), cast=self.cast)
         if self.revert_layers:
             draft = self._reverted(draft, base, stack, zones)
         parts = {part: (giver, getattr(outside, part)) for part, giver in givers.items()}
@@ -215,7 +215,7 @@ class LayerSwap:
         parts["other"] = ("math", outside.other)
         notes = (*(measured.notes if measured else ()), *self._notes(outside), *comparison.notes)
         base_name = measured.base if measured and measured.notes else None
-        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, base_name))
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.weights, parts, notes, base_name))
 
     def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
         """Replace the layers to revert by base's."""
@@ -225,10 +225,10 @@ class LayerSwap:
         check_roles(base=base)
         if outside := [number for number in numbers if number >= stack.count]:
             raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {stack.count - 1}")
-        if taken := [number for number in numbers if zones.shares[number] > 0]:
+        if taken := [number for number in numbers if zones.weights[number] > 0]:
             raise RecipeError(f"layers {_listed(taken)} are in --revert-layers, but they are lang's or blended")
-        if issues := tuple(tensor_issues(draft.host, base, self.cast)):
-            raise MismatchError(f"{draft.host.location} and {base.location} cannot be combined", issues)
+        if issues := tuple(tensor_issues(draft.primary, base, self.cast)):
+            raise MismatchError(f"{draft.primary.location} and {base.location} cannot be combined", issues)
         chosen = set(numbers)
         of_layers = zip(draft.tensors, stack.layers_of(draft.tensors), strict=True)
         return draft.replace(one_of([name for name, number in of_layers if number in chosen]), base, cast=self.cast)
@@ -249,7 +249,7 @@ class LayerSwap:
         lang, blended = set(self.lang_layers or ()), sorted(set(self.blend_layers or ()))
         if outside := sorted(n for n in lang | set(blended) if not 0 <= n < layer_count):
             raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {layer_count - 1}")
-        shares = [1.0 if n in lang else 0.0 for n in range(layer_count)]
+        weights = [1.0 if n in lang else 0.0 for n in range(layer_count)]
         for begin, end in _contiguous(blended):
             ramp = self._ramp(end - begin)
             below, above = begin - 1 in lang, end in lang
@@ -258,10 +258,10 @@ class LayerSwap:
                 raise RecipeError(
                     f"--ramp linear: blended layers {begin} to {end - 1} have language layers {where}; use constant"
                 )
-            shares[begin:end] = ramp if below else ramp[::-1]
-        return Zones(tuple(shares))
+            weights[begin:end] = ramp if below else ramp[::-1]
+        return Zones(tuple(weights))
 
-    def _givers(self, outside: Outside, *, tied: bool) -> dict[str, Part]:
+    def _givers(self, outside: Outside, *, tied: bool) -> dict[str, OutsideChoice]:
         """The source of embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
         for part in ("embed", "norm"):
             if getattr(self, part) != "math" and not getattr(outside, part):

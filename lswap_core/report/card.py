@@ -11,7 +11,7 @@ from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import MANIFEST_FILE, Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.report.tables import layer_table, seam_table
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 _NAMED = 3
 """Most sources in a default name, since the length of file names is limited."""
@@ -23,12 +23,12 @@ def plan_notes(plan: Plan) -> list[str]:
     swap = plan.swap
     if swap is None:
         return []
-    if not swap.shares:
+    if not swap.weights:
         return list(swap.notes)
     outside = [
         f"{part}: {', '.join(names)} ({giver})" for part, (giver, names) in swap.outside.items() if names and part != "other"
     ]
-    notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.shares) - 1}"]
+    notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.weights) - 1}"]
     if outside:
         notes.append("outside the layers: " + "; ".join(outside))
     if len({source.name for source in plan.sources}) < len(plan.sources):
@@ -109,11 +109,16 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
     """Return a model card with front matter as the hub reads it. Strings are quoted as JSON, which is valid YAML."""
     bases = dict.fromkeys(part for source in plan.sources for part in _parts(source) if _HUB_ID.fullmatch(part))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
-    front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap and plan.swap.shares else ())]
+    front += [
+        "library_name: transformers",
+        "tags:",
+        "- merge",
+        *(["- layer-swapping"] if plan.swap and plan.swap.weights else ()),
+    ]
     lines = ["---", *front, "---", "", f"# {default_name(plan)}", ""]
     how = "surgery on its tensors"
     if plan.swap is not None:
-        by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.shares else str(plan.swap.options["method"])
+        by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.weights else str(plan.swap.options["method"])
         how = f"{by_layers}, without training"
     lines += [f"Made with `lswap_core` by {how}, from:", ""]
     for source in plan.sources:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lswap_core.report.heatmaps import HeatMap, Origins, Rows
+from lswap_core.report.heatmaps import HeatMap, OriginMap, Rows
 from lswap_core.report.page import Page
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 MOST_CELLS = 20_000
 """Most cells in one heat map: 126 layers of 9 matrices have 1,134. More could not be distinguished, and would not fit on the
@@ -24,7 +24,7 @@ TITLES = {
     "changed": "share of elements changed",
     "cosine": "cosine",
     "change_cosine": "cosine of the changes",
-    "lang_share": "lang's share",
+    "lang_share": "lang's weight",
 }
 _SHADES = {"cosine": "sequence", "change_cosine": "diverging", "lang_share": "share"}
 _FIXED = {"change_cosine": (-1.0, 1.0), "lang_share": (0.0, 1.0)}
@@ -60,7 +60,7 @@ def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
     return 0.0, max(seen, default=0.0) or 1.0
 
 
-def _drawing(one: HeatMap | Origins, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _drawing(one: HeatMap | OriginMap, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import plotly.graph_objects as go
 
     # Positions are numbers, and names are tick labels: as categories, plotly would read some names as numbers or dates.

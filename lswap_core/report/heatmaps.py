@@ -14,12 +14,12 @@ from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
 from lswap_core.recipe.expressions import Average, Blend, Expression, TaskVectors
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 Cell = float | str | None
 """A figure. `inf` or `nan` as text, since JSON has no such numbers. None where there is no tensor or no figure."""
 Rows = tuple[tuple[Cell, ...], ...]
-Place = tuple[int, str]
+CellKey = tuple[int, str]
 """Layer and matrix."""
 Value = TypeVar("Value")
 MEASURES = ("mean_abs", "rms", "max_abs", "relative_norm", "changed", "cosine")
@@ -47,7 +47,7 @@ class HeatMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Origins:
+class OriginMap:
     """The source of each cell, by layer and matrix.
 
     giver: `math`, `lang`, `base`, `blend` and so on, None where there is no tensor. share: lang's weight, None where it has
@@ -75,21 +75,21 @@ def gather(matrix: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in matrix.split("."))
 
 
-def _grouped(entries: Iterable[tuple[str, Value]], stack: Stack, add: Callable[[Value, Value], Value]) -> dict[Place, Value]:
+def _grouped(entries: Iterable[tuple[str, Value]], stack: Stack, add: Callable[[Value, Value], Value]) -> dict[CellKey, Value]:
     """Sum values by layer and matrix, with names shortened by `gather`. Tensors outside the layers are left out."""
-    groups: dict[Place, list[Value]] = {}
+    groups: dict[CellKey, list[Value]] = {}
     for name, value in entries:
         if (number := stack.layer_of(name)) is not None:
             groups.setdefault((number, gather(name.removeprefix(f"{stack.prefix}.{number}."))), []).append(value)
     return {place: reduce(add, values) for place, values in groups.items()}
 
 
-def _axes(places: Iterable[Place]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _axes(places: Iterable[CellKey]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     held = list(places)
     return tuple(sorted({number for number, _ in held})), tuple(dict.fromkeys(matrix for _, matrix in held))
 
 
-def _heat_map(key: str, title: str, cells: Mapping[Place, Mapping[str, Cell]], measures: Iterable[str]) -> HeatMap:
+def _heat_map(key: str, title: str, cells: Mapping[CellKey, Mapping[str, Cell]], measures: Iterable[str]) -> HeatMap:
     layers, matrices = _axes(cells)
     nothing: Mapping[str, Cell] = {}
     return HeatMap(
@@ -108,7 +108,7 @@ def blended_maps(manifest: Manifest, stack: Stack | None) -> tuple[HeatMap, ...]
     if stack is None:
         return ()
     blended = [(name, record.statistics) for name, record in manifest.tensors.items() if record.statistics is not None]
-    sums: dict[Place, DifferenceStats] = _grouped(blended, stack, operator.add)
+    sums: dict[CellKey, DifferenceStats] = _grouped(blended, stack, operator.add)
     if not sums:
         return ()
     title = "Difference of math and lang where they are blended"
@@ -116,7 +116,7 @@ def blended_maps(manifest: Manifest, stack: Stack | None) -> tuple[HeatMap, ...]
 
 
 def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
-    sums: dict[Place, Change] = _grouped(
+    sums: dict[CellKey, Change] = _grouped(
         ((name, tensor.change) for name, tensor in changes.tensors.items()), changes.stack, operator.add
     )
     maps = []
@@ -125,7 +125,7 @@ def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
         if cells:
             maps.append(_heat_map(side, title, cells, MEASURES))
     if changes.base is not None and sums:
-        both: dict[Place, dict[str, Cell]] = {
+        both: dict[CellKey, dict[str, Cell]] = {
             place: {"change_cosine": change.cosine, "lang_share": change.lang_share} for place, change in sums.items()
         }
         difference = maps.pop()  # last, as it is the widest on the page
@@ -135,12 +135,12 @@ def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
     return tuple(maps)
 
 
-def find_origins(manifest: Manifest, stack: Stack) -> Origins:
+def find_origins(manifest: Manifest, stack: Stack) -> OriginMap:
     given = ((name, (*_origin(record.made_of), math.prod(record.shape))) for name, record in manifest.tensors.items())
     cells = _grouped(given, stack, _together)
     layers, matrices = _axes(cells)
     table = [[cells.get((number, matrix), (None, None)) for matrix in matrices] for number in layers]
-    return Origins(
+    return OriginMap(
         layers,
         matrices,
         tuple(tuple(cell[0] for cell in row) for row in table),

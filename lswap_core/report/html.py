@@ -19,17 +19,17 @@ from lswap_core.errors import RecipeError
 from lswap_core.options import ROLES
 from lswap_core.report.evaluations import ALL, Accuracy, Evaluation
 from lswap_core.report.figures import MOST_CELLS, TITLES, draw_maps
-from lswap_core.report.heatmaps import HeatMap, Origins
+from lswap_core.report.heatmaps import HeatMap, OriginMap
 from lswap_core.report.page import Page
 from lswap_core.report.tables import Table
-from lswap_core.text import format_size, one_line
+from lswap_core.text.plain import format_size, one_line
 
 _ABOUT = {
     "math": "Both experts are on one colour scale.",
     "lang": "Both experts are on one colour scale.",
     "difference": "x is math, y is lang: relative norm is |y - x| / |x|.",
     "agreement": "1: both moved the same way; 0: ways that have nothing to do with each other; -1: opposite ways.",
-    "balance": "Lang's share where weights are inverse to each expert's mean |change|: low where lang changed more.",
+    "balance": "Lang's weight where weights are inverse to each expert's mean |change|: low where lang changed more.",
 }
 
 
@@ -127,7 +127,7 @@ def _plot(key: str, title: str, about: str = "") -> str:
     return f'<figure class="card">{said}<div class="plot" id="{key}" role="img" aria-label="{_text(title)}"></div></figure>'
 
 
-def _too_many(one: HeatMap | Origins) -> str:
+def _too_many(one: HeatMap | OriginMap) -> str:
     size = f"{len(one.layers)} layers and {len(one.matrices)} matrices"
     return f'<p class="card hint">{size} are too many for a picture; <code>--json</code> has the figures.</p>'
 
@@ -137,7 +137,7 @@ def _layers(page: Page) -> str:
     if page.origins is not None:
         fits = page.origins.cells <= MOST_CELLS
         shared = any(share is not None for row in page.origins.share for share in row)
-        title = "Lang's share, layer by layer" if shared else "Who gives what, layer by layer"
+        title = "Lang's weight, layer by layer" if shared else "Who gives what, layer by layer"
         plot = _plot("origins", title, "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
     table = "" if page.parts is None else f'<div class="card">{_table(page.parts, left=2, roles=1)}{_notes(page.notes)}</div>'
     if not plot and not table:

@@ -10,7 +10,7 @@ from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import Stack, classify_outside
 from lswap_core.errors import RecipeError
 from lswap_core.report.tables import Table
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from lswap_core.plan.division import Part
 from lswap_core.plan.json_form import check_format
 from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
 from lswap_core.plan.plan import Plan, Step
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 PART_FORMAT = "lswap-part/1"
 PART_FILE = r"part-\d+-of-\d+\.json"

@@ -11,7 +11,7 @@ from lswap_core.checkpoint.catalogue import ADAPTER_FILE, Checkpoint, Role
 from lswap_core.checkpoint.lora import read_adapter
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.sources.local import open_local, published_name, read_shard, read_small
-from lswap_core.strict_json import Node, is_unicode, parse_object
+from lswap_core.text.strict_json import Node, is_unicode, parse_object
 
 CONFIG_FILE = "adapter_config.json"
 _PICKLED_FILE = "adapter_model.bin"

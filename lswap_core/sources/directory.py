@@ -11,7 +11,7 @@ from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FIL
 from lswap_core.checkpoint.header import Header
 from lswap_core.errors import FormatError
 from lswap_core.plan.plan import MANIFEST_FILE
-from lswap_core.strict_json import is_plain_name, parse_object
+from lswap_core.text.strict_json import is_plain_name, parse_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NESTED = ("additional_chat_templates/*.jinja", "**/*.py")

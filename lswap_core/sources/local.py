@@ -30,7 +30,7 @@ from lswap_core.sources.directory import (
     sample_ranges,
 )
 from lswap_core.sources.disks import reads_best_in_order
-from lswap_core.strict_json import is_unicode, parse_object
+from lswap_core.text.strict_json import is_unicode, parse_object
 
 
 def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:

@@ -31,7 +31,7 @@ STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 """Weight files, which a directory may have only if its manifest names them."""
 
 
-class Output(Protocol):
+class PublishedOutput(Protocol):
     """The files of an output. Methods raise FormatError, OSError, SourceError."""
 
     @property
@@ -57,25 +57,25 @@ class LocalOutput:
     def __init__(self, root: Path) -> None:
         self._path = root
         self.root = str(root)
-        """See `Output`."""
+        """See `PublishedOutput`."""
 
     def read(self, name: str) -> bytes:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         if (self._path / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory, not a file", str(self._path / name))
         return read_small(self._path, name)
 
     def sha256(self, name: str) -> str:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         with open_confined(self._path, name) as file:
             return file_digest(file, "sha256").hexdigest()
 
     def shard(self, name: str) -> Shard:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_shard(self._path, name)
 
     def names(self) -> Iterable[str]:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return os.listdir(self._path) if self._path.is_dir() else ()
 
 
@@ -85,14 +85,14 @@ class RemoteOutput:
     def __init__(self, folder: Folder, count: Count) -> None:
         self._folder, self._count = folder, count
         self.root = folder.root
-        """See `Output`."""
+        """See `PublishedOutput`."""
 
     def read(self, name: str) -> bytes:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_whole(self._folder, name, self._count)
 
     def sha256(self, name: str) -> str:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         reader, digest, buffer = self._folder.reader(name), hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
         with closing(Stream(reader, 0, reader.size, self._count)) as stream:
             while stream.at < stream.end:
@@ -102,15 +102,15 @@ class RemoteOutput:
         return digest.hexdigest()
 
     def shard(self, name: str) -> Shard:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_remote_shard(self._folder.reader(name), name, self._folder.mtime_ns(name), _FIRST_GUESS_BYTES, self._count)
 
     def names(self) -> Iterable[str]:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return (name for name in self._folder.sizes() if "/" not in name)
 
 
-def open_output(place: str | os.PathLike[str], places: Places | None = None) -> Output:
+def open_output(place: str | os.PathLike[str], places: Places | None = None) -> PublishedOutput:
     """Open the output at a location: a path, a model on the hub, or a place in a store. See `lswap_core.io.locations`."""
     where = os.fspath(place)
     if not is_remote(where):
@@ -126,7 +126,7 @@ def read_manifest(output: str | os.PathLike[str]) -> Manifest:
     return manifest_of(open_output(output))
 
 
-def manifest_of(output: Output) -> Manifest:
+def manifest_of(output: PublishedOutput) -> Manifest:
     """See `read_manifest`."""
     if MANIFEST_FILE not in output.names():
         what = f"no output of this program: there is no {MANIFEST_FILE} in it"
@@ -134,7 +134,7 @@ def manifest_of(output: Output) -> Manifest:
     return Manifest.from_json(output.read(MANIFEST_FILE), path=f"{output.root}/{MANIFEST_FILE}")
 
 
-def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Shard:
+def intact_shard(output: PublishedOutput, record: ShardRecord, manifest: Manifest) -> Shard:
     """The output shard, if its size, header and tensors are the manifest's. Raises FormatError where they are not."""
     shard, path = output.shard(record.name), f"{output.root}/{record.name}"
     if (shard.header.file_size, shard.header_sha256) != (record.size, record.header_sha256):
@@ -147,7 +147,7 @@ def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Sha
     return shard
 
 
-def sidecar_issues(output: Output, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
+def sidecar_issues(output: PublishedOutput, manifest: Manifest, primary: Checkpoint | None) -> Iterator[str]:
     for record in manifest.sidecars:
         try:
             sha256 = output.sha256(record.name)
@@ -158,18 +158,18 @@ def sidecar_issues(output: Output, manifest: Manifest, host: Checkpoint | None) 
         else:
             if sha256 != record.sha256:
                 yield f"{record.name}: has SHA-256 {sha256}, the manifest says {record.sha256}"
-    if host is not None:
-        theirs = {sidecar.name: sidecar for sidecar in host.sidecars}
+    if primary is not None:
+        theirs = {sidecar.name: sidecar for sidecar in primary.sidecars}
         for record in manifest.sidecars:
             if record.name != INDEX_FILE and (record.name not in theirs or theirs[record.name].sha256 != record.sha256):
-                yield f"{record.name}: is not that of {manifest.host}, {host.location}"
+                yield f"{record.name}: is not that of {manifest.primary}, {primary.location}"
     known = {shard.name for shard in manifest.shards}
     weights = (name for name in output.names() if name not in known and any(fnmatch(name, pattern) for pattern in STRAY))
     for stray in sorted(weights):
         yield f"{stray}: is not in the manifest; some loaders read whatever weights they find"
 
 
-def shard_issues(output: Output, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
+def shard_issues(output: PublishedOutput, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
     """One sentence for every shard among `files` whose SHA-256 is not the manifest's."""
 
     def check(record: ShardRecord, _: Tally) -> str | None:

@@ -93,7 +93,7 @@ class Places:
                 if folder.copy_of(file.name) is None:
                     needed += spans[source.role, file.name].size_bytes if (source.role, file.name) in spans else 0
                     download += file.size
-            if source.role == plan.host:
+            if source.role == plan.primary:
                 beside = sum(sidecar.size for sidecar in plan.sidecars if folder.copy_of(sidecar.name) is None)
                 needed, download = needed + beside, download + beside
         return Travel(needed, download)

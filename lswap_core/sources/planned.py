@@ -39,7 +39,7 @@ def reopen(
     places: Places, plan: Plan, role: Role, moved_to: str | None = None, *, tensors: bool = True, sidecars: bool = False
 ) -> Reopened:
     """Reopen a source of the plan where it was planned, or at `moved_to`, where only fingerprints count. tensors, sidecars:
-    which of them are needed; sidecars only of the host.
+    which of them are needed; sidecars only of the primary source.
 
     Raises StalePlanError where the source is no longer what was planned. Compares size, time and fingerprint of local files.
     Of remote files only those that the plan reads are checked, for size and time. `RemoteFile.confirm` compares their

@@ -28,7 +28,7 @@ from lswap_core.sources.directory import (
 from lswap_core.sources.local import read_shard, read_small
 from lswap_core.sources.range_stream import Count, RangeReader, read_range
 from lswap_core.sources.remote import Folder
-from lswap_core.strict_json import parse_object
+from lswap_core.text.strict_json import parse_object
 
 _AT_ONCE = 16
 """Shards that are opened at a time: each costs four round trips and almost no bytes."""

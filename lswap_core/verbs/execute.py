@@ -26,7 +26,7 @@ from lswap_core.report import card
 from lswap_core.sinks.places import open_sink
 from lswap_core.sources.places import AnySource, Places, local_places
 from lswap_core.sources.planned import Reopened, reopen, source_of
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -95,7 +95,7 @@ def prepare(
     sidecars: bool = False,
 ) -> Ready:
     """Prepare the execution of a plan. Raises as `execute`. remote: the output is not on a local or mounted disk. sidecars:
-    also read the files beside the host's weights.
+    also read the files beside the primary source's weights.
     """
     threads_for(run.workers)
     evaluator_of = _evaluating(run.device)
@@ -105,13 +105,13 @@ def prepare(
     return Ready(places, sources, threads, evaluator_of)
 
 
-def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
-    """The content of the files to copy beside the shards, by name. Opens only the host.
+def primary_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
+    """The content of the files to copy beside the shards, by name. Opens only the primary source.
 
     Raises StalePlanError where the host has changed; tensors of a remote host are not checked.
     """
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    return reopen(Places(), plan, plan.host, moved.get(plan.host), tensors=False, sidecars=True).sidecars
+    return reopen(Places(), plan, plan.primary, moved.get(plan.primary), tensors=False, sidecars=True).sidecars
 
 
 def complete(
@@ -178,7 +178,7 @@ def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars:
     remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
     roles = [source.role for source in plan.sources]
     opened = run_all(
-        lambda role, _: reopen(places, plan, role, moved.get(role), sidecars=sidecars and role == plan.host),
+        lambda role, _: reopen(places, plan, role, moved.get(role), sidecars=sidecars and role == plan.primary),
         roles,
         total_bytes=0,
         progress=Silence(),
@@ -203,7 +203,7 @@ def execute(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
         try:
             with source_of(ready.sources, ready.places.count) as source:
                 done = run.run(plan, source, sink, ready)
-            sidecars = ready.sources[plan.host].sidecars
+            sidecars = ready.sources[plan.primary].sidecars
             manifest = complete(plan, done, sink, sidecars, digest=run.options.digest, workers=ready.threads)
         except BaseException as error:
             if sink.kept:

@@ -31,14 +31,14 @@ def read_plan(path: StrPath) -> Plan:
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
-            shares = plan.swap.shares
+            weights = plan.swap.weights
             if plan.swap.options.get("method") == "soup":
-                agree = not shares and {source.role for source in plan.sources} == {*plan.swap.options["weights"]}
+                agree = not weights and {source.role for source in plan.sources} == {*plan.swap.options["weights"]}
             elif "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
-                agree = not shares
+                agree = not weights
             else:
-                agree = LayerSwap.from_json(plan.swap.options).zones(len(shares), dict(enumerate(shares))).shares == shares
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(weights), dict(enumerate(weights))).weights == weights
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:

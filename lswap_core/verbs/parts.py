@@ -17,7 +17,7 @@ from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
 from lswap_core.sinks.places import find_parts, open_part, open_parts
 from lswap_core.sources.planned import source_of
-from lswap_core.verbs.execute import Execution, RunOptions, StrPath, complete, host_sidecars, near, prepare
+from lswap_core.verbs.execute import Execution, RunOptions, StrPath, complete, near, prepare, primary_sidecars
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,12 @@ def publish(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
     """Publish the parts of `apply_part` under the final name, with all files that `execute` puts beside the shards. Where no
     extents are shared, the bytes are those of `execute`, including manifest and card.
 
-    Opens only the host, for the files beside its shards. Raises RecipeError where a part is missing or of another plan, where
-    a store no longer has what a part sent, or where `into` exists, and StalePlanError where the host is not what was planned.
+    Opens only the primary source, for the files beside its shards. Raises RecipeError where a part is missing or of another plan,
+    where a store no longer has what a part sent, or where `into` exists, and StalePlanError where the primary source is not what
+    was planned.
     """
     gathering = open_parts(into, plan, sources=near(into, _locations(plan)))
-    sidecars = host_sidecars(plan, locations)
+    sidecars = primary_sidecars(plan, locations)
     return complete(plan, gathering.records, gathering, sidecars, digest=gathering.digest, workers=workers)
 
 

@@ -17,7 +17,7 @@ from lswap_core.io.threads import threads_for
 from lswap_core.plan.manifest import Manifest
 from lswap_core.sources.outputs import intact_shard, manifest_of, open_output, shard_issues, sidecar_issues
 from lswap_core.sources.places import Places
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 from lswap_core.verbs.execute import StrPath, _given, option_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def verify(
     opened = open_output(output, places)
     manifest = manifest_of(opened)
     sources = merged_sources(places, manifest, locations) if locations else {}
-    issues = list(sidecar_issues(opened, manifest, sources.get(manifest.host)))
+    issues = list(sidecar_issues(opened, manifest, sources.get(manifest.primary)))
     shards: list[Shard] = []
     for record in manifest.shards:
         try:

@@ -35,7 +35,7 @@ _CHECK_DIRECTORY = "disk-merge"
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One setting of one pair. log: relative to the results' directory; settings that are one model share it."""
 
     math: str
@@ -59,7 +59,7 @@ class Pair:
     math: Checkpoint
     lang: Checkpoint
     base: Checkpoint | None
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
 
     @property
     def name(self) -> str:
@@ -88,13 +88,13 @@ class Work:
 class Listener(Protocol):
     """Receives the events of an ablation."""
 
-    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
+    def swapped(self, run: PlannedRun, written_bytes: int, seconds: float) -> None:
         """The resident model now holds this run's weights."""
 
-    def watch(self, run: Run, header: Header) -> Watcher:
+    def watch(self, run: PlannedRun, header: Header) -> Watcher:
         """Return a watcher for the generation of a run, whose log is open."""
 
-    def checked(self, run: Run, answers: int) -> None:
+    def checked(self, run: PlannedRun, answers: int) -> None:
         """A merge on disk gave the same answers as this run's log."""
 
 
@@ -116,16 +116,16 @@ def plan_pairs(
             for setting in settings:
                 draft = setting.draft(math=math, lang=lang, base=below)
                 whole = draft.swap is None
-                name = draft.host.name if whole else f"{math.name}+{lang.name} {setting.id}"
+                name = draft.primary.name if whole else f"{math.name}+{lang.name} {setting.id}"
                 identity = identify_draft(draft, name=name)
-                stem = (draft.host.name if whole else setting.id).replace("/", "--")
+                stem = (draft.primary.name if whole else setting.id).replace("/", "--")
                 log = f"logs/{stem}-{identity.digest[:16]}.jsonl"
-                runs.append(Run(math.name, lang.name, setting, draft, identity, log))
+                runs.append(PlannedRun(math.name, lang.name, setting, draft, identity, log))
             pairs.append(Pair(math, lang, below, tuple(runs)))
     return _sharing_logs(pairs)
 
 
-def distinct(runs: Iterable[Run]) -> list[Run]:
+def distinct(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The first run of each model."""
     return list({run.identity.digest: run for run in reversed(list(runs))}.values())[::-1]
 
@@ -171,15 +171,15 @@ def describe(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def checked_run(pairs: Sequence[Pair]) -> Run:
+def checked_run(pairs: Sequence[Pair]) -> PlannedRun:
     """Choose the run to compare with a merge on disk: of the first pair, the first with the most kinds of layers."""
     swaps = [run for run in pairs[0].runs if run.draft.swap is not None]
     if not swaps:
         raise RecipeError("no setting swaps a layer; there is nothing to hold against a disk merge")
-    return max(swaps, key=lambda run: len({*(run.identity.shares or ())}))
+    return max(swaps, key=lambda run: len({*(run.identity.weights or ())}))
 
 
-def check_against_disk(run: Run, work: Work, into: Path) -> int:
+def check_against_disk(run: PlannedRun, work: Work, into: Path) -> int:
     """Merge `run` to disk, generate with what transformers loads from there, and compare with the run's log.
 
     Returns the number of answers, all equal. Raises VerificationError, which names the answers that are not. Removes the
@@ -234,7 +234,7 @@ def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: L
                 done.add(run.identity.digest)
 
 
-def _in_order(runs: Sequence[Run], pair: Pair) -> Iterator[Run]:
+def _in_order(runs: Sequence[PlannedRun], pair: Pair) -> Iterator[PlannedRun]:
     for number in nearest_order(Draft.of(pair.math), [run.draft for run in runs]):
         yield runs[number]
 

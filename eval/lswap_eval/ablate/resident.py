@@ -42,20 +42,20 @@ class ResidentModel:
     than the files. Not safe to use from several threads. Call `close`, or use it as a context manager.
     """
 
-    def __init__(self, model: Any, host: Checkpoint, sources: Mapping[Role, Checkpoint]) -> None:
+    def __init__(self, model: Any, primary: Checkpoint, sources: Mapping[Role, Checkpoint]) -> None:
         self.model = model
-        self._host = host
-        self._stored = _parameters(model, host)
-        self._held: dict[str, Expression] = dict(Draft.of(host).tensors)
+        self._primary = primary
+        self._stored = _parameters(model, primary)
+        self._held: dict[str, Expression] = dict(Draft.of(primary).tensors)
         self._sources: LocalSource | None = None
         self._attach(sources)
         self._check_loaded()
 
     def attach(self, sources: Mapping[Role, Checkpoint]) -> None:
-        """Use other sources from now on, such as another language expert. The host stays the same. The model gets the host's
-        weights first, since it records its weights in terms of the sources.
+        """Use other sources from now on, such as another language expert. The primary source stays the same. The model
+        gets the primary source's weights first, since it records its weights in terms of the sources.
         """
-        self.swap(Draft.of(self._host))
+        self.swap(Draft.of(self._primary))
         self._attach(sources)
 
     def swap(self, draft: Draft) -> int:
@@ -66,19 +66,21 @@ class ResidentModel:
         """
         if self._sources is None:
             raise ValueError("this model is closed")
-        if draft.tensors.keys() != self._host.tensors.keys():
-            raise RecipeError(f"the tensors of {draft.host.location} are not those of {self._host.location}; no in-place swap")
+        if draft.tensors.keys() != self._primary.tensors.keys():
+            raise RecipeError(
+                f"the tensors of {draft.primary.location} are not those of {self._primary.location}; no in-place swap"
+            )
         todo = self._differing(draft)
         if missing := [name for name in todo if name not in self._stored]:
             raise RecipeError(
-                f"{self._host.location}: {type(self.model).__name__} keeps {missing[0]!r} and {len(missing) - 1} more tensors "
+                f"{self._primary.location}: {type(self.model).__name__} keeps {missing[0]!r} and {len(missing) - 1} more tensors "
                 f"under other names than the files do; merge to disk and use `lswap-eval run`"
             )
         for name, made_of in todo.items():
             if made_of.shape != self._stored[name].shape or made_of.dtype.name not in _TORCH:
                 raise RecipeError(
-                    f"{draft.host.location}: {name!r} is {made_of.dtype} {list(made_of.shape)}, which does not fit into "
-                    f"{list(self._stored[name].shape)} of {self._host.location}"
+                    f"{draft.primary.location}: {name!r} is {made_of.dtype} {list(made_of.shape)}, which does not fit into "
+                    f"{list(self._stored[name].shape)} of {self._primary.location}"
                 )
         evaluator = Evaluator(self._sources, kernels)
         with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as pool:
@@ -103,8 +105,8 @@ class ResidentModel:
         self.close()
 
     def _attach(self, sources: Mapping[Role, Checkpoint]) -> None:
-        if sources.get(self._host.role) != self._host:
-            raise ValueError(f"the host, {self._host.location}, is not among the sources")
+        if sources.get(self._primary.role) != self._primary:
+            raise ValueError(f"the host, {self._primary.location}, is not among the sources")
         self.close()
         self._sources = LocalSource(sources)
 
@@ -112,7 +114,7 @@ class ResidentModel:
         """The tensors to write. Where one parameter has two names (tied embeddings stored twice), the first counts."""
         differing = {name: made_of for name, made_of in draft.tensors.items() if self._held.get(name) != made_of}
         first: dict[int, str] = {}
-        for name in self._host.tensors:
+        for name in self._primary.tensors:
             if name in self._stored:
                 first.setdefault(self._stored[name].data_ptr(), name)
         kept = set(first.values())
@@ -138,7 +140,7 @@ class ResidentModel:
         """Raises RecipeError unless the parameters begin as in the files: loading may fuse, split or permute tensors."""
         assert self._sources is not None
         for name, held in self._stored.items():
-            ref = self._host.tensors[name]
+            ref = self._primary.tensors[name]
             if ref.dtype.name not in _TORCH or tuple(held.shape) != ref.shape or not held.is_contiguous():
                 raise self._transformed(name)
             stored = _TORCH[ref.dtype.name]
@@ -153,18 +155,18 @@ class ResidentModel:
 
     def _transformed(self, name: str) -> RecipeError:
         return RecipeError(
-            f"{self._host.location}: {type(self.model).__name__} does not hold {name!r} as the file does; "
+            f"{self._primary.location}: {type(self.model).__name__} does not hold {name!r} as the file does; "
             f"merge to disk and use `lswap-eval run`"
         )
 
 
-def _parameters(model: Any, host: Checkpoint) -> dict[str, Tensor]:
+def _parameters(model: Any, primary: Checkpoint) -> dict[str, Tensor]:
     """Parameters and buffers, by their names in the files."""
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     prefix = f"{model.base_model_prefix}."
     spelt: list[Callable[[str], str]] = [lambda name: name, lambda name: prefix + name, lambda name: name.removeprefix(prefix)]
     parameters: dict[str, Tensor] = {}
-    for name in host.tensors:
+    for name in primary.tensors:
         for spelling in spelt:
             with suppress(KeyError):
                 parameters[name] = state[spelling(name)]

@@ -15,12 +15,12 @@ from lswap_eval.score.comparison import Comparison
 SWEEP_FILE = "sweep.svg"
 
 
-def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[comparison.Run]:
+def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[comparison.ScoredRun]:
     """Score the runs of all pairs. Settings of a pair that are one model count once, under the first one's name. A log that
     several pairs share counts in each of them, except the base's, which belongs to no pair.
     """
-    read: dict[str, comparison.Run] = {}
-    runs: dict[tuple[str, str], comparison.Run] = {}
+    read: dict[str, comparison.ScoredRun] = {}
+    runs: dict[tuple[str, str], comparison.ScoredRun] = {}
     for pair in pairs:
         for run in distinct(pair.runs):
             if run.log not in read:
@@ -43,7 +43,7 @@ def write_ablation(pairs: Sequence[Pair], into: Path, data: ProblemSet, referenc
     return results
 
 
-def _points(pairs: Sequence[Pair], runs: Sequence[comparison.Run]) -> dict[tuple[int, int, int], float]:
+def _points(pairs: Sequence[Pair], runs: Sequence[comparison.ScoredRun]) -> dict[tuple[int, int, int], float]:
     """Accuracy of each point of a grid, over languages and pairs. Points that are one model have one accuracy."""
     accuracy = {(run.setting, run.pair): fmean(score.correct for score in run.scores.values()) for run in runs}
     points: dict[tuple[int, int, int], list[float]] = {}

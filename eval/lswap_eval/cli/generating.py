@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswap_core.errors import RecipeError
-from lswap_core.options import PARTS
-from lswap_core.text import counted, format_size, one_line, parse_layers
+from lswap_core.options import OUTSIDE_CHOICES
+from lswap_core.text.plain import counted, format_size, one_line, parse_layers
 
 if TYPE_CHECKING:
-    from lswap_eval.ablate.pairs import Pair, Run
+    from lswap_eval.ablate.pairs import Pair, PlannedRun
     from lswap_eval.ablate.settings import Setting
     from lswap_eval.generate.protocol import Decoding, Generator
     from lswap_eval.generate.runner import Task, Watcher
@@ -71,9 +71,9 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", choices=("dev", "test"), help="only this half of the problems (default: both)")
     parser.add_argument("--no-check", action="store_true", help="do not compare one setting with a real merge on disk")
     parser.add_argument("--dry-run", action="store_true", help="show the settings and stop")
-    parser.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers (default: 0.5)")
+    parser.add_argument("--weight", type=float, metavar="W", help="lang's weight in blended layers (default: 0.5)")
     for part in ("embed", "norm", "head"):
-        parser.add_argument(f"--{part}", choices=PARTS, help=f"the source of the {part} in every swap (default: math)")
+        parser.add_argument(f"--{part}", choices=OUTSIDE_CHOICES, help=f"the source of the {part} in every swap (default: math)")
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:
@@ -212,14 +212,14 @@ class _Teller:
         self._arguments = arguments
         self._into = into
 
-    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
+    def swapped(self, run: PlannedRun, written_bytes: int, seconds: float) -> None:
         if not self._arguments.quiet:
             print(f"{one_line(run.identity.name)}: {format_size(written_bytes)} swapped in {seconds:.2f} s", file=sys.stderr)
 
-    def watch(self, run: Run, header: Header) -> Watcher:
+    def watch(self, run: PlannedRun, header: Header) -> Watcher:
         return _watcher(self._arguments, run.identity.name, header, self._into / run.log)
 
-    def checked(self, run: Run, answers: int) -> None:
+    def checked(self, run: PlannedRun, answers: int) -> None:
         if not self._arguments.quiet:
             print(f"{one_line(run.identity.name)}: merged to disk it gives the same {answers} answers", file=sys.stderr)
 
@@ -232,7 +232,7 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
         first: dict[str, str] = {}
         for run in pair.runs:
             same = first.setdefault(run.identity.digest, run.setting.id)
-            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.shares)
+            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.weights)
             made_of = shares if same == run.setting.id else f"the same model as {same}"
             _say(f"  {run.setting.id}: {made_of} ({run.setting.why})")
         if (swap := next((run.draft.swap for run in pair.runs if run.draft.swap is not None), None)) is not None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lswap_core.text import counted, one_line
+from lswap_core.text.plain import counted, one_line
 from lswap_eval.score.writing import write_results
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 from lswap_eval.log import Header, Key, Record
 from lswap_eval.score.scoring import score_log
 from lswap_eval.score.statistics import wilson_interval

@@ -42,12 +42,12 @@ class Identity:
 
     digest: str
     name: str
-    shares: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
     outside: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the `model` of a log's header."""
-        described = {"shares": self.shares and list(self.shares), "outside": self.outside and dict(self.outside)}
+        described = {"shares": self.weights and list(self.weights), "outside": self.outside and dict(self.outside)}
         return {"identity": self.digest, "name": self.name, **{key: value for key, value in described.items() if value}}
 
 
@@ -76,9 +76,9 @@ def identify_name(name: str) -> Identity:
 def identify_draft(draft: Draft, *, name: str) -> Identity:
     """Identify the model of a layer swap's draft, or a whole checkpoint (`Draft.of`). Raises ValueError for other drafts."""
     if draft.swap is None:
-        if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.host.tensors.items()):
+        if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.primary.tensors.items()):
             raise ValueError("only the drafts of a LayerSwap and of a whole checkpoint have an identity before they are merged")
-        return identify(draft.host.location, name=name)
+        return identify(draft.primary.location, name=name)
     if not _is_plain(draft.swap):
         raise ValueError("only plain layer swaps have an identity before they are merged")
     return _of_swap(draft.swap, _fingerprints(draft.sources["math"]), _fingerprints(draft.sources["lang"]), name)
@@ -86,7 +86,7 @@ def identify_draft(draft: Draft, *, name: str) -> Identity:
 
 def _is_plain(swap: SwapRecord) -> bool:
     """Whether shares, the policy outside the layers and the experts determine the model completely."""
-    return bool(swap.shares) and not {"method", "swap", "revert_layers"} & swap.options.keys()
+    return bool(swap.weights) and not {"method", "swap", "revert_layers"} & swap.options.keys()
 
 
 def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: str) -> Identity:
@@ -96,16 +96,16 @@ def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: s
         for part, (giver, tensors) in swap.outside.items()
         if tensors
     }
-    shares = tuple(in_fp32(share) for share in swap.shares)
-    whole = {*(("math", "lang")[int(share)] if share in (0, 1) else "both" for share in shares), *outside.values()}
+    weights = tuple(in_fp32(weight) for weight in swap.weights)
+    whole = {*(("math", "lang")[int(weight)] if weight in (0, 1) else "both" for weight in weights), *outside.values()}
     if whole == {"math"}:
         digest = _of_shards(math)
     elif whole == {"lang"} and not swap.options.get("cast"):
         digest = _of_shards(lang)
     else:
-        made = {"shares": shares, "outside": outside, "prefix": swap.prefix, "math": sorted(math), "lang": sorted(lang)}
+        made = {"shares": weights, "outside": outside, "prefix": swap.prefix, "math": sorted(math), "lang": sorted(lang)}
         digest = _digest({"swap": made})
-    return Identity(digest, name, swap.shares, outside)
+    return Identity(digest, name, swap.weights, outside)
 
 
 def _fingerprints(checkpoint: Checkpoint) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 

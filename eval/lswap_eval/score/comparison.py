@@ -31,7 +31,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ScoredRun:
     """The scores of one log, and its records."""
 
     setting: str
@@ -99,7 +99,7 @@ class Comparison:
         return {"format": "lswap-eval-results/1", **asdict(self)}
 
 
-def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = None, half: str | None = None) -> list[Run]:
+def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = None, half: str | None = None) -> list[ScoredRun]:
     """Score logs. data: the problems, for logs without the right answers. half: only "dev" or "test" problems.
 
     Raises RecipeError for a log without records, of other problems than `data`, or with the setting and pair of another log,
@@ -107,7 +107,7 @@ def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = Non
     """
     golds = None if data is None else data.golds()
     digest = None if data is None else data.sha256
-    runs: dict[tuple[str, str], Run] = {}
+    runs: dict[tuple[str, str], ScoredRun] = {}
     for path in paths:
         header, records = read_log(path)
         if digest not in (None, header.data_sha256):
@@ -119,7 +119,7 @@ def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = Non
         if not kept:
             raise RecipeError(f"{path} holds no records" + (f" of the {half} half" if half else ""))
         setting = str(header.model.get("setting") or header.model.get("name") or path.stem)
-        run = Run(
+        run = ScoredRun(
             setting,
             str(header.model.get("pair") or ""),
             header,
@@ -132,7 +132,7 @@ def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = Non
     return list(runs.values())
 
 
-def compare(runs: Sequence[Run], reference: str) -> Comparison:
+def compare(runs: Sequence[ScoredRun], reference: str) -> Comparison:
     """Compare runs on the same problems. Raises RecipeError for an unknown reference, and where problems, prompts or data
     differ.
     """
@@ -159,7 +159,7 @@ def compare(runs: Sequence[Run], reference: str) -> Comparison:
     )
 
 
-def accuracy_of(runs: Sequence[Run], setting: str, language: str = ALL) -> Accuracy:
+def accuracy_of(runs: Sequence[ScoredRun], setting: str, language: str = ALL) -> Accuracy:
     """Accuracy of the runs of one setting."""
     scores = [(run.pair, score) for run in runs for score in run.scores.values() if language in (ALL, score.key[0])]
     outcomes = [(score.key[1], score.correct) for _, score in scores]
@@ -196,10 +196,10 @@ def _is_single(outcomes: Sequence[tuple[int, Any]]) -> bool:
     return len({problem for problem, _ in outcomes}) == len(outcomes)
 
 
-Pairs = Sequence[tuple[Run, Run]]
+Pairs = Sequence[tuple[ScoredRun, ScoredRun]]
 
 
-def pair_runs(runs: Sequence[Run], setting: str, reference: str) -> Pairs:
+def pair_runs(runs: Sequence[ScoredRun], setting: str, reference: str) -> Pairs:
     """Pairs (reference's run, setting's run) of the same pair of experts, or of every pair for a run that belongs to none."""
     references = [run for run in runs if run.setting == reference]
     return [
@@ -238,7 +238,7 @@ def _correct_families(differences: Sequence[Difference]) -> list[Difference]:
     return [replace(d, p_holm=adjusted[f"{d.setting}\n{d.language}"]) for d in differences]
 
 
-def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
+def _choose(runs: Sequence[ScoredRun], reference: str) -> Choice | None:
     """Choose the best setting. None where one of the halves is empty, or there is nothing to choose from."""
     dev, test = (_restrict(runs, half) for half in ("dev", "test"))
     settings = list(dict.fromkeys(run.setting for run in runs))
@@ -253,11 +253,11 @@ def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
     return Choice(best, on_dev[best], on_test, difference.interval, difference.p)
 
 
-def _restrict(runs: Sequence[Run], half: str) -> list[Run]:
+def _restrict(runs: Sequence[ScoredRun], half: str) -> list[ScoredRun]:
     return [replace(run, scores={key: score for key, score in run.scores.items() if half_of(key[1]) == half}) for run in runs]
 
 
-def _refuse_unlike(runs: Sequence[Run]) -> None:
+def _refuse_unlike(runs: Sequence[ScoredRun]) -> None:
     """Raises RecipeError unless all runs answered the same problems of the same data with the same prompts."""
     first = runs[0]
     for run in runs[1:]:
@@ -276,7 +276,7 @@ def _refuse_unlike(runs: Sequence[Run]) -> None:
             )
 
 
-def _notes(runs: Sequence[Run], differences: Sequence[Difference]) -> tuple[str, ...]:
+def _notes(runs: Sequence[ScoredRun], differences: Sequence[Difference]) -> tuple[str, ...]:
     notes = []
     count = len({problem for _, problem, _ in runs[0].scores})
     single = [d.flips for d in differences if d.flips is not None]
@@ -295,5 +295,5 @@ def _notes(runs: Sequence[Run], differences: Sequence[Difference]) -> tuple[str,
     return tuple(notes)
 
 
-def _named(run: Run) -> str:
+def _named(run: ScoredRun) -> str:
     return f"{run.setting!r}" + (f" of {run.pair}" if run.pair else "")

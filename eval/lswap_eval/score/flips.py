@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from lswap_eval.score.comparison import Comparison, Run, pair_runs
+from lswap_eval.score.comparison import Comparison, ScoredRun, pair_runs
 
 
-def list_flips(runs: Sequence[Run], reference: str, golds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+def list_flips(runs: Sequence[ScoredRun], reference: str, golds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     """List every answer that is right in one of reference and setting only: setting, pair, problem, both outputs."""
     flips = []
     for setting in dict.fromkeys(run.setting for run in runs if run.setting != reference):
@@ -34,14 +34,14 @@ def list_flips(runs: Sequence[Run], reference: str, golds: Mapping[str, Sequence
     return flips
 
 
-def _side(run: Run, key: tuple[str, int, int]) -> dict[str, Any]:
+def _side(run: ScoredRun, key: tuple[str, int, int]) -> dict[str, Any]:
     score = run.scores[key]
     return {"value": score.value, "found_by": score.found_by, "cut_off": score.cut_off, "output": run.outputs[key]}
 
 
 def render_page(
     results: Comparison,
-    runs: Sequence[Run],
+    runs: Sequence[ScoredRun],
     golds: Mapping[str, Sequence[int]],
     questions: Mapping[str, Sequence[str]] | None = None,
 ) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lswap_eval.mgsm.problems import ProblemSet
-    from lswap_eval.score.comparison import Comparison, Run
+    from lswap_eval.score.comparison import Comparison, ScoredRun
 
 
-def write_results(results: Comparison, runs: Sequence[Run], folder: Path, data: ProblemSet | None = None) -> None:
+def write_results(results: Comparison, runs: Sequence[ScoredRun], folder: Path, data: ProblemSet | None = None) -> None:
     """Write results.md, results.csv, results.json, accuracy.svg and flips.html into `folder`, creating it where necessary."""
     from lswap_eval.score import flips, plots, tables
 

@@ -59,11 +59,11 @@ def lay_out_batch(tensors: Sequence[Operands], dtype: DType, *, tile_blocks: int
     records[:, 3] = elements
     records[:, 4] = np.cumsum(tiles) - tiles
     records[:, 5] = np.cumsum(blocks) - blocks
-    records[:, 6:] = np.array([shares(tensor.weight, dtype) for tensor in tensors]).reshape(-1, 2).view(np.int64)
+    records[:, 6:] = np.array([rounded_weights(tensor.weight, dtype) for tensor in tensors]).reshape(-1, 2).view(np.int64)
     return Batch(records, np.repeat(np.arange(len(tensors), dtype=np.int32), tiles), int(blocks.sum()))
 
 
-def shares(weight: float, dtype: DType) -> tuple[float, float]:
+def rounded_weights(weight: float, dtype: DType) -> tuple[float, float]:
     """Return the weights w0 and w1 as the reference computes them, in the compute type."""
     compute = np.float64 if dtype.name == "F64" else np.float32
     w1 = compute(weight)

@@ -57,12 +57,12 @@ class CudaLauncher:
         )  # fmt: skip
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self, addresses: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
     ) -> None:
         """See Launcher."""
         self._check(
             self._library.lswap_gpu_blend_many(
-                DTYPE_NUMBERS[dtype.name], addresses.data_ptr(), shares.data_ptr(), len(addresses), out.data_ptr(), elements,
+                DTYPE_NUMBERS[dtype.name], addresses.data_ptr(), weights.data_ptr(), len(addresses), out.data_ptr(), elements,
                 aligned, _stream(addresses),
             )
         )  # fmt: skip

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.kernels.gpu.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, shares, to_row
+from lswap_core.kernels.gpu.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, rounded_weights, to_row
 
 _ALIGNMENT = 16
 """Bytes of the widest load."""
@@ -39,7 +39,14 @@ class Launcher(Protocol):
         """Add the tiles' results to `statistics`, which has one row per tensor."""
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self,
+        addresses: torch.Tensor,
+        rounded_weights: torch.Tensor,
+        out: torch.Tensor,
+        elements: int,
+        dtype: DType,
+        *,
+        aligned: bool,
     ) -> None:
         """Compute one chunk of a weighted sum. addresses, shares: one per input. out: one address. aligned: all are multiples
         of 16.
@@ -100,7 +107,7 @@ class DeviceBackend:
         moved = [self._moved(data, dtype) for data in inputs]
         target = self._room(out, dtype)
         addresses = [side.data_ptr() for side in moved]
-        rounded = torch.tensor([shares(weight, dtype)[1] for weight in weights], dtype=torch.float64)
+        rounded = torch.tensor([rounded_weights(weight, dtype)[1] for weight in weights], dtype=torch.float64)
         if out.size:
             self.launcher.blend_many(
                 self._words(addresses),

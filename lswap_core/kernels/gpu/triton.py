@@ -72,12 +72,12 @@ class TritonLauncher:
             launch(records, sums, tallies, statistics, sums.shape[1], tallies.shape[1], tile, CHUNK, enable_fp_fusion=False)
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self, addresses: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
     ) -> None:
         """See Launcher."""
         launch = self._elementwise.blend_many_kernel[(-(-elements // self._chunk),)]
         with np.errstate(all="ignore"):
-            launch(addresses, shares, out, elements, len(addresses), dtype.name, self._chunk, aligned, enable_fp_fusion=False)
+            launch(addresses, weights, out, elements, len(addresses), dtype.name, self._chunk, aligned, enable_fp_fusion=False)
 
     def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:
         """See Launcher."""

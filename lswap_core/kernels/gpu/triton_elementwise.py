@@ -11,7 +11,7 @@ from lswap_core.kernels.gpu.triton_formats import decode, encode, inlined, opera
 @triton.jit
 def blend_many_kernel(
     addresses: tl.tensor,
-    shares: tl.tensor,
+    weights: tl.tensor,
     out: tl.tensor,
     elements: tl.tensor,
     inputs: tl.tensor,
@@ -27,11 +27,11 @@ def blend_many_kernel(
     COMPUTE: tl.constexpr = tl.float64 if FORMAT == "F64" else tl.float32
     at = tl.program_id(0).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
     first = _elements(addresses, at, elements, FORMAT, CHUNK, ALIGNED)
-    mixed = tl.load(shares).to(COMPUTE) * decode(first, FORMAT)
+    mixed = tl.load(weights).to(COMPUTE) * decode(first, FORMAT)
     equal = first == first
     for number in range(1, inputs):
         bits = _elements(addresses + number, at, elements, FORMAT, CHUNK, ALIGNED)
-        mixed += tl.load(shares + number).to(COMPUTE) * decode(bits, FORMAT)
+        mixed += tl.load(weights + number).to(COMPUTE) * decode(bits, FORMAT)
         equal = equal & (bits == first)
     mixed = tl.where(equal, first, encode(mixed, FORMAT, True))
     _put(out, at, mixed, elements, FORMAT, CHUNK, ALIGNED)

@@ -24,7 +24,7 @@ import xxhash
 from lswap_core.errors import FormatError, located
 from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
 from lswap_core.sinks.disk.durable import sync_directory, write_all
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-journal/1"
 
@@ -32,7 +32,7 @@ _SUM_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JournalContents:
     """The content of a journal: the plan, how files were created, which records are durable and which may not be. The latter
     are grouped as they were made.
     """
@@ -91,7 +91,7 @@ class Journal:
             self._fd = -1
 
 
-def read_journal(path: Path) -> Progress | None:
+def read_journal(path: Path) -> JournalContents | None:
     """Read the journal at `path`. None where it does not exist, or ends before the placing of files."""
     try:
         lines = path.read_bytes().split(b"\n")
@@ -118,7 +118,7 @@ def read_journal(path: Path) -> Progress | None:
         return None
     durable = {record.name: record for records in done[:synced] for record in records}
     unsure = tuple(map(tuple, done[synced:]))
-    return Progress(*head, placed, durable, unsure)
+    return JournalContents(*head, placed, durable, unsure)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

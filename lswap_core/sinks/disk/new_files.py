@@ -15,7 +15,7 @@ from lswap_core.options import CopyMethod, Link
 from lswap_core.plan.plan import OutputFile, Plan, Step
 from lswap_core.plan.runs import Base, is_plain, is_shareable
 from lswap_core.sinks.disk.kernel_copy import Copier, Span
-from lswap_core.text import format_size
+from lswap_core.text.plain import format_size
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"
 """How a file was created: as a link to the source's file, with all extents shared with it, or with a header and free space."""

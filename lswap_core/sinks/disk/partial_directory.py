@@ -14,7 +14,7 @@ from typing import NoReturn
 from lswap_core.errors import RecipeError, located
 from lswap_core.plan.plan import CLAIM_FILE, MANIFEST_FILE
 from lswap_core.sinks.disk.durable import sync_directory, sync_file
-from lswap_core.strict_json import is_unicode
+from lswap_core.text.strict_json import is_unicode
 
 JOURNAL_FILE = ".lswap-journal"
 

@@ -12,7 +12,7 @@ from lswap_core.io.digests import RunDigests
 from lswap_core.options import DigestKind
 from lswap_core.plan.manifest import Manifest, StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan, Step
-from lswap_core.sinks.disk.journal import Progress, read_journal
+from lswap_core.sinks.disk.journal import JournalContents, read_journal
 from lswap_core.sinks.disk.new_files import LINKED, WRITTEN
 from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
 
@@ -20,7 +20,7 @@ _PIECE_BYTES = 1024 * 1024
 _ANY_DIGEST = ""
 
 
-def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> Progress | None:
+def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> JournalContents | None:
     """What was done of this plan in a partial directory, None for nothing. Raises RecipeError for work on another plan."""
     # A manifest beside a journal, even a damaged one, proves nothing: it may be older than the last sync.
     journal = partial / JOURNAL_FILE
@@ -50,7 +50,7 @@ def is_intact(partial: Path, file: OutputFile, placed: str | None) -> bool:
         return status.st_size == file.header.file_size and handle.read(len(head)) == head
 
 
-def finished(partial: Path, plan: Plan, earlier: Progress, intact: Collection[str]) -> dict[str, StepRecord]:
+def finished(partial: Path, plan: Plan, earlier: JournalContents, intact: Collection[str]) -> dict[str, StepRecord]:
     """Valid records of steps in intact files: those that are durable, and others if the bytes still have the recorded digest.
 
     Records that were made together are valid together or not at all: a run that is done in sections may take other digests
@@ -75,11 +75,11 @@ def _holds(partial: Path, step: Step, record: StepRecord) -> bool:
     return digests.records()[0].digest == record.digest
 
 
-def _sealed(path: Path) -> Progress | None:
+def _sealed(path: Path) -> JournalContents | None:
     """The records in the manifest of a run that was interrupted just before its last act, the rename."""
     try:
         manifest = Manifest.from_json(path.read_bytes(), path=str(path))
     except (FileNotFoundError, FormatError):  # a damaged one counts as missing
         return None
     records = {name: StepRecord(name, r.digest, r.statistics) for name, r in manifest.tensors.items()}
-    return Progress(manifest.plan_digest, _ANY_DIGEST, {shard.name: WRITTEN for shard in manifest.shards}, records, ())
+    return JournalContents(manifest.plan_digest, _ANY_DIGEST, {shard.name: WRITTEN for shard in manifest.shards}, records, ())

@@ -1,7 +1,7 @@
 """Checks whether two checkpoints look like fine-tunes of one base. A merge of others gives gibberish, without an error.
 
 The evidence is the relative distance |x - y| / |x| and the cosine of x and y, over all matrices of the layers. Vectors are
-left out: norms and biases are alike in any two models. For the choice of thresholds see `tests/analysis/test_kinship.py` and
+left out: norms and biases are alike in any two models. For the choice of thresholds see `tests/analysis/test_shared_base.py` and
 the README.
 """
 
@@ -27,7 +27,7 @@ _PAIRS: dict[Side, tuple[Role, Role]] = {"difference": ("math", "lang"), "math":
 
 
 @dataclass(frozen=True, slots=True)
-class Kinship:
+class SharedBaseCheck:
     """How different two checkpoints are. relative_distance: |x - y| / |x|."""
 
     x: Role
@@ -54,7 +54,7 @@ class Kinship:
         return f"{said[self.verdict]} (relative distance {self.relative_distance:.3g}, cosine {self.cosine:.4f})"
 
 
-def find_kinship(maps: ChangeMaps) -> tuple[Kinship, ...]:
+def check_shared_base(maps: ChangeMaps) -> tuple[SharedBaseCheck, ...]:
     """Check math against lang and, with a base, the base against each of them. Returns nothing where no matrix was compared."""
     matrices = [t.change for name, t in maps.tensors.items() if len(t.shape) > 1 and maps.stack.layer_of(name) is not None]
     changes = reduce(operator.add, matrices) if matrices else None
@@ -63,5 +63,5 @@ def find_kinship(maps: ChangeMaps) -> tuple[Kinship, ...]:
         stats = changes.side(side) if changes else None
         if stats is not None and stats.count:
             distance = stats.relative_norm
-            results.append(Kinship(*_PAIRS[side], distance, stats.cosine if math.isfinite(distance) else math.nan))
+            results.append(SharedBaseCheck(*_PAIRS[side], distance, stats.cosine if math.isfinite(distance) else math.nan))
     return tuple(results)
