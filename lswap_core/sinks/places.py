@@ -32,13 +32,14 @@ def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
     """Raise what a sink would raise where `into` is an impossible place for an output: see `check_destination`."""
     if is_url(into):
         url = _checked_url(os.fspath(into), sources)
+        from lswap_core.io.obstore import open_store
         from lswap_core.sinks import gcs_azure
         from lswap_core.sinks.s3 import bucket, uploads
 
         if url.startswith(bucket.SCHEME):
             uploads.check_empty(bucket.BucketPrefix(bucket.connect(1), url))
         else:
-            gcs_azure.check_empty(gcs_azure.open_store(url), url)
+            gcs_azure.check_empty(open_store(url), url)
     else:
         check_destination(into, sources)
 
