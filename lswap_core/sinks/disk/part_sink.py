@@ -180,6 +180,7 @@ class Gathering:
             what = f"{build.output / wrong[0]} is not what the parts made: its size or its header is another, or it is gone"
             raise RecipeError(f"{what}; remove {build.path} and do all parts again")
         self.shard_sha256: dict[str, str] = {}
+        self._names = {file.name for file in plan.files}
 
     def hash_shard(self, name: str) -> None:
         """Take the SHA-256 of a whole shard."""
@@ -187,7 +188,12 @@ class Gathering:
             self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
-        """Add a small file. What an earlier attempt left under that name gives way."""
+        """Add a small file. What an earlier attempt left under that name gives way. RecipeError where this one has put a file
+        of that name already, or where a shard has it.
+        """
+        if name in self._names:
+            raise RecipeError(f"{self._build.output / name}: two files of the output would have this name")
+        self._names.add(name)
         folder = self._build.output
         for inner in Path(name).parent.parts:  # never `output` itself, which somebody else may have published by now
             folder /= inner
@@ -195,13 +201,17 @@ class Gathering:
         self._build.put(self._build.output / name, data)
 
     def publish(self) -> None:
-        """Make names and lengths durable, give the whole its final name, and clear the rest away. RecipeError where that name
-        is taken by now.
+        """Make names and lengths durable, give the whole its final name, and clear the rest away, small files of an earlier
+        attempt among it. RecipeError where that name is taken by now.
         """
         build = self._build
         for folder, _, files in os.walk(build.output, topdown=False):
             for name in files:
-                sync(Path(folder, name))
+                path = Path(folder, name)
+                if path.relative_to(build.output).as_posix() in self._names:
+                    sync(path)
+                else:
+                    path.unlink()
             sync_directory(Path(folder))
         if os.path.lexists(build.destination):
             raise RecipeError(f"{build.destination} exists; an output is never written over, choose another --out or remove it")
