@@ -192,12 +192,16 @@ def _aws_credentials() -> dict[str, Any]:
 
 @contextmanager
 def _translated(where: str, scheme: str, *, patient: bool = False) -> Iterator[None]:
-    """Errors of obstore as ours. patient: what is none of the known ones is worth another try."""
+    """Errors of obstore as ours. patient: in the middle of a file that was found; what is none of the known errors is worth
+    another try.
+    """
     from obstore import exceptions
 
     try:
         yield
     except FileNotFoundError:
+        if patient:
+            raise SourceError(f"{where}: the server does not have it any more (404); was it removed?") from None
         raise no_such_file(where) from None
     except exceptions.PreconditionError:
         raise StalePlanError(f"{where}: changed while it was read (another ETag); plan again") from None

@@ -75,7 +75,9 @@ class Case:
         assert {name: found[name] for name in self.sidecars} == self.sidecars
         index = found.get("model.safetensors.index.json")
         names = json.loads(index)["weight_map"] if index is not None else dict.fromkeys(self.tensors, "model.safetensors")
-        assert names == {name: file for file, data in found.items() if file.endswith(".safetensors") for name in read_file(_Bytes(data))}
+        assert names == {
+            name: file for file, data in found.items() if file.endswith(".safetensors") for name in read_file(_Bytes(data))
+        }
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class _Bytes:
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 
 
-def swap_case(pair: Pair, swap: LayerSwap = SWAP, shares: Mapping[int, float] | None = None, *, shard_size: int | None = None) -> Case:
+def swap_case(
+    pair: Pair, swap: LayerSwap = SWAP, shares: Mapping[int, float] | None = None, *, shard_size: int | None = None
+) -> Case:
     """A swap of two experts of eight layers."""
     checkpoints: dict[Role, Checkpoint] = {
         "math": open_checkpoint(pair.math, role="math"), "lang": open_checkpoint(pair.lang, role="lang"),
@@ -276,7 +280,9 @@ def _order(count: int, seed: int | None) -> list[int]:
     return numbers
 
 
-def _run(plan: Plan, source: Source, sink: Any, evaluator: Evaluator, workers: int, options: WriteOptions, **what: Any) -> list[StepRecord]:
+def _run(
+    plan: Plan, source: Source, sink: Any, evaluator: Evaluator, workers: int, options: WriteOptions, **what: Any
+) -> list[StepRecord]:
     return executor.run(
         plan, source, sink, evaluator, progress=Silence(), workers=workers, digests=options.digest != "none", **what
     )

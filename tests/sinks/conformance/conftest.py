@@ -15,7 +15,6 @@ from tests.sinks.conformance.cases import Case, make_cases
 from tests.sinks.conformance.places import BUCKET, Bucket, Container, Disk, OtherBucket, Place
 
 IMPLEMENTATIONS = ("disk", "disk in parts", "s3 on moto", "s3 on moto in parts", "gs on moto", "az on azurite")
-"""Of parts there are three."""
 SECOND_SERVERS = ("s3 on localbucket", "s3 on localbucket in parts")
 """The same sinks with a server that knows fewer calls."""
 on_every_server = pytest.mark.parametrize("places", (*IMPLEMENTATIONS, *SECOND_SERVERS), indirect=True)
@@ -45,9 +44,9 @@ def azure() -> Iterator[Mapping[str, str]]:
 
 
 def _open(name: str, request: pytest.FixtureRequest, root: Path) -> Place:
-    number, parts = next(_NUMBERS), 3 if name.endswith("in parts") else None
+    number, parts = next(_NUMBERS), 2 if name.endswith("in parts") else None
     if name.startswith("disk"):
-        return Disk(root / str(number), parts)
+        return Disk(root / str(number), parts and 3)
     if name.startswith("s3 on localbucket"):
         store, directory = request.getfixturevalue("localbucket")
         return OtherBucket(store, directory, f"{number}/out", parts)

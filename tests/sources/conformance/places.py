@@ -27,12 +27,14 @@ class Shelf:
 
 
 class Place(ABC):
-    """Of one kind. lists: it says what files it has. served: it has a server, which can fail. environment: what programs need
+    """Of one kind. lists: it says what files it has. served: it has a server, which can fail. quick: a checkpoint is put there
+    in no time. environment: what programs need
     to get there.
     """
 
     lists = True
     served = True
+    quick = True
     environment: Mapping[str, str] = {}
 
     @abstractmethod
@@ -110,6 +112,8 @@ class Web(Hub):
 
 class Bucket(Place):
     """Prefixes in a bucket. scheme: `gs` is the same server by Google's client."""
+
+    quick = False
 
     def __init__(self, store: Store, scheme: str) -> None:
         self._store, self._scheme = store, scheme

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lswap_core import LswapError, SourceError, StalePlanError, lay_out
+from lswap_core import FormatError, LswapError, SourceError, StalePlanError, lay_out
 from lswap_core.checkpoint.catalogue import Checkpoint, TensorRef
 from lswap_core.plan.runs import Run, runs
 from lswap_core.recipe.draft import Draft
@@ -126,35 +126,50 @@ def test_messages_name_the_file_by_its_place(place: Place, expert: Path) -> None
             assert source.path_of("math", shard.name) == f"{shelf.path}/{shard.name}"
 
 
-CHANGES = {
-    "one byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
-    "the first byte of the data": lambda data: data.replace(data[-1000:], bytes(1000)),
+Change = Callable[[bytes], bytes | None]
+CHANGES: dict[str, Change] = {
+    "its last byte": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     "shorter": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
+    "another file": lambda data: b"x" * len(data),
     "gone": lambda _: None,
 }
 
 
 @pytest.mark.parametrize("how", CHANGES)
-@pytest.mark.parametrize("planned", [False, True], ids=["as catalogued", "as planned"])
-def test_a_file_that_changed_is_noticed_before_its_bytes_count(place: Place, expert: Path, how: str, planned: bool) -> None:
-    """Whether it is opened as it was catalogued, or as it was planned by another process: the error names it."""
+def test_a_file_that_changed_since_it_was_catalogued_is_a_stale_plan(place: Place, expert: Path, how: str) -> None:
+    """Or, where it is gone, an error all the same."""
     shelf = place.put(expert)
     checkpoint, source = opened(shelf.location)
-    plan = lay_out(Draft.of(checkpoint))
     victim = checkpoint.shards[1]
-    place.change(shelf, victim.name, CHANGES[how]((expert / victim.name).read_bytes()))  # type: ignore[no-untyped-call]
-    refs = [ref for ref in checkpoint.tensors.values() if ref.file == victim.name]
-    with source, pytest.raises((StalePlanError, SourceError, OSError)) as caught:
-        if planned:
-            source.close()
-            source = source_of({"math": reopen(Places(), plan, "math")}, lambda _: None)
-        for ref in refs:
-            read(source, (ref, 0, ref.size_bytes))
-        source.confirm(refs)
+    place.change(shelf, victim.name, CHANGES[how]((expert / victim.name).read_bytes()))
+    with source, pytest.raises((StalePlanError, SourceError, FileNotFoundError)) as caught:
+        read_all(source, checkpoint, victim.name)
     one_line(caught.value, f"{shelf.path}/{victim.name}")
     assert isinstance(caught.value, StalePlanError) or how == "gone"
-    assert planned is False or isinstance(caught.value, StalePlanError) or not place.served
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_a_file_that_changed_since_it_was_planned_is_refused(place: Place, expert: Path, how: str) -> None:
+    """By another process, which knows of the plan only. A file that is no safetensors file any more may be refused as such."""
+    shelf = place.put(expert)
+    checkpoint, source = opened(shelf.location)
+    source.close()
+    plan, victim = lay_out(Draft.of(checkpoint)), checkpoint.shards[1]
+    place.change(shelf, victim.name, CHANGES[how]((expert / victim.name).read_bytes()))
+    with pytest.raises((StalePlanError, SourceError, FormatError)) as caught:  # noqa: PT012 - it may be noticed at once or later
+        with source_of({"math": reopen(Places(), plan, "math")}, lambda _: None) as source:
+            read_all(source, checkpoint, victim.name)
+    assert victim.name in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, StalePlanError) or how != "its last byte"
+
+
+def read_all(source: AnySource, checkpoint: Checkpoint, file: str) -> None:
+    refs = [ref for ref in checkpoint.tensors.values() if ref.file == file]
+    for ref in refs:
+        read(source, (ref, 0, ref.size_bytes))
+    source.confirm(refs)
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(place: Place, expert: Path) -> None:
@@ -201,13 +216,12 @@ def test_what_a_server_refuses_is_one_line(place: Place, expert: Path, status: i
     checkpoint, source = opened(shelf.location)
     ref = max(checkpoint.tensors.values(), key=lambda ref: ref.size_bytes)
     place.refuse(status)
-    with source, pytest.raises((SourceError, OSError)) as caught:
+    with source, pytest.raises(SourceError) as caught:
         read(source, (ref, 0, ref.size_bytes))
     one_line(caught.value, f"{shelf.path}/{ref.file}")
-    assert isinstance(caught.value, SourceError), type(caught.value)
 
 
-@pytest.mark.parametrize("after", [0, 1, 300_000])
+@pytest.mark.parametrize("after", [0, 300_000])
 def test_cut_connections_are_mended_a_few_times_and_then_told(place: Place, expert: Path, after: int) -> None:
     if not place.served:
         pytest.skip("a disk has no connections")

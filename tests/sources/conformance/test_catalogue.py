@@ -1,0 +1,126 @@
+"""A checkpoint is the same wherever it is; what is wrong with one is refused in the same words."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lswap_core import LswapError, open_checkpoint
+from lswap_core.checkpoint.catalogue import Checkpoint
+from tests.build import normal, read_model, write_model
+from tests.hostile.corpus import DIRECTORY_CASES, FILE_CASES
+from tests.sources.conformance.places import Disk, Place
+
+BESIDE = "additional_chat_templates/tool.jinja"
+"""What is found beside the weights only where files are listed."""
+
+
+def facts(checkpoint: Checkpoint) -> dict[str, object]:
+    """All that is the same at every place."""
+    return {
+        "tensors": dict(checkpoint.tensors),
+        "shards": [(shard.name, shard.header.raw, shard.header.file_size, shard.fingerprint) for shard in checkpoint.shards],
+        "index": checkpoint.index,
+        "config": checkpoint.config,
+        "sidecars": {sidecar.name: (sidecar.size, sidecar.sha256, sidecar.read()) for sidecar in checkpoint.sidecars},
+    }
+
+
+def test_a_checkpoint_is_the_same_wherever_it_is(place: Place, expert: Path) -> None:
+    found, here = (facts(open_checkpoint(at, role="math")) for at in (place.put(expert).location, expert))
+    if not place.lists:
+        sidecars = here["sidecars"]
+        assert isinstance(sidecars, dict)
+        del sidecars[BESIDE]
+    assert found == here
+    assert found["tensors"].keys() == read_model(expert).keys()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("role", ["math", "lang", "base"])
+def test_names_and_roles_are_as_given(place: Place, expert: Path, role: str) -> None:
+    found = open_checkpoint(place.put(expert).location, role=role, name="acme/what")
+    assert (found.role, found.name) == (role, "acme/what")
+    assert {ref.role for ref in found.tensors.values()} == {role}
+
+
+def test_one_file_without_an_index(place: Place, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    root = write_model(tmp_path / "single", {"a": normal("F32", (7, 3), rng), "b": normal("BF16", (5,), rng)})
+    assert facts(open_checkpoint(place.put(root).location, role="math")) == facts(open_checkpoint(root, role="math"))
+
+
+def test_a_header_that_is_longer_than_was_guessed(place: Place, tmp_path: Path) -> None:
+    """Of 90 kB, which no index announces."""
+    rng = np.random.default_rng(0)
+    root = write_model(tmp_path / "long", {f"{'x' * 80}.{k}": normal("F32", (k % 3,), rng) for k in range(600)})
+    assert facts(open_checkpoint(place.put(root).location, role="math")) == facts(open_checkpoint(root, role="math"))
+
+
+def refusal(location: str, path: str) -> str:
+    """What opening says, with PLACE for the place's own name."""
+    try:
+        open_checkpoint(location, role="math")
+    except LswapError as error:
+        said = str(error)
+        assert "\n" not in said
+        return f"{type(error).__name__}: {said.replace(path, 'PLACE').replace(location, 'PLACE')}"
+    return "nothing"
+
+
+def test_hostile_headers_are_refused_in_the_same_words(place: Place, tmp_path: Path) -> None:
+    """Malformed files of the corpus, as the only one of a checkpoint: a fifth of them, and all that are too short."""
+    here, wrong = Disk(tmp_path), {}
+    for number, case in enumerate(FILE_CASES):
+        assert case.data is not None
+        if number % 5 and len(case.data) > 12:
+            continue
+        root = tmp_path / f"case-{number}"
+        root.mkdir()
+        (root / "model.safetensors").write_bytes(case.data)
+        there, beside = place.put(root), here.put(root)
+        found, wanted = refusal(there.location, there.path), refusal(beside.location, beside.path)
+        assert wanted.startswith("FormatError: PLACE/model.safetensors: "), case.id
+        if found != wanted:
+            wrong[case.id] = (found, wanted)
+    assert len(FILE_CASES) > 100
+    assert not wrong
+
+
+def is_plain(root: Path) -> bool:
+    """Files only, none of them large: what any place can hold."""
+    found = [path.lstat() for path in root.rglob("*")]
+    return all(stat.S_ISREG(status.st_mode) and status.st_size < 1 << 20 for status in found)
+
+
+OTHER_WORDS = {
+    "index-file-too-long": "a server says in its own words that an address is too long",
+    "index-names-no-shard-for-one": "a shard is missing and another has a tensor too many; a disk is read in order",
+    "directory-empty": "in a store, a place without files is none",
+}
+"""Cases of which places say different things that are true."""
+OTHER_WORDS_UNLISTED = ("no-index", "pickled-")
+"""Beginnings of cases in which files are named that nobody knows of where none are listed."""
+
+
+def test_hostile_directories_are_refused_in_the_same_words(place: Place, tmp_path: Path) -> None:
+    here, wrong, tried = Disk(tmp_path), {}, 0
+    for number, case in enumerate(DIRECTORY_CASES):
+        if number % 2 and not place.quick:
+            continue
+        (tmp_path / f"case-{number}").mkdir()
+        root = case.make(tmp_path / f"case-{number}")
+        if case.late or root.is_symlink() or not is_plain(root):
+            continue
+        tried += 1
+        there, beside = place.put(root), here.put(root)
+        found, wanted = refusal(there.location, there.path), refusal(beside.location, beside.path)
+        assert "nothing" not in (found, wanted), case.id
+        if case.id in OTHER_WORDS or (not place.lists and case.id.startswith(OTHER_WORDS_UNLISTED)):
+            continue
+        if found != wanted:
+            wrong[case.id] = (found, wanted)
+    assert tried > 20
+    assert not wrong
