@@ -1,6 +1,9 @@
 # make demo   environment, install, two small experts made on the spot, merged, shown and verified
 # make test   environment, install, everything that CI runs
 # make test-all   the same, with the long laws in full
+#
+# make test took 6 to 8 minutes on two processors of an AMD EPYC (Turin), other work beside it. One file, without the rest:
+#   .venv/bin/python -m pytest tests/plan/test_plan.py
 # Tests run in one process for each processor; WORKERS=2 says another number, WORKERS=0 runs them one by one in this one.
 
 PYTHON ?= python3
@@ -20,8 +23,8 @@ LOWER_ROWS = lswap_core/errors.py,lswap_core/options.py,lswap_core/strict_json.p
 demo: $(VENV)/installed
 	rm -rf demo
 	$(BIN)/python benchmarks/make_experts.py demo
-	cd demo && ../$(BIN)/lswap_core merge --math math --lang lang --bottom 4 --top 2 --transition 2
-	cd demo && ../$(BIN)/lswap_core verify math+lang-b4u2t2 --math math --lang lang
+	cd demo && ../$(BIN)/lswap-core merge --math math --lang lang --bottom 4 --top 2 --transition 2
+	cd demo && ../$(BIN)/lswap-core verify math+lang-b4u2t2 --math math --lang lang
 
 test: $(VENV)/tests-installed check
 	$(PYTEST) --cov --cov-report=

@@ -1,4 +1,4 @@
-"""How fast two experts are analysed: `lswap_core analyze` beside `cat` of the same files.
+"""How fast two experts are analysed: `lswap-core analyze` beside `cat` of the same files.
 
     python benchmarks/bench_analyze.py [--dir DIR] [--size 2.5GB] [--rounds 5] [--workers N] [--json FILE]
 
@@ -28,7 +28,7 @@ from harness import Contender, GateError, RunError, Surroundings
 
 _RELATIVE_ERROR = 2e-6
 CAT = "`cat` to /dev/null"
-ANALYZE = "lswap_core analyze"
+ANALYZE = "lswap-core analyze"
 
 
 def main() -> None:

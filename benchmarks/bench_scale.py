@@ -9,7 +9,7 @@ the pair is removed. Digests are off, where this version can turn them off, so t
 Takes 3.5 times the largest size of disk, in --dir (default: a temporary directory). A pair and its output that do not fit
 the memory together are not in the page cache, for anybody: the output says which.
 
-The plan is of headers alone: two sparse experts, `lswap_core plan` as a process, start of the interpreter included.
+The plan is of headers alone: two sparse experts, `lswap-core plan` as a process, start of the interpreter included.
 Exit status: 0 measured; 1 an output was wrong, or something could not run.
 """
 
@@ -117,7 +117,7 @@ def row(name: str, found: Found, size_bytes: int) -> list[str]:
 
 
 def plan(place: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Measure `lswap_core plan` over the headers of two sparse experts of about as many tensors as wanted."""
+    """Measure `lswap-core plan` over the headers of two sparse experts of about as many tensors as wanted."""
     layers = max(8, round(options.tensors / _TENSORS_PER_LAYER))
     shape = Shape(64, 160, layers, 4, 2, 512, True, "10MB")
     models = [place / "sparse" / expert for expert in ("math", "lang")]
@@ -128,7 +128,7 @@ def plan(place: Path, options: argparse.Namespace) -> dict[str, object]:
     argv = [*options.lswap_core, "plan", "--math", str(models[0]), "--lang", str(models[1]), *swap]
     if wrong := misplanned([*argv, "--json"], models):
         raise GateError(f"the plan of {count} tensors has {len(wrong)} wrong, such as {wrong[0]}")
-    planner = Contender("lswap_core plan", lambda _: [*argv, "--quiet"], None, required=True)
+    planner = Contender("lswap-core plan", lambda _: [*argv, "--quiet"], None, required=True)
     found = harness.interleave([planner], options.rounds, place, models)
     runs = found[planner.name]
     print(f"\n## A plan of {count:,} tensors in {shards} shards each, from headers alone\n")

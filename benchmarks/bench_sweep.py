@@ -4,7 +4,7 @@
     python benchmarks/bench_sweep.py models [--points 60] [--repeats 5]
 
 A model is loaded, and its layers are swapped in place through every point of a grid, in the order in which
-`lswap_eval sweep` visits them; merges to disk of one of the points are made between the passes. Correctness first: after
+`lswap-eval sweep` visits them; merges to disk of one of the points are made between the passes. Correctness first: after
 each pass the model must hold, bit for bit, what the merge of its last point holds. Then the medians, and the most memory that
 the process had while it loaded and swapped. No text is generated.
 """

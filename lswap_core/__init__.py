@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from lswap_core.plan.layout import lay_out
     from lswap_core.plan.manifest import Manifest
     from lswap_core.plan.plan import Plan
-    from lswap_core.recipe.baselines import TaskSum, soup
+    from lswap_core.recipe.baselines import Soup, TaskSum, soup
     from lswap_core.recipe.draft import Draft
-    from lswap_core.recipe.expressions import Blend, Copy, Expression, TaskVectors
+    from lswap_core.recipe.expressions import Average, Blend, Copy, Expression, TaskVectors
     from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.recipe.selectors import layers, named
     from lswap_core.sources.outputs import read_manifest
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
     from lswap_core.verbs.push import push
     from lswap_core.verbs.verify import diff, verify
 
+__version__: str
+
 _HOME = {
+    "Average": "recipe.expressions",
     "Blend": "recipe.expressions",
     "ChangeMaps": "analysis.changes",
     "Checkpoint": "checkpoint.catalogue",
@@ -64,6 +67,7 @@ _HOME = {
     "Plan": "plan.plan",
     "RecipeError": "errors",
     "SelectionError": "errors",
+    "Soup": "recipe.baselines",
     "SourceError": "errors",
     "StalePlanError": "errors",
     "TaskSum": "recipe.baselines",
@@ -90,15 +94,19 @@ _HOME = {
 }
 
 __all__ = [
-    "Blend", "ChangeMaps", "Checkpoint", "Copy", "Diff", "Draft", "Expression", "FormatError", "LayerSwap", "LswapError",
-    "Manifest", "MismatchError", "Part", "Plan", "RecipeError", "SelectionError", "SourceError", "StalePlanError", "TaskSum",
-    "TaskVectors", "TensorRef", "VerificationError", "WriteOptions", "analyze", "apply_part", "diff", "execute", "lay_out",
-    "layers", "merge", "named", "open_checkpoint", "publish", "push", "read_manifest", "read_plan", "soup", "verify",
-    "write_plan",
+    "Average", "Blend", "ChangeMaps", "Checkpoint", "Copy", "Diff", "Draft", "Expression", "FormatError", "LayerSwap",
+    "LswapError", "Manifest", "MismatchError", "Part", "Plan", "RecipeError", "SelectionError", "Soup", "SourceError",
+    "StalePlanError", "TaskSum", "TaskVectors", "TensorRef", "VerificationError", "WriteOptions", "analyze", "apply_part",
+    "diff", "execute", "lay_out", "layers", "merge", "named", "open_checkpoint", "publish", "push", "read_manifest",
+    "read_plan", "soup", "verify", "write_plan",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # loads an e-mail parser, which a plan does without
+
+        return version("lswap-core")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

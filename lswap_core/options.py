@@ -21,6 +21,11 @@ Ramp = Literal["constant", "linear", "mav"]
 
 Part = Literal["math", "lang", "blend"]
 
+ROLES = ("math", "lang", "base")
+"""What layer swapping, task vectors and the analysis call their sources, in the order in which plans list them. A source's role
+may be any other identifier.
+"""
+
 COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
 
 DIGESTS: tuple[DigestKind, ...] = get_args(DigestKind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from lswap_core.errors import RecipeError
 
@@ -30,6 +31,15 @@ _UNITS = {"B": 1, **{f"{p}B": 1000**k for k, p in enumerate("KMGTP", 1)}, **{f"{
 _MAX_LENGTH = 24
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence lists them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+    ('a', 'a and b', 'a, b and c')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def parse_size(text: str) -> int:

@@ -21,7 +21,7 @@ from werkzeug.serving import make_server
 
 from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.plan.runs import Run
-from tests.build import Pair, Tensor, write_model
+from tests.build import HANG_SECONDS, Pair, Tensor, write_model
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 Environ = dict[str, Any]
@@ -47,7 +47,7 @@ class Store:
 
     def settle(self) -> None:
         """Wait until nothing that it was told is under way in it."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + HANG_SECONDS
         while self.answering and time.monotonic() < until:
             time.sleep(0.01)
         assert not self.answering

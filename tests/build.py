@@ -152,6 +152,10 @@ def llama_pair(root: Path, layers: int = 8, *, seed: int = 0, shards: int = 3, d
     return Pair(root / "math", root / "lang", models["math"], models["lang"])
 
 
+HANG_SECONDS = 900.0
+"""What no test takes on any machine, however busy: who waits longer has found something that never ends."""
+
+
 def unmeasured() -> dict[str, str]:
     """The environment for a process whose time or memory is measured, or that is interrupted: without coverage, which takes its
     share of both, and waits for ever for its own lock where a signal came while it held it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 
@@ -43,6 +45,27 @@ def blend(x: Tensor, y: Tensor, weight: float) -> bytes:
         bits[np.isnan(rounded.astype(np.float64))] = CANONICAL[x.dtype]
     x_bits, y_bits = np.frombuffer(x.data, word), np.frombuffer(y.data, word)
     return np.where(x_bits == y_bits, x_bits, bits).tobytes()
+
+
+def average(sides: Sequence[Tensor], weights: Sequence[float]) -> bytes:
+    """The average of three or more: weights in fp32, products and sums rounded to fp32 one by one, first side first (F64: fp64).
+    A sum of two fp32 values in fp64, rounded again to fp32, is what rounding once would give.
+    """
+    dtype = sides[0].dtype
+    wide = dtype == "F64"
+    step = (lambda exact: exact) if wide else round_to_fp32
+    with np.errstate(all="ignore"):
+        shares = [weight if wide else float(np.float32(weight)) for weight in weights]
+        total = step(shares[0] * values(sides[0]))
+        for share, side in zip(shares[1:], sides[1:], strict=True):
+            total = step(total + step(share * values(side)))
+        rounded = total if wide else total.astype(np.float32).astype(NUMPY[dtype])
+        word = f"u{np.dtype(NUMPY[dtype]).itemsize}"
+        bits = rounded.view(word).copy()
+        bits[np.isnan(rounded.astype(np.float64))] = CANONICAL[dtype]
+    patterns = [np.frombuffer(side.data, word) for side in sides]
+    alike = np.logical_and.reduce([pattern == patterns[0] for pattern in patterns])
+    return np.where(alike, patterns[0], bits).tobytes()
 
 
 def cast(t: Tensor, dtype: str) -> Tensor:

@@ -1,19 +1,27 @@
-"""In which order this machine's torch adds up products of matrices."""
+"""How near to each other two products of factors come whose sums are added up in different orders: the bounds of the README.
+
+T, the size of the terms of a sum, is |base| + |scale| (|B| |A|), element by element.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from lswap_core.kernels.low_rank import change_of
+NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
+_LEAST_NORMAL = {"BF16": 2.0**-126, "F16": 2.0**-14}
 
 
-@cache
-def torch_adds_up_so() -> bool:
-    """Whether a product of matrices has the bits of a low-rank change; its library may have another order on other processors."""
-    rng = np.random.default_rng(9)
-    left, right = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 24), (24, 56)))
-    product = torch.from_numpy(left) @ torch.from_numpy(right)
-    return product.numpy().reshape(-1).tobytes() == change_of(left, right, 1.0, first=0, count=40 * 56).tobytes()
+def fp32_bound(terms: NDArray[np.float64], rank: int) -> NDArray[np.float64]:
+    """How far an fp32 sum with those T may be from the exact value, in whatever order it was added up."""
+    return (rank + 3) * 2.0**-24 * terms
+
+
+def last_place(terms: NDArray[np.float64], dtype: str) -> NDArray[np.float64]:
+    """One unit in the last place of T in a 16-bit dtype: how far apart two such sums may be once they are rounded."""
+    exponents = np.floor(np.log2(np.maximum(terms, _LEAST_NORMAL[dtype])))
+    units: Any = 2.0 ** (exponents - ml_dtypes.finfo(NUMPY[dtype]).nmant)
+    return units

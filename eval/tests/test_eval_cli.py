@@ -100,7 +100,7 @@ def test_errors_are_one_line(
 ) -> None:
     found, out, err = run(capsys, *argv)
     assert (found, out) == (status, "")
-    assert err.startswith("lswap_eval: error: ")
+    assert err.startswith("lswap-eval: error: ")
     assert said in err
     assert err.count("\n") == 1
     found, out, err = run(capsys, *argv, "--json")

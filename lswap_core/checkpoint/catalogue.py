@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import repeat
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.checkpoint.header import Header
 from lswap_core.checkpoint.names import Stack, find_stack
 from lswap_core.errors import FormatError, RecipeError
+from lswap_core.options import ROLES
 
-Role = Literal["math", "lang", "base"]
+Role = str
+"""What a source is for: an identifier, see `parse_role`."""
 
-ROLES: tuple[Role, ...] = get_args(Role)
+_ROLE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
@@ -25,11 +28,18 @@ _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 def parse_role(text: str) -> Role:
-    """`text` as a role, or a RecipeError."""
-    for role in ROLES:
-        if role == text:
-            return role
-    raise RecipeError(f"unknown role {text!r}; a source is one of {', '.join(ROLES)}")
+    """`text` as a role: a lower-case letter, then letters, digits and underscores, 32 characters at most. RecipeError for
+    anything else.
+    """
+    if not (isinstance(text, str) and _ROLE.fullmatch(text)):
+        rule = "a lower-case letter, then lower-case letters, digits and underscores, 32 characters at most"
+        raise RecipeError(f"{text!r:.60} is no role; expected {rule}")
+    return text
+
+
+def in_order(roles: Iterable[Role]) -> list[Role]:
+    """Roles as plans list them: those in `ROLES` first, the others as they come."""
+    return sorted(roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
 
 
 class TensorRef(NamedTuple):

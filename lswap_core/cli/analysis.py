@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_analyze(arguments: argparse.Namespace) -> int:
-    """`lswap_core analyze`: tables, or JSON, of what differs, and what it means."""
+    """`lswap-core analyze`: tables, or JSON, of what differs, and what it means."""
     from concurrent.futures import ThreadPoolExecutor
 
     from lswap_core.verbs.analyze import analyze
@@ -91,7 +91,7 @@ def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """`lswap_core report`: an output as one HTML page, or as JSON."""
+    """`lswap-core report`: an output as one HTML page, or as JSON."""
     from lswap_core.verbs.report import describe, write_page
 
     page = describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from lswap_core.cli.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS, ROLES
 
 ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
@@ -15,12 +15,13 @@ Command = Callable[[argparse.Namespace], int]
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
     parser = Parser(
-        prog="lswap_core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
+        prog="lswap-core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
     )
+    parser.add_version()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     merge = commands.add_parser("merge", help="merge two experts into a new checkpoint (plan and apply in one)")
-    _add_sources(merge)
+    _add_sources(merge, required=False)
     _add_recipe(merge)
     merge.add_argument(
         "--out", metavar="OUT", help="where to write, as DIR or s3://bucket/prefix; must not exist (default: ./MATH+LANG-b4u2t2)"
@@ -31,7 +32,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     _add_running(merge, run["merge"])
 
     plan = commands.add_parser("plan", help="plan a merge from the headers alone")
-    _add_sources(plan)
+    _add_sources(plan, required=False)
     _add_recipe(plan)
     plan.add_argument("--out", metavar="FILE", help="where to write the plan as JSON")
     _add_running(plan, run["plan"], workers=False)
@@ -106,12 +107,12 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
+def _add_sources(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     for role, what in (("math", "the expert that gives the middle layers"), ("lang", "the expert that gives the bottom and top")):
         parser.add_argument(
             f"--{role}",
             metavar="PATH",
-            required=True,
+            required=required,
             help=f"{what}: a model directory or a safetensors file, BASE+ADAPTER, org/name[@revision] on the hub, or a URL",
         )
         parser.add_argument(f"--{role}-name", metavar="NAME", help=f"what to call {role} in the model card, such as its hub id")
@@ -120,8 +121,10 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_locations(parser: argparse.ArgumentParser, text: str) -> None:
-    for role in ("math", "lang", "base"):
+    for role in ROLES:
         parser.add_argument(f"--{role}", metavar="PATH", help=text.format(role=role))
+    any_role = "the same for a source of any role, as code=models/code; may be repeated"
+    parser.add_argument("--source", action="append", default=[], metavar="ROLE=PATH", help=any_role)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +132,17 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     other.add_argument("--method", choices=METHODS, default="layer-swap", help="how to merge (default: layer-swap)")
     other.add_argument("--scale", type=float, metavar="S", help="task-arithmetic (0.4), ties (1): what changes are multiplied by")
     other.add_argument("--density", type=float, metavar="D", help="ties: the share of each change that is kept (default: 0.2)")
+    other.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="ROLE=PATH",
+        help="soup: an expert of any role, beside --math and --lang or instead; the first gives the layout; may be repeated",
+    )
+    other.add_argument(
+        "--weights", metavar="ROLE=W,...", help="soup: weight of every expert, divided by their sum (default: all the same)"
+    )
+    parser.set_defaults(usage_error=parser.error)
     layers = parser.add_argument_group("layers")
     layers.add_argument("--bottom", type=int, metavar="N", help="layers from lang at the bottom")
     layers.add_argument("--top", type=int, metavar="N", help="layers from lang at the top")

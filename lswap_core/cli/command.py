@@ -17,11 +17,25 @@ from lswap_core.text import one_line
 _INTERRUPTED = 130
 
 
+class _PrintVersion(argparse.Action):
+    """Print the version and exit. It is looked up only then, because that takes longer than the rest of the parser."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        import lswap_core
+
+        print(parser.prog, lswap_core.__version__)
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_version(self) -> None:
+        """Take `--version`."""
+        self.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
 
 
 def run_command(program: str, arguments: argparse.Namespace, *, interrupted: str) -> int:

@@ -19,9 +19,10 @@ from lswap_core.cli.command import run_command
 from lswap_core.cli.console import print_json, print_table, progress_bar, say, shows_progress
 from lswap_core.cli.parts import check_engine, run_on_ray, run_part, run_publish
 from lswap_core.cli.planning import make_plan, stored_plan
+from lswap_core.cli.sources import named_sources
 from lswap_core.errors import LswapError, RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.text import counted, format_size
+from lswap_core.text import counted, format_size, listed
 
 if TYPE_CHECKING:
     from lswap_core.plan.plan import Plan
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
-        return run_command("lswap_core", arguments, interrupted="interrupted; nothing was left behind")
+        return run_command("lswap-core", arguments, interrupted="interrupted; nothing was left behind")
     finally:
         gc.unfreeze()  # what `uncollected` froze
 
@@ -60,15 +61,15 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
-        return run_part(arguments, _write_options(arguments), _locations(arguments))
+        return run_part(arguments, _write_options(arguments), named_sources(arguments))
     from lswap_core.report.card import default_name
 
     plan = stored_plan(arguments)
-    return _execute(plan, arguments, arguments.out or default_name(plan), _locations(arguments))
+    return _execute(plan, arguments, arguments.out or default_name(plan), named_sources(arguments))
 
 
 def _publish(arguments: argparse.Namespace) -> int:
-    return run_publish(arguments, _locations(arguments))
+    return run_publish(arguments, named_sources(arguments))
 
 
 def _write_options(arguments: argparse.Namespace) -> WriteOptions:
@@ -109,7 +110,7 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
         try:
             uploaded = push(into, arguments.push, public=arguments.public, bars=shows_progress(arguments))
         except LswapError as error:
-            error.add_note(f"{into} is complete; `lswap_core push {into} {arguments.push}` tries again")
+            error.add_note(f"{into} is complete; `lswap-core push {into} {arguments.push}` tries again")
             raise
         if not (arguments.json or arguments.quiet):
             say(f"{uploaded.url}: commit {uploaded.commit}")
@@ -206,9 +207,10 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from lswap_core.verbs.execute import option_of
     from lswap_core.verbs.verify import verify
 
-    locations = _locations(arguments)
+    locations = named_sources(arguments)
     bar = progress_bar(arguments, "verifying")
     manifest = verify(arguments.output, locations=locations, progress=bar, workers=arguments.workers)
     unread = () if locations else manifest.undigested
@@ -216,16 +218,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json({"verified": held, "against": ["manifest", *locations], "unread": list(unread)})
     elif not arguments.quiet:
-        against = "its manifest says" + (f", and as {' and '.join(locations)} give them" if locations else "")
+        against = "its manifest says" + (f", and as {listed([*locations])} give them" if locations else "")
         say(f"{arguments.output}: {counted(held, 'tensor')}, all as {against}")
         if unread:
-            roles = " and ".join(f"--{source.role}" for source in manifest.sources)
+            roles = listed([option_of(source.role) for source in manifest.sources])
             say(f"- {counted(len(unread), 'tensor')} shared with a source, without a digest, not read; give {roles} to compare")
     return 0
-
-
-def _locations(arguments: argparse.Namespace) -> dict[str, str]:
-    return {role: getattr(arguments, role) for role in ("math", "lang", "base") if getattr(arguments, role)}
 
 
 _COMMANDS = {

@@ -28,7 +28,7 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
         raise RecipeError(f"--part and --engine {arguments.engine} do not go together: the engine divides the work itself")
     check_engine(arguments)
     if arguments.push or arguments.public:
-        raise RecipeError("--push has no effect with --part: a part is no output; push what `lswap_core publish` made")
+        raise RecipeError("--push has no effect with --part: a part is no output; push what `lswap-core publish` made")
     part = parse_part(arguments.part, os.environ)
     plan = stored_plan(arguments)
     into = arguments.out or card.default_name(plan)
@@ -50,7 +50,7 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
         what = f"{counted(done.tensors, 'tensor')}, {format_size(done.size_bytes)}"
         say(f"{into}: part {part} {'is done' if done.anew else 'was done already'}: {what}")
         where = ["--out", arguments.out] if arguments.out else []
-        say(f"- when all {part.count} are: {shlex.join(['lswap_core', 'publish', arguments.plan, *where])}")
+        say(f"- when all {part.count} are: {shlex.join(['lswap-core', 'publish', arguments.plan, *where])}")
     return 0
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lswap_core.cli.console import progress_bar
+from lswap_core.cli.sources import named_sources, parse_weights
 from lswap_core.errors import RecipeError
 from lswap_core.text import parse_size
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lswap_core.checkpoint.catalogue import Checkpoint
     from lswap_core.plan.plan import Plan
     from lswap_core.recipe.baselines import TaskSum
+    from lswap_core.recipe.draft import Draft
     from lswap_core.recipe.layer_swap import LayerSwap
 
 _SWAP_OPTIONS = (
@@ -66,8 +68,12 @@ def _planned(arguments: argparse.Namespace) -> Plan:
     from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.verbs.merge import draft_merge
 
-    recipe = _task_sum(arguments) or _layer_swap(arguments)
     shard_size = None if arguments.shard_size is None else parse_size(arguments.shard_size)
+    if arguments.source or arguments.weights is not None:
+        return lay_out(_soup(arguments), shard_size)
+    if missing := [f"--{role}" for role in ("math", "lang") if getattr(arguments, role) is None]:
+        arguments.usage_error(f"the following arguments are required: {', '.join(missing)}")
+    recipe = _task_sum(arguments) or _layer_swap(arguments)
     math, lang, base = open_pair(arguments)
     if arguments.method == "soup" and isinstance(recipe, LayerSwap):
         recipe = soup(math, recipe)
@@ -82,6 +88,27 @@ def _planned(arguments: argparse.Namespace) -> Plan:
         workers=getattr(arguments, "workers", None),
     )
     return lay_out(draft, shard_size)
+
+
+def _soup(arguments: argparse.Namespace) -> Draft:
+    """The soup of any number of experts."""
+    from lswap_core.recipe.baselines import Soup
+    from lswap_core.recipe.layer_swap import LayerSwap
+    from lswap_core.sources.places import open_checkpoint
+
+    if arguments.method != "soup":
+        option = "--source" if arguments.source else "--weights"
+        raise RecipeError(f"{option} has no effect with --method {arguments.method}; it is for --method soup")
+    for name in (*LayerSwap.__slots__, "scale", "density", "auto", "changes", "base"):
+        if name != "cast" and getattr(arguments, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise RecipeError(f"--{option} has no effect on a soup by --source or --weights; --weights sets the experts' weights")
+    recipe = Soup(None if arguments.weights is None else parse_weights(arguments.weights), bool(arguments.cast))
+    experts = [
+        open_checkpoint(path, role=role, name=getattr(arguments, f"{role}_name", None))
+        for role, path in named_sources(arguments).items()
+    ]
+    return recipe.draft(*experts)
 
 
 def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:

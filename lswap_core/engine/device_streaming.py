@@ -44,7 +44,7 @@ class _Piece:
 
 
 class StreamingEvaluator(Evaluator):
-    """Evaluates blends in the slots, which threads share, and everything else on the CPU.
+    """Evaluates blends of two in the slots, which threads share, and everything else on the CPU.
 
     A thread waits for a slot only while it holds none, so threads may be as many as they like.
     """

@@ -122,6 +122,9 @@ class Kernels(Protocol):
     ) -> list[DifferenceStats]:
         """`before`, one for each pair of ranges, with the statistics of one chunk added; the files are read for it."""
 
+    def blend_many(self, inputs: Sequence[memoryview], weights: Sequence[float], *, dtype: DType, out: memoryview) -> None:
+        """The weighted average of one chunk of each input, into `out`."""
+
     def cast(self, x: memoryview, *, dtype: DType, out: memoryview, to: DType) -> None:
         """Round one chunk from `dtype` to `to`."""
 

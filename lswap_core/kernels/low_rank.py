@@ -27,7 +27,7 @@ from lswap_core.kernels.contract import cast
 MOST_TERMS = 192
 """The most terms of one chain. As in torch 2.13.0 with MKL 2024.2 on an AMD EPYC with AVX2, whose products of fp32 matrices
 have these bits at each of the ranks tried from 1 to 768, with one thread and with two, unless an output has fewer than 12
-rows or columns."""
+rows or columns. On an Intel Xeon with AVX-512, MKL divides ranks above 192 in another way."""
 _TILE_ELEMENTS = 32 * 1024
 """Elements that numpy works on at once, in fp64: 256 KiB, so that a sum and a product stay in an L2 cache of 512 KiB."""
 _SAFE = 2.0**-132

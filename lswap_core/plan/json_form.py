@@ -13,16 +13,19 @@ from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.checkpoint.header import Header, size_in_bytes
 from lswap_core.errors import RecipeError
 from lswap_core.recipe.draft import SwapRecord
-from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, Operand, TaskVectors, in_fp32
+from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors, are_shares, in_fp32
 from lswap_core.strict_json import Node
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:
     """`{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded; the same with "adapt": [a, b], their
-    "shapes", "scale" and "transposed"; `{"blend": [x, y], "weight": w}`; or `{"task_vectors": [base, expert, ...], ...}`.
+    "shapes", "scale" and "transposed"; `{"blend": [x, y], "weight": w}`; `{"average": [x, y, z, ...], "weights": [...]}`; or
+    `{"task_vectors": [base, expert, ...], ...}`.
     """
     if isinstance(made_of, Blend):
         return {"blend": [expression_to_json(made_of.x), expression_to_json(made_of.y)], "weight": made_of.weight}
+    if isinstance(made_of, Average):
+        return {"average": [expression_to_json(operand) for operand in made_of.operands], "weights": list(made_of.weights)}
     if isinstance(made_of, TaskVectors):
         operands = [expression_to_json(operand) for operand in (made_of.base, *made_of.experts)]
         how = {"scales": list(made_of.scales), "density": made_of.density, "strength": made_of.strength}
@@ -91,6 +94,8 @@ def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> E
             raise entry["weight"].refuse("a blend's weight lies between 0 and 1; at either end it is a copy")
         _check_alike(entry, (x, y), "blended")
         made_of: Expression = Blend(x, y, weight)
+    elif "average" in entry:
+        made_of = _average_from_json(entry, shape)
     elif "task_vectors" in entry:
         base, *experts = (_operand_from_json(side, shape) for side in entry["task_vectors"].elements())
         scales = tuple(scale.number() for scale in entry["scales"].elements(len(experts)))
@@ -105,6 +110,17 @@ def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> E
     if made_of.dtype != dtype:
         raise entry.refuse(f"gives {made_of.dtype} where {dtype} is expected")
     return made_of
+
+
+def _average_from_json(entry: Node, shape: tuple[int, ...]) -> Average:
+    operands = tuple(_operand_from_json(side, shape) for side in entry["average"].elements())
+    weights = tuple(weight.number(0, 1) for weight in entry["weights"].elements(len(operands)))
+    if len(operands) < 3:
+        raise entry["average"].refuse(f"an average of {len(operands)}; expected 3 at least, since of two it is a blend")
+    if not are_shares(weights) or any(in_fp32(weight) == 0 for weight in weights):
+        raise entry["weights"].refuse("weights of an average are above 0 and add up to 1")
+    _check_alike(entry, operands, "averaged")
+    return Average(operands, weights)
 
 
 def _check_alike(entry: Node, operands: Sequence[Operand], what: str) -> None:
@@ -201,6 +217,13 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
             raise said["from"].refuse(f"{said['from'].value!r:.60} is none of {', '.join(GIVERS)}")
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
+    if options.get("method") == "soup":
+        from lswap_core.recipe.baselines import Soup  # brings the recipes, which most plans are read without
+
+        try:
+            Soup.from_json(options)
+        except RecipeError as error:
+            raise entry["options"].refuse(str(error)) from None
     shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
     if not shares and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 
-from lswap_core.checkpoint.catalogue import SINGLE_FILE, Shard
+from lswap_core.checkpoint.catalogue import SINGLE_FILE, Shard, in_order
 from lswap_core.checkpoint.header import Header, build_header, reference_order
 from lswap_core.errors import RecipeError
 from lswap_core.plan.plan import OutputFile, Plan, PlanSidecar, PlanSource, SourceFile
@@ -32,8 +32,9 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     keeps_host = shard_size is None and _keeps_shapes(draft)
     files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
     sources = tuple(
-        PlanSource(role, source.name, source.location, tuple(_source_file(shard) for shard in source.files))
-        for role, source in sorted(draft.sources.items(), reverse=True)
+        PlanSource(role, source.name, source.location, tuple(map(_source_file, source.files)))
+        for role in in_order(draft.sources)
+        for source in (draft.sources[role],)
     )
     sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
     return Plan(draft.host.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)

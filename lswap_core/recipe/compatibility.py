@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lswap_core.checkpoint.catalogue import Checkpoint
-from lswap_core.errors import FormatError
+from lswap_core.errors import FormatError, RecipeError
 from lswap_core.strict_json import parse_object
+from lswap_core.text import listed
 
 _IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
 """Say nothing of the network; the dtypes are compared tensor by tensor."""
@@ -43,6 +44,13 @@ class Comparison:
     notes: tuple[str, ...]
 
 
+def check_roles(**sources: Checkpoint) -> None:
+    """RecipeError where a source was not opened in the role in which a recipe takes it."""
+    if any(role != source.role for role, source in sources.items()):
+        opened, expected = ([repr(role) for role in roles] for roles in ([s.role for s in sources.values()], sources))
+        raise RecipeError(f"the sources are opened as {listed(opened)}; expected {listed(expected)}")
+
+
 def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> Comparison:
     """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
     configs = _compare_configs(math, lang)
@@ -56,24 +64,24 @@ def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iter
     adapted = math.adapter is not None or other.adapter is not None
     if not adapted and [s.header.raw for s in math.shards] == [s.header.raw for s in other.shards]:
         return  # fine-tunes of one base mostly have its headers, to the byte
-    role = other.role
+    role, ours = other.role, math.role
     for name in other.tensors:
         if name not in math.tensors:
             yield f"tensor {name!r} is in {role} only"
     for name, x in math.tensors.items():
         y = other.tensors.get(name)
         if y is None:
-            yield f"tensor {name!r} is in math only"
+            yield f"tensor {name!r} is in {ours} only"
             continue
         if x.shape != y.shape:
-            yield f"tensor {name!r} has shape {list(x.shape)} in math, {list(y.shape)} in {role}"
+            yield f"tensor {name!r} has shape {list(x.shape)} in {ours}, {list(y.shape)} in {role}"
         in_math, in_other = math.dtype_of(name), other.dtype_of(name)
         if in_math is in_other:
             continue
         castable = in_math.blendable and in_other.blendable
         if not (allow_cast and castable):
-            yield f"tensor {name!r} is {in_math} in math, {in_other} in {role}" + (
-                " (--cast brings it to math's)" if castable else ""
+            yield f"tensor {name!r} is {in_math} in {ours}, {in_other} in {role}" + (
+                f" (--cast brings it to {ours}'s)" if castable else ""
             )
 
 
@@ -118,7 +126,7 @@ def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
         if in_math == in_lang or leaf in _IGNORED:
             continue
         shown = [f"{value!r:.120}" if value is not _ABSENT else "absent" for value in (in_math, in_lang)]
-        said = f"config.json: {key} is {shown[0]} in math, {shown[1]} in lang"
+        said = f"config.json: {key} is {shown[0]} in {math.role}, {shown[1]} in {lang.role}"
         one_sided = _ABSENT in (in_math, in_lang)
         matters = leaf in _STRUCTURAL_ALONE if one_sided else leaf not in _TRAINING
         if leaf == "rope" and _by_layer_type(in_math) != _by_layer_type(in_lang):
@@ -128,22 +136,23 @@ def _compare_configs(math: Checkpoint, lang: Checkpoint) -> Comparison:
 
 
 def _tokenizer_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
+    first, second = math.role, lang.role
     x = {sidecar.name: sidecar for sidecar in math.sidecars}
     y = {sidecar.name: sidecar for sidecar in lang.sidecars}
     for name in _RAW_VOCABULARIES:
         if name in x and name in y and not x[name].equals(y[name]):
-            yield f"{name}: its bytes differ between math and lang"
+            yield f"{name}: its bytes differ between {first} and {second}"
     name = "tokenizer.json"
     if name in x and name in y and not x[name].equals(y[name]):
         in_math = _tokenizer(x[name].read(), math.path_of(name))
         in_lang = _tokenizer(y[name].read(), lang.path_of(name))
         for part in _TOKENIZER_PARTS:
             if in_math[part] != in_lang[part]:
-                yield f"{name}: {part} differs between math and lang"
+                yield f"{name}: {part} differs between {first} and {second}"
         theirs, ours = in_lang["vocabulary"], in_math["vocabulary"]
         for token in dict.fromkeys([*ours, *theirs]):
             if ours.get(token) != theirs.get(token):
-                yield f"{name}: token {token!r} has id {ours.get(token)} in math, {theirs.get(token)} in lang"
+                yield f"{name}: token {token!r} has id {ours.get(token)} in {first}, {theirs.get(token)} in {second}"
 
 
 def _tokenizer(raw: bytes, path: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Every verb returns a new draft. A selector that matches nothing raises, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -18,11 +18,13 @@ from lswap_core.checkpoint.names import modules_with_scale
 from lswap_core.errors import MismatchError, RecipeError, SelectionError
 from lswap_core.recipe.expressions import (
     Adapted,
+    Average,
     Blend,
     Copy,
     Expression,
     Operand,
     TaskVectors,
+    are_shares,
     copies,
     in_fp32,
     operand_in,
@@ -115,14 +117,22 @@ class Draft:
         return self._with(self.tensors | {name: operand_of(source, name) for name in chosen}, source)
 
     def blend(
-        self, selector: Selector, first: tuple[Checkpoint, float], second: tuple[Checkpoint, float], *, cast: bool = False
+        self,
+        selector: Selector,
+        first: tuple[Checkpoint, float],
+        second: tuple[Checkpoint, float],
+        *more: tuple[Checkpoint, float],
+        cast: bool = False,
     ) -> Draft:
-        """The tensors that match become a weighted average of the same tensors in two checkpoints.
+        """The tensors that match become a weighted average of the same tensors in two or more checkpoints: a `Blend` of two,
+        an `Average` of more; see `lswap_core.recipe.expressions` for the arithmetic.
 
-        The weights must add up to 1. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain copy.
-        Integers, packed sub-byte types and weights with a quantisation scale beside them cannot be blended. One
-        MismatchError lists every obstacle.
+        The weights must add up to 1, to 1e-6. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain
+        copy; of several sources, those with a weight of 0 are left out. Integers, packed sub-byte types and weights with a
+        quantisation scale beside them cannot be blended. A MismatchError lists every obstacle of a source.
         """
+        if more:
+            return self._average(selector, (first, second, *more), cast)
         (x_source, x_weight), (y_source, y_weight) = first, second
         if not (0 <= y_weight <= 1 and math.isclose(x_weight + y_weight, 1, rel_tol=0, abs_tol=1e-6)):
             raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {x_weight!r} and {y_weight!r}")
@@ -134,6 +144,23 @@ class Draft:
         self._refuse_uncomputable(chosen, x_side)
         blends = {name: Blend(x_side[name], y_side[name], y_weight) for name in chosen}
         return self._with(self.tensors | blends, x_source, y_source)
+
+    def _average(self, selector: Selector, given: Sequence[tuple[Checkpoint, float]], cast: bool) -> Draft:
+        weights = [float(weight) for _, weight in given]
+        if not are_shares(weights):
+            said = f"{', '.join(map(repr, weights[:-1]))} and {weights[-1]!r}"
+            raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {said}")
+        used = [(source, weight) for (source, _), weight in zip(given, weights, strict=True) if in_fp32(weight) > 0]
+        if len(used) == 1:
+            return self.replace(selector, used[0][0], cast=cast)
+        if len(used) == 2:
+            return self.blend(selector, used[0], used[1], cast=cast)
+        chosen = self.select(selector)
+        sides = [self._taken(chosen, source, cast) for source, _ in used]
+        self._refuse_uncomputable(chosen, sides[0])
+        shares = tuple(weight for _, weight in used)
+        averages = {name: Average(tuple(side[name] for side in sides), shares) for name in chosen}
+        return self._with(self.tensors | averages, *(source for source, _ in used))
 
     def add_task_vectors(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -89,6 +90,33 @@ class Blend:
 
 
 @dataclass(frozen=True, slots=True)
+class Average:
+    """The weighted average of three or more operands of one dtype and shape: round(sum of weights[k] * operands[k]).
+
+    Each weight is rounded to fp32, then every product and every sum, first operand first (F64: all in fp64); the result is
+    rounded once to the dtype. Where all operands have equal bits the average has those bits; NaN is canonical otherwise. See
+    `lswap_core.kernels.blend_many`. Weights are above 0 (in fp32) and add up to 1, to 1e-6. Two operands are a `Blend`, whose
+    first weight follows from the second.
+    """
+
+    operands: tuple[Operand, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def dtype(self) -> DType:
+        return self.operands[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.operands[0].shape
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """What it reads."""
+        return tuple(ref for operand in self.operands for ref in operand.refs)
+
+
+@dataclass(frozen=True, slots=True)
 class TaskVectors:
     """`base` and what each expert changed of it: base + sum of scales[k] * (experts[k] - base), in fp32, rounded once.
 
@@ -117,7 +145,7 @@ class TaskVectors:
         return (*self.base.refs, *(ref for expert in self.experts for ref in expert.refs))
 
 
-Expression = Copy | Adapted | Blend | TaskVectors
+Expression = Copy | Adapted | Blend | Average | TaskVectors
 
 
 def copies(refs: Iterable[TensorRef]) -> Iterator[Copy]:
@@ -132,6 +160,8 @@ def rounded_to(made_of: Expression, dtype: DType) -> Expression:
     """The same, rounded to `dtype`. What is computed of several operands is computed in that dtype."""
     if isinstance(made_of, Blend):
         return Blend(operand_in(made_of.x, dtype), operand_in(made_of.y, dtype), made_of.weight)
+    if isinstance(made_of, Average):
+        return replace(made_of, operands=tuple(operand_in(operand, dtype) for operand in made_of.operands))
     if isinstance(made_of, TaskVectors):
         experts = tuple(operand_in(expert, dtype) for expert in made_of.experts)
         return replace(made_of, base=operand_in(made_of.base, dtype), experts=experts)
@@ -147,3 +177,8 @@ def operand_in(operand: Operand, dtype: DType) -> Operand:
 def in_fp32(weight: float) -> float:
     """`weight` rounded to fp32, in which blends are computed."""
     return float(struct.unpack("<f", struct.pack("<f", weight))[0])
+
+
+def are_shares(weights: Sequence[float]) -> bool:
+    """Every weight is from 0 to 1, and together they are 1, to 1e-6."""
+    return all(0 <= weight <= 1 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=1e-6)

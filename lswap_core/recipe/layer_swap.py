@@ -15,7 +15,7 @@ from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import MODULES, Outside, Stack, classify_outside, module_of
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.options import PARTS, RAMPS, Part, Ramp
-from lswap_core.recipe.compatibility import compare, tensor_issues
+from lswap_core.recipe.compatibility import check_roles, compare, tensor_issues
 from lswap_core.recipe.draft import Draft, SwapRecord
 from lswap_core.recipe.selectors import one_of
 from lswap_core.text import counted
@@ -175,8 +175,7 @@ class LayerSwap:
         """The draft of this swap. base: needed to revert layers. measured: needed for `ramp="mav"`. MismatchError lists
         everything that keeps the sources from being combined.
         """
-        if (math.role, lang.role) != ("math", "lang"):
-            raise RecipeError(f"the sources are opened as {math.role!r} and {lang.role!r}; expected 'math' and 'lang'")
+        check_roles(math=math, lang=lang)
         comparison = compare(math, lang, allow_cast=self.cast)
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
@@ -221,6 +220,7 @@ class LayerSwap:
         numbers = sorted(set(self.revert_layers or ()))
         if base is None:
             raise RecipeError("--revert-layers needs --base, the model that both experts were tuned from")
+        check_roles(base=base)
         if outside := [number for number in numbers if number >= stack.count]:
             raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {stack.count - 1}")
         if taken := [number for number in numbers if zones.shares[number] > 0]:

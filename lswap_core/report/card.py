@@ -6,13 +6,15 @@ import json
 import re
 import shlex
 
-from lswap_core.checkpoint.catalogue import ADAPTER_FILE, ROLES, SHARD_SUFFIX
+from lswap_core.checkpoint.catalogue import ADAPTER_FILE, SHARD_SUFFIX, in_order
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import MANIFEST_FILE, Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.report.tables import layer_table, seam_table
 from lswap_core.text import one_line
 
+_NAMED = 3
+"""Sources that a default name names: file names have an end."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -35,12 +37,15 @@ def plan_notes(plan: Plan) -> list[str]:
 
 
 def default_name(plan: Plan) -> str:
-    """Name of the output where none is given: `<math>+<lang>-b4u2t2`."""
+    """Name of the output where none is given: `<math>+<lang>-b4u2t2`; of many sources, the first and how many more."""
     names = {
         source.role: "+".join(part.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for part in _parts(source))
         for source in plan.sources
     }
-    return "+".join(names[role] for role in ROLES if role in names) + f"-{_setting(plan.swap)}"
+    named = [names[role] for role in in_order(names)]
+    if len(named) > _NAMED:
+        named[_NAMED - 1 :] = [f"{len(named) - _NAMED + 1}-more"]
+    return "+".join(named) + f"-{_setting(plan.swap)}"
 
 
 def _parts(source: PlanSource) -> tuple[str, ...]:
@@ -68,7 +73,9 @@ def _setting(swap: SwapRecord | None) -> str:
 
 def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
     """The command line that makes the same plan from the same sources, called by their names."""
-    words = ["lswap_core", "merge"]
+    words = ["lswap-core", "merge"]
+    if swap.options.get("method") == "soup":
+        return shlex.join([*words, *_soup(plan, swap), *_shard_size(plan)])
     for source in plan.sources:
         words += [f"--{source.role}", source.name]
     if swap.base is not None:
@@ -79,9 +86,23 @@ def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
             words.append(",".join(map(str, value)))
         elif value is not True:
             words.append(str(value))
-    if plan.shard_size is not None:
-        words += ["--shard-size", str(plan.shard_size)]
-    return shlex.join(words)
+    return shlex.join([*words, *_shard_size(plan)])
+
+
+def _soup(plan: Plan | Manifest, swap: SwapRecord) -> list[str]:
+    """The options of a soup. The first expert, which gives the layout, is the plan's host."""
+    weights = swap.options["weights"]
+    names = {source.role: source.name for source in plan.sources}
+    words = ["--method", "soup"]
+    for role in weights:
+        words += ["--source", f"{role}={names.get(role, role)}"]
+    if len(set(weights.values())) > 1:
+        words += ["--weights", ",".join(f"{role}={weight}" for role, weight in weights.items())]
+    return [*words, *(["--cast"] if swap.options.get("cast") else [])]
+
+
+def _shard_size(plan: Plan | Manifest) -> list[str]:
+    return [] if plan.shard_size is None else ["--shard-size", str(plan.shard_size)]
 
 
 def model_card(plan: Plan, manifest: Manifest) -> str:
@@ -105,5 +126,5 @@ def model_card(plan: Plan, manifest: Manifest) -> str:
         if seams := seam_table(manifest, plan.swap):
             lines += ["", "How the experts differ where they are blended:", "", seams.to_markdown()]
         lines += [""]
-    lines += [f"Every tensor's origin and digest is in `{MANIFEST_FILE}`; `lswap_core verify` checks them.", ""]
+    lines += [f"Every tensor's origin and digest is in `{MANIFEST_FILE}`; `lswap-core verify` checks them.", ""]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Results of an evaluation that lie beside an output: read, never computed here.
 
-Two forms are known, both JSON: what `lswap_eval score LOG --json` prints (one model, a score per language), and the
-`results.json` of `lswap_eval compare` (format `lswap-eval-results/1`: several settings). Fractions of one throughout.
+Two forms are known, both JSON: what `lswap-eval score LOG --json` prints (one model, a score per language), and the
+`results.json` of `lswap-eval compare` (format `lswap-eval-results/1`: several settings). Fractions of one throughout.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from lswap_core.analysis.changes import Change, ChangeMaps, Side, figures
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
-from lswap_core.recipe.expressions import Blend, Expression, TaskVectors
+from lswap_core.recipe.expressions import Average, Blend, Expression, TaskVectors
+from lswap_core.text import listed
 
 Cell = float | str | None
 """A figure; `inf` or `nan` as text, since JSON has no such numbers; None where there is no tensor, or no figure of it."""
@@ -159,6 +160,8 @@ def _together(a: _Origin, b: _Origin) -> _Origin:
 def _origin(made_of: Expression) -> tuple[str, float | None]:
     if isinstance(made_of, TaskVectors):
         return "base and what was changed of it", None
+    if isinstance(made_of, Average):
+        return f"blend of {listed([operand.ref.role for operand in made_of.operands])}", None
     if isinstance(made_of, Blend):
         roles = made_of.x.ref.role, made_of.y.ref.role
         if roles == ("math", "lang"):

@@ -16,6 +16,7 @@ from string import Template
 from typing import Any
 
 from lswap_core.errors import RecipeError
+from lswap_core.options import ROLES
 from lswap_core.report.evaluations import ALL, Accuracy, Evaluation
 from lswap_core.report.figures import MOST_CELLS, TITLES, draw_maps
 from lswap_core.report.heatmaps import HeatMap, Origins
@@ -77,7 +78,7 @@ def _data(value: Any) -> str:
 
 def _summary(page: Page) -> str:
     given = {source.role: source for source in page.sources}
-    named = [f'<span class="role {role}">{role}</span> <b>{_text(source.name)}</b>' for role, source in given.items()]
+    named = [f'<span class="role {_role(role)}">{role}</span> <b>{_text(source.name)}</b>' for role, source in given.items()]
     return "Made from " + " and ".join(named) if named else ""
 
 
@@ -112,7 +113,8 @@ def _box(table: str) -> str:
 
 
 def _role(giver: str) -> str:
-    return giver if giver in ("math", "lang", "base") else "blend"
+    """The class that colours it: of its own for math, lang and base, one for what is made of several, none for other sources."""
+    return giver if giver in ROLES else "blend" if " " in giver else ""
 
 
 def _notes(notes: Iterable[str]) -> str:
@@ -149,7 +151,7 @@ def _changes(page: Page) -> str:
     if not page.measured:
         hint = (
             '<p class="hint">A merge measures the experts only where it blends them. For all layers, and for what each expert '
-            "changed of the base:</p><pre class=box tabindex=0>lswap_core analyze --math A --lang B --base X --json &gt; "
+            "changed of the base:</p><pre class=box tabindex=0>lswap-core analyze --math A --lang B --base X --json &gt; "
             "changes.json\nlswap_core report OUT --changes changes.json</pre>"
         )
     elif page.base is None:
@@ -182,7 +184,7 @@ def _scores(page: Page) -> str:
     parts = [f'<div class="card"><h3>{_text(one.name)}</h3>{_evaluation(one)}</div>' for one in page.evaluations]
     if not parts and page.unscored:
         logs = ", ".join(f"<code>{_text(log)}</code>" for log in page.unscored)
-        parts = [f'<p class="hint">{logs}: not scored yet. <code>lswap_eval score LOG --json &gt; OUT.eval.json</code> does.</p>']
+        parts = [f'<p class="hint">{logs}: not scored yet. <code>lswap-eval score LOG --json &gt; OUT.eval.json</code> does.</p>']
     about = "<p class=hint>Percent of problems solved, with the interval that the file gives.</p>" if page.evaluations else ""
     return _section("mgsm", "MGSM", about, *parts) if parts else ""
 
@@ -234,4 +236,6 @@ def _provenance(page: Page) -> str:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {each}" for name, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -13,7 +13,7 @@ from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
 from lswap_core.recipe.draft import SwapRecord
-from lswap_core.text import format_size
+from lswap_core.text import format_size, listed
 
 _LAYER_COLUMNS = ("part", "from", "lang's share", "tensors", "size")
 
@@ -34,7 +34,10 @@ class Table:
 def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
     """Who gives what: runs of layers, then the parts outside them. `sizes`: bytes by tensor name."""
     if not swap.shares:
-        made = ("all tensors", "base and what math and lang changed", "-", str(len(sizes)), format_size(sum(sizes.values())))
+        said = "base and what math and lang changed"
+        if swap.options.get("method") == "soup":
+            said = f"blend of {listed([*swap.options['weights']])}"
+        made = ("all tensors", said, "-", str(len(sizes)), format_size(sum(sizes.values())))
         return Table(_LAYER_COLUMNS, (made,))
     stack = Stack(swap.prefix, len(swap.shares))
     by_layer: dict[int, list[int]] = {number: [] for number in range(stack.count)}

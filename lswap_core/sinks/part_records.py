@@ -58,7 +58,7 @@ def decode_part(raw: bytes, part: Part, terms: Terms, path: str) -> tuple[list[S
     except FormatError:
         return None
     if done != terms or document["part"].value != part.number:
-        raise RecipeError(f"{path} does not belong to this merge; remove it and run `lswap_core apply PLAN --part {part}`")
+        raise RecipeError(f"{path} does not belong to this merge; remove it and run `lswap-core apply PLAN --part {part}`")
     return records, document
 
 
@@ -91,7 +91,7 @@ def gather(
             missing.append(number)
         elif not covers(records, steps):
             what = f"part {number} of {part.count} in {place} was made by another version, which divides otherwise"
-            raise RecipeError(f"{what}; run `lswap_core apply PLAN --part {part}` again")
+            raise RecipeError(f"{what}; run `lswap-core apply PLAN --part {part}` again")
         else:
             every |= {record.name: record for record in records}
     if missing:
@@ -116,7 +116,7 @@ def refuse_terms(found: Terms, wanted: Terms, place: object, advice: str) -> Rec
 
 def tell_missing(numbers: Sequence[int], count: int) -> str:
     """Which parts are missing, and how to make them."""
-    again = f"run `lswap_core apply PLAN --part {numbers[0]}/{count}`"
+    again = f"run `lswap-core apply PLAN --part {numbers[0]}/{count}`"
     if len(numbers) == 1:
         return f"part {numbers[0]} of {count} is missing; {again}"
     shown = ", ".join(map(str, numbers[:_SHOWN_PARTS]))

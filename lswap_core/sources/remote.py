@@ -18,7 +18,7 @@ from lswap_core.plan.runs import Run
 from lswap_core.sources.range_stream import Count, RangeReader, Stream
 
 _STREAMS_OF_A_THREAD = 4
-"""Operands that a thread reads in turn: base, math and lang, and one to spare."""
+"""Operands that a thread reads in turn: base, math and lang, and one to spare. More sources have more."""
 
 
 class Folder(Protocol):
@@ -149,6 +149,7 @@ class RemoteSource:
         self._files, self._count = files, count
         self._in_use = {key: _FileInUse(file) for key, file in files.items()}
         self._spans: dict[tuple[Role, str], Spans] = {}
+        self._most_streams = max(_STREAMS_OF_A_THREAD, 1 + len({role for role, _ in files}))
         self._mine = local()
         self._open: set[Stream] = set()
         self._lock = Lock()
@@ -194,7 +195,7 @@ class RemoteSource:
         for role, file, stream in mine:
             if (role, file, stream.at) == (ref.role, ref.file, at) and at < stream.end:
                 return stream
-        while mine and (mine[0][2].at == mine[0][2].end or len(mine) >= _STREAMS_OF_A_THREAD):
+        while mine and (mine[0][2].at == mine[0][2].end or len(mine) >= self._most_streams):
             self._give_up(mine.pop(0)[2])
         in_use, spans = self._in_use[ref.role, ref.file], self._spans.get((ref.role, ref.file))
         end = default if spans is None else spans.end_of(at, default)

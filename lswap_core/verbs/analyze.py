@@ -48,5 +48,5 @@ def analyze(
 
 
 def read_changes(path: str | os.PathLike[str]) -> ChangeMaps:
-    """The maps in a JSON file, as `lswap_core analyze --json` printed them. FormatError for anything else."""
+    """The maps in a JSON file, as `lswap-core analyze --json` printed them. FormatError for anything else."""
     return ChangeMaps.from_json(Path(path).read_bytes(), path=os.fspath(path))

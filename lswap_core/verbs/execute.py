@@ -8,8 +8,9 @@ from contextlib import closing
 from functools import partial
 from typing import NamedTuple, TypedDict
 
+import lswap_core
 from lswap_core import kernels
-from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, parse_role
+from lswap_core.checkpoint.catalogue import INDEX_FILE, Role, in_order, parse_role
 from lswap_core.engine import executor
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
@@ -17,13 +18,14 @@ from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Output, Progress, Silence, Source
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.io.traffic import Traffic
-from lswap_core.options import WriteOptions
+from lswap_core.options import ROLES, WriteOptions
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
 from lswap_core.report import card
 from lswap_core.sinks.places import is_url, open_sink
 from lswap_core.sources.places import Places, is_remote, local_places
 from lswap_core.sources.planned import Reopened, reopen, source_of
+from lswap_core.text import listed
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -80,7 +82,7 @@ def complete(
     threads = threads_for(workers)
     if digest == "sha256":
         run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
-    manifest = compile_manifest(plan, done, tool=f"lswap_core {_version()}", shard_sha256=sink.shard_sha256)
+    manifest = compile_manifest(plan, done, tool=f"lswap_core {lswap_core.__version__}", shard_sha256=sink.shard_sha256)
     for name, data in sidecars.items():
         sink.put(name, data)
     if plan.index is not None:
@@ -102,8 +104,14 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
     """Locations by role; a RecipeError for a role that has no part in what was made."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
-        raise RecipeError(f"--{idle[0]} is given, but nothing was made from {idle[0]}")
+        what = f"{option_of(idle[0])} is given, but nothing was made from {idle[0]}"
+        raise RecipeError(f"{what}; the sources are {listed(in_order(sorted(used)))}")
     return given
+
+
+def option_of(role: Role) -> str:
+    """The option of the command line that says where a source is."""
+    return f"--{role}" if role in ROLES else f"--source {role}=PATH"
 
 
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
@@ -132,12 +140,6 @@ def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars:
         workers=len(roles) if remote else 1,
     )
     return dict(zip(roles, opened, strict=True))
-
-
-def _version() -> str:
-    from importlib.metadata import version  # loads a mail parser; a plan does without
-
-    return version("lswap-core")
 
 
 class Execution(TypedDict, total=False):

@@ -31,7 +31,9 @@ def read_plan(path: StrPath) -> Plan:
     if plan.swap is not None:
         try:
             shares = plan.swap.shares
-            if "method" in plan.swap.options:
+            if plan.swap.options.get("method") == "soup":
+                agree = not shares and {source.role for source in plan.sources} == {*plan.swap.options["weights"]}
+            elif "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
                 agree = not shares
             else:

@@ -16,7 +16,8 @@ from lswap_core.io.threads import are_remote, threads_for
 from lswap_core.plan.manifest import Manifest
 from lswap_core.sources.outputs import intact_shard, manifest_of, open_output, shard_issues, sidecar_issues
 from lswap_core.sources.places import Places
-from lswap_core.verbs.execute import StrPath, _given
+from lswap_core.text import listed
+from lswap_core.verbs.execute import StrPath, _given, option_of
 
 if TYPE_CHECKING:
     pass
@@ -78,7 +79,7 @@ def merged_sources(places: Places, manifest: Manifest, locations: Mapping[str, S
     """The sources of a merge, opened where `locations` says. RecipeError where one is missing, VerificationError for others."""
     given = _given(locations, {source.role for source in manifest.sources})
     if absent := [source.role for source in manifest.sources if source.role not in given]:
-        raise RecipeError(f"to verify against the sources, give {' and '.join(f'--{role}' for role in absent)} too")
+        raise RecipeError(f"to verify against the sources, give {listed(list(map(option_of, absent)))} too")
     opened = {source.role: places.open(given[source.role], source.role) for source in manifest.sources}
     issues = []
     for source in manifest.sources:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lswap_core.checkpoint.catalogue import Checkpoint, Content, Shard, Sidecar, parse_role
+from lswap_core.checkpoint.catalogue import Checkpoint, Content, Shard, Sidecar, in_order, parse_role
 from lswap_core.errors import FormatError, RecipeError
 from tests.catalogue import checkpoint, llama
 
@@ -47,10 +48,20 @@ def test_a_tensor_has_one_place() -> None:
     assert caught.value.tensor in one.tensors
 
 
-def test_roles() -> None:
-    assert [parse_role(role) for role in ("math", "lang", "base")] == ["math", "lang", "base"]
-    with pytest.raises(RecipeError, match="unknown role 'a'; a source is one of math, lang, base"):
-        parse_role("a")
+@pytest.mark.parametrize("role", ["math", "lang", "base", "a", "code_2", "x" * 32])
+def test_a_role_is_any_identifier(role: str) -> None:
+    assert parse_role(role) == role
+
+
+@pytest.mark.parametrize("role", ["", "Math", "2code", "_a", "a-b", "a b", "a\n", "ä", "../a", "x" * 33, "x" * 10_000, None, 3])
+def test_what_is_no_role(role: Any) -> None:
+    with pytest.raises(RecipeError, match="is no role; expected a lower-case letter") as caught:
+        parse_role(role)
+    assert len(str(caught.value)) < 250
+
+
+def test_plans_list_the_known_roles_first_and_the_others_as_they_come() -> None:
+    assert in_order(["code", "base", "lang", "art", "math"]) == ["math", "lang", "base", "code", "art"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import xxhash
 
 from lswap_core import Draft, execute, lay_out, layers, open_checkpoint
 from lswap_core.cli.main import main
-from tests.build import Pair, llama_pair, read_model, tree, unmeasured, write_model
+from tests.build import HANG_SECONDS, Pair, llama_pair, read_model, tree, unmeasured, write_model
 
 COMMAND = [sys.executable, "-m", "lswap_core"]
 SWAP = ["--bottom", "2", "--top", "1", "--transition", "1"]
@@ -88,7 +88,7 @@ def test_a_plan_applies_where_the_sources_lie_now(pair: Pair, capsys: pytest.Cap
     shutil.rmtree("math")
     status, _, err = run(capsys, "apply", "plan.json", "--out", "out")
     assert status == 1
-    assert err.startswith("lswap_core: error: ")
+    assert err.startswith("lswap-core: error: ")
     assert run(capsys, "apply", "plan.json", "--out", "out", "--math", "moved", "--quiet") == (0, "", "")
     assert run(capsys, "apply", "plan.json", "--out", "out2", "--math", "lang")[0] == 5
 
@@ -342,7 +342,7 @@ def test_surgery_does_not_call_itself_layer_swapping(pair: Pair) -> None:
     execute(lay_out(Draft.of(math).drop(layers(7, 8))), into="out")
     card = Path("out/README.md").read_text()
     assert "by surgery on its tensors" in card
-    assert "lswap_core merge" not in card
+    assert "lswap-core merge" not in card
     base = open_checkpoint("lang", role="base")
     execute(lay_out(Draft.of(base)), into="copy")  # config and tokenizer are the host's, whatever its role
     assert Path("copy/tokenizer_config.json").read_text() == Path("lang/tokenizer_config.json").read_text()
@@ -359,7 +359,7 @@ def test_a_second_interruption_does_not_stop_the_clearing(tmp_path: Path) -> Non
     for _ in range(20):
         process.send_signal(signal.SIGINT)
         time.sleep(0.002)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lang", "math"]
@@ -404,7 +404,7 @@ def test_bad_requests(pair: Pair, capsys: pytest.CaptureFixture[str], argv: list
     before = tree(Path())
     found, out, err = run(capsys, "merge", *argv)
     assert (found, out) == (status, "")
-    assert err.startswith("lswap_core: error: ")
+    assert err.startswith("lswap-core: error: ")
     assert words in err
     assert len(err.splitlines()) == 1
     assert tree(Path()) == before
@@ -418,7 +418,7 @@ def test_misspelt_words_are_usage_errors(argv: list[str], capsys: pytest.Capture
     with pytest.raises(SystemExit) as caught:
         main(argv)
     assert caught.value.code == 2
-    assert "usage: lswap_core" in capsys.readouterr().err
+    assert "usage: lswap-core" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_too_small(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -483,12 +483,11 @@ def test_interrupted_it_ends_cleanly(tmp_path: Path, number: int, status: int) -
     argv = [*COMMAND, "merge", "--math", "math", "--lang", "lang", "--bottom", "1", "--transition", "6", "--out", "out"]
     process = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=unmeasured())
     partial = tmp_path / ".out.partial" / "model.safetensors"
-    deadline = time.monotonic() + 30
-    while not partial.exists() and time.monotonic() < deadline:
+    while not partial.exists():
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == status
     assert out == ""
     assert "Traceback" not in err
@@ -536,13 +535,18 @@ def test_help_is_cheap_and_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "[]"
-    costs = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*COMMAND, "--help"], capture_output=True, check=True, env=unmeasured())
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(costs) < 0.2
+    # Alternately, so that both have the same machine: help costs less than what it may load does, were it all loaded.
+    plain = [sys.executable, "-c", "import argparse, dataclasses, importlib.metadata, json, pathlib, subprocess, typing"]
+    costs = [(cpu_seconds([*COMMAND, "--help"]), cpu_seconds(plain)) for _ in range(5)]
+    of_help, of_plain = map(min, zip(*costs, strict=True))
+    assert of_help < 2.5 * of_plain, costs  # 0.9 on an idle AMD EPYC; with numpy loaded 2.5 and more
+
+
+def cpu_seconds(argv: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(argv, capture_output=True, check=True, env=unmeasured())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_does_not(pair: Pair) -> None:
@@ -566,6 +570,6 @@ def test_a_reader_that_has_seen_enough(pair: Pair) -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    process.wait(timeout=30)
+    process.wait(timeout=HANG_SECONDS)
     process.stderr.close()
     assert process.returncode in (0, 1)

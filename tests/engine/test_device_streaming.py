@@ -19,10 +19,10 @@ from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.kernels.gpu import slots
-from lswap_core.recipe.expressions import Blend, Copy
+from lswap_core.recipe.expressions import Average, Blend, Copy
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.verbs import execute
-from tests.build import llama_pair, tree
+from tests.build import HANG_SECONDS, llama_pair, tree
 
 SLOT_BYTES = 8192
 
@@ -82,7 +82,7 @@ def blend(count: int, dtype: str, cast_from: str | None = None) -> tuple[Blend, 
     return Blend(Copy(ref("x", dtype, count)), lang, 0.3), Memory(x=x, y=y)
 
 
-def gathered(evaluator: Evaluator, made_of: Blend) -> tuple[bytes, DifferenceStats]:
+def gathered(evaluator: Evaluator, made_of: Average | Blend) -> tuple[bytes, DifferenceStats]:
     data, statistics = bytearray(), DifferenceStats()
     for chunk in evaluator.chunks(made_of):
         assert chunk.offset == len(data)
@@ -104,6 +104,18 @@ def test_streamed_is_as_blended_on_the_cpu(count: int, dtype: str, cast_from: st
     assert found[1].to_json() == expected[1].to_json()
 
 
+def test_averages_pass_by_the_slots() -> None:
+    rng = np.random.default_rng(4)
+    count = 9_999
+    source = Memory(**{name: rng.integers(0, 256, 2 * count, np.uint8).tobytes() for name in "xyz"})
+    made_of = Average(tuple(Copy(ref(name, "BF16", count)) for name in "xyz"), (0.5, 0.25, 0.25))
+    slot = LateSlot()
+    found = gathered(StreamingEvaluator(source, kernels, [slot]), made_of)
+    assert found == gathered(Evaluator(source, kernels), made_of)
+    assert found[1] == DifferenceStats()
+    assert slot.sent == b""
+
+
 def test_threads_share_the_slots_and_never_wait_for_each_other_in_a_ring() -> None:
     made_of, source = blend(60_000, "BF16")
     expected = gathered(Evaluator(source, kernels), made_of)[0]
@@ -115,7 +127,7 @@ def test_threads_share_the_slots_and_never_wait_for_each_other_in_a_ring() -> No
         return gathered(streamed, made_of)[0]
 
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(work, range(8), timeout=60)) == {expected}
+        assert set(pool.map(work, range(8), timeout=HANG_SECONDS)) == {expected}
 
 
 def test_slots_come_back_from_work_that_is_given_up() -> None:
@@ -162,7 +174,7 @@ def test_a_device_that_is_not_there_is_one_line_and_status_4(
     command = ["merge", "--math", experts[0], "--lang", experts[1], "--bottom", "1", "--out", str(tmp_path / "out")]
     assert main.main([*command, "--device", "cuda"]) == RecipeError.exit_code == 4
     said = capsys.readouterr()
-    assert said.err == "lswap_core: error: --device cuda: no CUDA device; --device cpu needs none\n"
+    assert said.err == "lswap-core: error: --device cuda: no CUDA device; --device cpu needs none\n"
     assert not (tmp_path / "out").exists()
 
 

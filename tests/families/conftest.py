@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+
+from tests.build import HANG_SECONDS, unmeasured
 
 from .models import FAMILIES, Experts, make_experts
 
@@ -44,7 +45,9 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "lswap_core", *map(str, arguments)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment, check=False)
+        environment = {**unmeasured(), "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=HANG_SECONDS, cwd=cwd, env=environment, check=False
+        )
 
     return run

@@ -217,6 +217,11 @@ def load(family: Family, path: Path) -> tuple[PreTrainedModel, dict[str, Any]]:
 
 
 def logits(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
+    """Computed from weights that torch allocated. Those of a file stay mapped where they are in it, and libraries of matrix
+    products may add up in another order where memory is not aligned.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     with torch.inference_mode():
         result: torch.Tensor = model.eval()(**inputs).logits
     return result

@@ -162,7 +162,7 @@ def test_the_model_card_of_local_experts_names_their_directories_and_repeats_the
         assert str(experts.math.parent) not in (tmp_path / "merged" / file).read_text()
     (block,) = re.findall(r"```sh\n(.*?)```", card.read_text(), re.DOTALL)
     program, *arguments = shlex.split(block)
-    assert program == "lswap_core"
+    assert program == "lswap-core"
     again = tmp_path / "again" / "merged"
     again.parent.mkdir()
     done = run_cli(*arguments, "--out", again, cwd=experts.math.parent)

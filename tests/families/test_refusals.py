@@ -34,7 +34,7 @@ def refusal(run_cli: Cli, math: Path, lang: Path, tmp_path: Path, *arguments: st
     assert list(outside.iterdir()) == []
     assert done.stderr.endswith("\n")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("lswap_core: error: ")
+    assert line.startswith("lswap-core: error: ")
     as_json = run_cli(*command, "--json")
     assert (as_json.returncode, as_json.stderr) == (4, done.stderr)
     assert list(outside.iterdir()) == []

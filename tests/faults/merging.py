@@ -17,7 +17,7 @@ import numpy as np
 from lswap_core import LayerSwap, WriteOptions, lay_out, merge, open_checkpoint
 from lswap_core.io.traffic import Traffic
 from lswap_core.plan.runs import runs
-from tests.build import Model, Tensor, unmeasured, write_model
+from tests.build import HANG_SECONDS, Model, Tensor, unmeasured, write_model
 
 LONG = bool(os.environ.get("LSWAP_LONG"))
 PROGRAM = (sys.executable, "-m", "lswap_core")
@@ -70,7 +70,7 @@ class Merging:
         """Run the command as a process, `before` in front of it."""
         argv = [*before, *program, *self.argv(out, *more)]
         env = unmeasured() | dict(environment or {})
-        return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=HANG_SECONDS, check=False)
 
     def resume(self, out: Path) -> dict[str, int]:
         """Go on in this process; returns the bytes by method."""
@@ -163,6 +163,6 @@ def journal_events(out: Path) -> list[dict[str, object]]:
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The one line on the standard error of a command that failed as it should."""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("lswap_core: error: "), done
+    assert line.startswith("lswap-core: error: "), done
     assert done.stdout == "", done
     return line

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lswap_core import WriteOptions
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 
+from .conftest import fault
 from .eager import EAGER
 from .merging import PROGRAM, Merging, make_merging, one_line, partial_of
 
@@ -33,23 +34,6 @@ def out(merging: Merging) -> Iterator[Path]:
     yield place
     for left in (place, partial_of(place)):
         shutil.rmtree(left, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What makes system calls fail."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler to build the failing disk with")
-    library = tmp_path_factory.mktemp("shim") / "faulty.so"
-    source = Path(__file__).with_name("faulty.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return str(library)
-
-
-def fault(shim: str, call: str, path: str, skip: int, error: int) -> dict[str, str]:
-    """The environment of a process whose calls fail, or with error 0, stop it."""
-    return {"LD_PRELOAD": shim, "FAULT_CALL": call, "FAULT_PATH": path, "FAULT_SKIP": str(skip), "FAULT_ERRNO": str(error)}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +177,7 @@ def stopped(merging: Merging, out: Path, environment: dict[str, str], *more: str
 def go_on(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     """Let it go on to its end."""
     process.send_signal(signal.SIGCONT)
-    said, error = process.communicate(timeout=60)
+    said, error = process.communicate(timeout=HANG_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, said, error)
 
 

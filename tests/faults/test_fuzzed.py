@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lswap_core import LayerSwap, lay_out, open_checkpoint, read_manifest
 from lswap_core.plan.plan import MANIFEST_FILE
 from lswap_core.verbs.execute import execute
-from tests.build import llama_pair
+from tests.build import HANG_SECONDS, llama_pair
 
 from .fuzz_header import KINDS, read
 
@@ -149,5 +149,5 @@ def test_the_fuzz_target_runs(tmp_path: Path) -> None:
         f"-artifact_prefix={tmp_path}/",
         tmp_path,
     ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from lswap_core import merge
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 
+from .conftest import fault
 from .merging import LONG, PROGRAM, SWAP, Merging, journal_events, make_merging, partial_of
 
 KILLS = 200 if LONG else 14
@@ -35,15 +37,15 @@ def whole_seconds(merging: Merging) -> float:
     process = _start(merging, out)
     _wait_for(process, partial_of(out))
     began = time.monotonic()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=HANG_SECONDS) == 0
     taken = time.monotonic() - began
     shutil.rmtree(out)
     return taken
 
 
-def _start(merging: Merging, out: Path) -> subprocess.Popen[bytes]:
-    argv = [*PROGRAM, *merging.argv(out, "--quiet")]
-    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=unmeasured())
+def _start(merging: Merging, out: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    argv, env = [*PROGRAM, *merging.argv(out, "--quiet")], unmeasured() | dict(environment or {})
+    return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
 
 
 def _wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
@@ -51,25 +53,22 @@ def _wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _kill(merging: Merging, out: Path, rng: random.Random, whole_seconds: float) -> None:
-    """Start the command and kill it: some time after it began to write, or once the journal has some number of lines."""
+def _kill_at_a_moment(merging: Merging, out: Path, rng: random.Random, whole_seconds: float) -> subprocess.Popen[bytes]:
+    """Start the command and kill it some time after it began to write."""
     process = _start(merging, out)
-    by_time = rng.random() < 0.5
-    delay, lines = rng.random() * whole_seconds, len(journal_events(out)) + rng.randrange(1, len(merging.runs))
-    if by_time:
-        _wait_for(process, partial_of(out))
-        time.sleep(delay)
-    else:
-        journal = partial_of(out) / ".lswap-journal"
-        while process.poll() is None:
-            try:
-                if journal.read_bytes().count(b"\n") >= lines:
-                    break
-            except FileNotFoundError:
-                pass
-            time.sleep(_POLL_SECONDS)
+    _wait_for(process, partial_of(out))
+    time.sleep(rng.random() * whole_seconds)
     process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) in (0, -signal.SIGKILL)
+    return process
+
+
+def _kill_at_a_line(merging: Merging, out: Path, rng: random.Random, shim: str) -> subprocess.Popen[bytes]:
+    """Start the command and kill it as it is to write some line of the journal: within the work on the busiest machine."""
+    left = len(merging.runs) - len(journal_events(out))
+    process = _start(merging, out, fault(shim, "write", ".lswap-journal", rng.randrange(1, max(2, left)), 0))
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    process.send_signal(signal.SIGKILL)
+    return process
 
 
 def _noted(out: Path) -> set[str]:
@@ -99,11 +98,12 @@ def tally(record_testsuite_property: Callable[[str, object], None]) -> Iterator[
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-def test_killed_at_a_random_moment(merging: Merging, whole_seconds: float, tally: dict[str, int], seed: int) -> None:
+def test_killed_at_a_random_moment(merging: Merging, whole_seconds: float, tally: dict[str, int], shim: str, seed: int) -> None:
     rng = random.Random(seed)
     out = merging.root / f"out{seed}"
     for _ in range(rng.choice((1, 1, 2, 3))):  # a run that goes on may be killed as well
-        _kill(merging, out, rng, whole_seconds)
+        process = _kill_at_a_line(merging, out, rng, shim) if seed % 2 else _kill_at_a_moment(merging, out, rng, whole_seconds)
+        assert process.wait(timeout=HANG_SECONDS) in (0, -signal.SIGKILL)
         if merging.check_absent_or_complete(out):
             tally["published"] += 1
             assert not partial_of(out).exists()
@@ -138,7 +138,7 @@ def test_a_second_process_waits_for_no_dead_one(merging: Merging) -> None:
         assert "is being written by another process" in done.stderr
     finally:
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=HANG_SECONDS)
     merging.resume(out)
     merging.check_complete(out)
     shutil.rmtree(out)
@@ -151,7 +151,7 @@ def test_begun_anew_with_restart(merging: Merging) -> None:
     while process.poll() is None and not _noted(out):
         time.sleep(_POLL_SECONDS)
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=HANG_SECONDS)
     assert not merging.check_absent_or_complete(out)
     merge(SWAP, math=merging.root / "math", lang=merging.root / "lang", into=out, restart=True)
     merging.check_complete(out)

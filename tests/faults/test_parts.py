@@ -18,7 +18,7 @@ from lswap_core import WriteOptions, execute
 from lswap_core.plan.division import Part
 from lswap_core.verbs.merge import read_plan
 from lswap_core.verbs.parts import apply_part, publish
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 
 from .merging import LONG, PROGRAM, SWAP_ARGUMENTS, make_merging, sums
 
@@ -83,7 +83,7 @@ def test_a_killed_worker_costs_its_part_and_no_other(parts: Parts, tmp_path: Pat
             time.sleep(_POLL_SECONDS)
         time.sleep(rng.random() * 0.25)
         process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=60) in (0, -signal.SIGKILL)
+        assert process.wait(timeout=HANG_SECONDS) in (0, -signal.SIGKILL)
     if not record.exists() and not first and rng.random() < 0.5:
         spoil(out, rng)
     for number in rng.sample(numbers, COUNT):
@@ -108,7 +108,7 @@ def test_publishing_killed_is_absent_or_complete_and_goes_on(parts: Parts, tmp_p
             time.sleep(_POLL_SECONDS)
         time.sleep(rng.random() * 0.02)
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=HANG_SECONDS)
         if out.exists():
             break
     else:
@@ -186,7 +186,7 @@ def test_a_worker_whose_disk_fails_records_nothing(parts: Parts, tmp_path: Path,
     inject = f"inject={call}:error=EIO"
     argv = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(file), "-e", f"trace={call}", "-e", inject]
     done = subprocess.run(
-        [*argv, *parts.argv(out, Part(2, 2))], env=unmeasured(), capture_output=True, text=True, timeout=100, check=False
+        [*argv, *parts.argv(out, Part(2, 2))], env=unmeasured(), capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert done.returncode == 1, done.stderr
     assert f"{file}: Input/output error" in done.stderr
@@ -202,7 +202,7 @@ def test_a_filesystem_without_hard_links(parts: Parts, tmp_path: Path) -> None:
     out = tmp_path / "out"
     inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=link,linkat", "-e", "inject=link,linkat:error=EOPNOTSUPP"]
     workers = [subprocess.Popen([*inject, *parts.argv(out, Part(number, 2))], env=unmeasured()) for number in (1, 2)]
-    assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    assert [worker.wait(timeout=HANG_SECONDS) for worker in workers] == [0, 0]
     publish(read_plan(parts.file), into=out)
     assert sums(out) == parts.expected
     assert os.listdir(tmp_path) == ["out"]

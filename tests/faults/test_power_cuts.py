@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 
 from .eager import EAGER
 from .merging import LONG, PROGRAM, Merging, journal_events, make_merging, partial_of
@@ -155,10 +155,10 @@ def _merge_and_cut(disk: Disk, image: Path, rng: random.Random, *, eager: bool) 
             durable_bytes = _durable_bytes(disk)
             yield Cut(disk.snapshot(image, f"cut{number}.img"), durable_bytes)
             process.send_signal(signal.SIGCONT)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=HANG_SECONDS) == 0
     finally:
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=HANG_SECONDS)
     yield Cut(disk.snapshot(image, "last.img"), 0, published=True)
 
 

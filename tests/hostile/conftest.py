@@ -112,7 +112,7 @@ def refused(command: Run) -> Callable[..., str]:
         assert outcome.out == ""
         (line,) = outcome.error.splitlines()
         assert outcome.error == line + "\n"
-        assert line.startswith("lswap_core: error: ")
+        assert line.startswith("lswap-core: error: ")
         return line
 
     return run

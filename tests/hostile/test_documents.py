@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from lswap_core import FormatError, LayerSwap, execute, lay_out, open_checkpoint, read_manifest, read_plan
+from tests.build import HANG_SECONDS
 
 from .conftest import Run, picture
 from .corpus import DEEP, EMBED, LAYER_0, LAYER_2, MANY_DIGITS, NORM, SHARDS, VICTIM
@@ -247,8 +248,35 @@ def _plan_cases() -> list[Case]:
         if value is not None:
             case(f"shard-size-is-{name}", put("shard_size", value))
     case("shard-size-is-zero", put("shard_size", 0))
-    for name, value in (("unknown", "physics"), ("capital", "Math"), ("null", None), ("number", 1), ("list", ["math"])):
+    for name, value in (
+        ("unknown", "physics"), ("capital", "Math"), ("null", None), ("number", 1), ("list", ["math"]), ("path", "../math"), ("empty", ""),
+        ("long", "m" * 33), ("two-lines", "ma\nth"), ("nul", "math\0"), ("surrogate", "\ud800"), ("digits-of-others", "m\u0663"),
+    ):  # fmt: skip
         case(f"role-is-{name}", put("sources/0/role", value))
+        case(f"host-is-{name}", put("host", value))
+    average = {"average": [{"copy": ["math", SHARDS[0], "F16", 306, 314]}] * 3, "weights": [0.5, 0.25, 0.25]}
+    for name, change, words in (
+        ("weights-that-are-too-few", {"weights": [0.5, 0.5]}, "expected a list of 3"), ("no-weights", {"weights": None}, "weights"),
+        ("weights-that-are-too-much", {"weights": [0.5, 0.5, 0.5]}, "add up to 1"), ("a-weight-of-0", {"weights": [0.5, 0.5, 0]}, "add up to 1"),
+        ("a-weight-below-0", {"weights": [1, 0.5, -0.5]}, "from 0 to 1"), ("a-huge-weight", {"weights": [HUGE, 0.5, 0.5]}, ""),
+        ("a-weight-of-many-digits", {"weights": [LONG, 0.5, 0.5]}, ""), ("weights-as-text", {"weights": ["0.5", "0.25", "0.25"]}, "from 0 to 1"),
+        ("weights-of-lists", {"weights": [[0.5], 0.25, 0.25]}, "from 0 to 1"), ("true", {"weights": [True, 0.25, 0.25]}, ""),
+        ("nothing", {"average": [], "weights": []}, "3 at least"), ("two", {"average": average["average"][:2], "weights": [0.5, 0.5]}, "3 at least"),
+        ("itself", {"average": [average, average, average]}, "'copy'"), ("text", {"average": "abc"}, "expected a list"),
+        ("null", {"average": None}, "expected a list"), ("nulls", {"average": [None] * 3}, "expected an object"),
+        ("other-roles", {"average": [{"copy": ["physics", SHARDS[0], "F16", 306, 314]}] * 3}, "beyond what the plan's sources have"),
+        ("no-roles", {"average": [{"copy": ["../x", SHARDS[0], "F16", 306, 314]}] * 3}, "is no role"),
+        ("integers", {"average": [{"copy": ["math", SHARDS[0], "I16", 306, 314]}] * 3}, ""),
+    ):  # fmt: skip
+        case(f"average-of-{name}", put(BLENDED, average | change), words, VICTIM)
+    for name, options in (
+        ("no-weights", {"method": "soup"}), ("null", {"method": "soup", "weights": None}), ("list", {"method": "soup", "weights": [1, 2]}),
+        ("one", {"method": "soup", "weights": {"math": 1}}), ("text", {"method": "soup", "weights": {"math": "1", "lang": "1"}}),
+        ("huge", {"method": "soup", "weights": {"math": HUGE, "lang": 1}}), ("long", {"method": "soup", "weights": {"math": LONG, "lang": 1}}),
+        ("no-role", {"method": "soup", "weights": {"../math": 1, "lang": 1}}), ("more", {"method": "soup", "weights": {"math": 1, "lang": 1}, "x": 1}),
+        ("others", {"method": "soup", "weights": {"math": 1, "code": 1}}), ("shares", {"method": "soup", "weights": {"math": 1, "lang": 1}}),
+    ):  # fmt: skip
+        case(f"soup-of-{name}", put("swap/options", options), "swap")
     for name, value in NOT_PLAIN.items():
         case(f"output-name-is-{name}", put("files/0/name", value))
         case(f"source-file-name-is-{name}", put("sources/0/files/0/name", value))
@@ -380,7 +408,7 @@ def test_applying_refuses(tmp_path: Path, plan_text: str, case: Case, refused: R
     path = tmp_path / "plan.json"
     path.write_bytes(_to_text(document))
     line = refused("apply", path, "--out", tmp_path / "merged")
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert case.words in line
     with pytest.raises(FormatError) as caught:
         read_plan(path)
@@ -398,7 +426,7 @@ def test_applying_refuses_what_is_no_plan(tmp_path: Path, plan_text: str, id_: s
     path.write_bytes(spoil(text))
     assert path.read_bytes() != text
     line = refused("apply", path, "--out", tmp_path / "merged")
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert words in line
 
 
@@ -550,7 +578,7 @@ def test_verifying_refuses(output: Path, case: Case, refused: Refused) -> None:
     case.edit(document)
     path.write_bytes(_to_text(document))
     line = refused("verify", output)
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert case.words in line
     with pytest.raises(FormatError) as caught:
         read_manifest(output)
@@ -568,7 +596,7 @@ def test_verifying_refuses_what_is_no_manifest(output: Path, id_: str, refused: 
     path.write_bytes(spoil(text))
     assert path.read_bytes() != text
     line = refused("verify", output)
-    assert line.startswith(f"lswap_core: error: {path}: ")
+    assert line.startswith(f"lswap-core: error: {path}: ")
     assert words in line
 
 
@@ -617,4 +645,4 @@ def test_a_directory_is_no_manifest(output: Path, refused: Refused) -> None:
 
 def _in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "lswap_core", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=4, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

@@ -16,6 +16,7 @@ import pytest
 
 import lswap_core
 from lswap_core import FormatError, open_checkpoint
+from tests.build import HANG_SECONDS
 
 from .conftest import Run, open_descriptors, picture
 from .corpus import (
@@ -164,7 +165,7 @@ def test_a_process_refuses(tmp_path: Path, experts: Path, id_: str, json_too: bo
     (tmp_path / "work").mkdir()
     before = picture(tmp_path)
     argv = [sys.executable, "-m", "lswap_core", *_merge(sources, tmp_path / "work" / "merged"), *["--json"] * json_too]
-    done = subprocess.run(argv, cwd=tmp_path / "work", capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(argv, cwd=tmp_path / "work", capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 3, done
     assert len(done.stderr.splitlines()) == 1
     assert case.file in done.stderr
@@ -201,7 +202,7 @@ def test_what_cannot_be_opened_is_an_os_error(tmp_path: Path, experts: Path, id_
 
 
 @pytest.mark.parametrize(
-    "name", ["\x1b[2J\x1b]0;owned\x07.safetensors", "a\nlswap_core: all is well.safetensors", "a\u202e.safetensors"]
+    "name", ["\x1b[2J\x1b]0;owned\x07.safetensors", "a\nlswap-core: all is well.safetensors", "a\u202e.safetensors"]
 )
 def test_file_names_from_an_index_are_shown_escaped(tmp_path: Path, name: str, refused: Refused) -> None:
     root = make_expert(tmp_path / "bad", 1)

@@ -10,6 +10,7 @@ import pytest
 
 from lswap_core.io.ports import Tally
 from lswap_core.io.threads import run_all
+from tests.build import HANG_SECONDS
 
 
 class Count:
@@ -49,7 +50,7 @@ def test_an_error_stops_the_others_at_their_next_piece() -> None:
         if item == 3:
             gate.set()
             raise OSError("no more")
-        gate.wait(10)
+        gate.wait(HANG_SECONDS)
         while True:
             tally(1)
             time.sleep(0.001)
@@ -63,15 +64,15 @@ def test_an_error_stops_the_others_at_their_next_piece() -> None:
 def test_interruptions_do_not_hang() -> None:
     main = threading.main_thread().ident
     assert main is not None
-    interrupted = 0
+    interrupted, before = 0, threading.active_count()
     for attempt in range(40):
         timer = threading.Timer(0.0005 * (attempt % 20), signal.pthread_kill, (main, signal.SIGINT))
         try:
             timer.start()
             run_all(lambda item, tally: time.sleep(0.001), range(400), total_bytes=0, progress=Count(), workers=3)
-            time.sleep(5)
+            time.sleep(HANG_SECONDS)
         except KeyboardInterrupt:
             interrupted += 1
         timer.join()
     assert interrupted == 40
-    assert threading.active_count() < 10
+    assert threading.active_count() < before + 10  # others of this process may be a server's

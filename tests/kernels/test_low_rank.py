@@ -6,7 +6,6 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -17,9 +16,8 @@ from lswap_core.kernels import low_rank, native
 from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.low_rank import MOST_TERMS, chain_terms, change_of
 from tests.kernels.conformance.backends import backend_or_skip
-from tests.products import torch_adds_up_so
+from tests.products import NUMPY, fp32_bound, last_place
 
-NUMPY = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64}
 IMPLEMENTATIONS = [*(f"native, {isa}" for isa in ("avx512", "avx2", "baseline", "neon")), "native, neon in qemu"]
 
 
@@ -71,7 +69,7 @@ KINDS = ("normal", "ties", "subnormal", "wide")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_definition_is_exact_but_for_what_it_rounds(kind: str) -> None:
-    for rows, rank, columns in ((3, 1, 4), (4, 8, 5), (2, 37, 3), (2, MOST_TERMS + 3, 2), (1, 2 * MOST_TERMS + 5, 2)):
+    for rows, rank, columns in ((3, 1, 4), (4, 8, 5), (2, 37, 3), (2, 195, 2), (1, 256, 3), (1, 2 * MOST_TERMS + 5, 2)):
         left, right = factors(kind, rows, rank, columns)
         found = change_of(left, right, 1.7, first=0, count=rows * columns)
         assert found.tolist() == by_definition(left, right, 1.7)
@@ -111,6 +109,16 @@ def test_every_implementation_gives_the_definition(name: str, kind: str) -> None
             found = backend.change_of(left, right, 0.7, first=part.start, count=part.stop - part.start)
             np.testing.assert_array_equal(found, whole[part], strict=True)  # a NaN is a NaN
             assert np.array_equal(np.signbit(found), np.signbit(whole[part])) or kind == "special"
+
+
+@pytest.mark.parametrize("rank", [192, 193, 255, 256, 257, 383, 384, 385, 400, 512, 768])
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_every_implementation_has_the_chains_of_the_definition(name: str, rank: int) -> None:
+    """Where a chain ends and how the chains are added up, at ranks around and above those that are one chain."""
+    backend: Any = backend_or_skip(name)
+    left, right = factors("normal", 5, rank, 37)
+    found = backend.change_of(left, right, 0.7, first=0, count=5 * 37)
+    assert found.tobytes() == change_of(left, right, 0.7, first=0, count=5 * 37).tobytes()
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(7, 5), (300, 257), (3, 70_001), (1, 1)])
@@ -200,7 +208,7 @@ def test_another_order_of_sums_comes_as_near_as_the_readme_says(order: Any, rank
     left, right = factors("normal", 300, rank, 200)
     shrunk = np.float32(np.sqrt(size / scale / np.sqrt(rank)))
     left, right = left * shrunk, right * shrunk
-    for name, least in (("F32", 2.0**-126), ("BF16", 2.0**-126), ("F16", 2.0**-14)):
+    for name in ("F32", "BF16", "F16"):
         base = (rng.standard_normal((300, 200)) * 0.02).astype(NUMPY[name])
         wide = base.astype(np.float32)
         ours = wide + change_of(left, right, scale, first=0, count=base.size).reshape(base.shape)
@@ -208,18 +216,40 @@ def test_another_order_of_sums_comes_as_near_as_the_readme_says(order: Any, rank
         exact = wide.astype(np.float64) + scale * exactly(left, right)
         terms = np.abs(wide.astype(np.float64)) + scale * exactly(np.abs(left), np.abs(right))
         for sums in (ours, theirs):
-            assert (np.abs(sums - exact) <= (rank + 3) * 2.0**-24 * terms).all()
+            assert (np.abs(sums - exact) <= fp32_bound(terms, rank)).all()
         if name != "F32":
-            unit = 2.0 ** (np.floor(np.log2(np.maximum(terms, least))) - ml_dtypes.finfo(NUMPY[name]).nmant)
             rounded = [sums.astype(NUMPY[name]).astype(np.float64) for sums in (ours, theirs)]
-            assert (np.abs(rounded[0] - rounded[1]) <= unit).all()
+            assert (np.abs(rounded[0] - rounded[1]) <= last_place(terms, name)).all()
 
 
-@pytest.mark.parametrize("rank", [1, 2, 7, 8, 16, 64, 100, 128, 192, 193, 255, 256, 257, 384, 400, 512])
+def torch_product(left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
+    return ((torch.from_numpy(left) @ torch.from_numpy(right)) * scale).numpy()
+
+
+RANKS = [1, 2, 7, 8, 16, 64, 100, 128, 192, 193, 255, 256, 257, 384, 400, 512]
+
+
+@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize(("rows", "columns"), [(72, 88), (256, 200)])
-def test_a_change_is_what_torch_makes_of_the_factors(rank: int, rows: int, columns: int) -> None:
-    if not torch_adds_up_so():
-        pytest.skip("torch's products of matrices are added up in another order on this machine")
+def test_a_change_is_as_near_to_torch_as_the_readme_says(rank: int, rows: int, columns: int) -> None:
+    """Within the bounds on every machine. The same bits where torch's library adds up in our order, as MKL's AVX2 code does; it
+    promises no order, so that where it has another, this is reported as skipped.
+    """
     left, right = factors("normal", rows, rank, columns)
-    theirs = (torch.from_numpy(left) @ torch.from_numpy(right)) * 1.7
-    assert change_of(left, right, 1.7, first=0, count=rows * columns).tobytes() == theirs.numpy().tobytes()
+    ours = change_of(left, right, 1.7, first=0, count=rows * columns).reshape(rows, columns)
+    theirs = torch_product(left, right, 1.7)
+    exact, terms = (np.float64(np.float32(1.7)) * exactly(*sides) for sides in ((left, right), (np.abs(left), np.abs(right))))
+    for sums in (ours, theirs):
+        assert (np.abs(sums - exact) <= fp32_bound(terms, rank)).all()
+    if ours.tobytes() != theirs.tobytes():
+        assert rank > 1
+        pytest.skip(f"within the bounds, with other bits: torch's library adds up rank {rank} in another order on this machine")
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize(("rows", "columns"), [(7, 9), (72, 88), (256, 200)])
+def test_where_no_sum_rounds_a_change_is_what_torch_makes_of_the_factors(rank: int, rows: int, columns: int) -> None:
+    rng = np.random.default_rng([rank, rows])  # no zeros: libraries differ in the sign of a product that is one
+    left, right = (rng.integers(-16, 16, shape).astype(np.float32) / 16 + 1 / 32 for shape in ((rows, rank), (rank, columns)))
+    ours = change_of(left, right, 1.7, first=0, count=rows * columns)
+    assert ours.tobytes() == torch_product(left, right, 1.7).tobytes()

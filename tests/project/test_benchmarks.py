@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.build import unmeasured
+from tests.build import HANG_SECONDS, unmeasured
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -21,7 +21,7 @@ SLOW_PEERS = () if os.environ.get("LSWAP_LONG") else ("--skip", "transformers", 
 
 def bench(name: str, *options: object) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(BENCHMARKS / name), *map(str, options)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, env=unmeasured(), timeout=600)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=unmeasured(), timeout=HANG_SECONDS)
 
 
 @pytest.fixture

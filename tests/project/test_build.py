@@ -70,7 +70,7 @@ def test_with_a_compiler_the_wheel_has_the_native_kernels_for_any_python(python:
     assert libraries == {"liblswap_cpu.so"} | ({"liblswap_cuda.so"} if shutil.which("nvcc") else set())
     install(python, made)
     assert run(python, "-c", ASK, cwd=source.parent).stdout.split()[0] == "native"
-    assert "usage: lswap_eval" in run(python, "-m", "lswap_eval", "score", "--help", cwd=source.parent).stdout
+    assert "usage: lswap-eval" in run(python, "-m", "lswap_eval", "score", "--help", cwd=source.parent).stdout
     beside = "import lswap_eval, os; print(*os.listdir(os.path.join(os.path.dirname(lswap_eval.__file__), 'lm_eval_tasks')))"
     assert "lswap_mgsm_direct_sw.yaml" in run(python, "-c", beside, cwd=source.parent).stdout.split()
 

@@ -15,7 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lswap_core import Draft, LayerSwap, Part, TaskSum, WriteOptions, apply_part, execute, lay_out, merge, named, open_checkpoint
+from lswap_core import (
+    Draft,
+    LayerSwap,
+    Part,
+    Soup,
+    TaskSum,
+    WriteOptions,
+    apply_part,
+    execute,
+    lay_out,
+    merge,
+    named,
+    open_checkpoint,
+)
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.cli.main import main
 from lswap_eval import compare, read_runs
@@ -162,7 +175,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plans(pair: Pair, base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Plans with every kind of expression: copies, casts, low-rank changes, blends, task vectors."""
+    """Plans with every kind of expression: copies, casts, low-rank changes, blends, averages, task vectors."""
     root = tmp_path_factory.mktemp("plans")
     math, lang = (open_checkpoint(path, role=role) for path, role in ((pair.math, "math"), (pair.lang, "lang")))
     origin = open_checkpoint(base, role="base")
@@ -172,8 +185,9 @@ def plans(pair: Pair, base: Path, tmp_path_factory: pytest.TempPathFactory) -> l
         SWAP.draft(math=math, lang=low_rank),
         Draft.of(math).cast(named("*.norm.weight"), DTYPES["F32"]),
         TaskSum("ties", density=0.5).draft(math=math, lang=lang, base=origin),
+        Soup().draft(math, open_checkpoint(pair.lang, role="code"), low_rank),
     ]
-    return [lay_out(draft, size) for draft, size in zip(drafts, (None, 500_000, None, None), strict=True)]
+    return [lay_out(draft, size) for draft, size in zip(drafts, (None, 500_000, None, None, None), strict=True)]
 
 
 def test_plans(plans: list[Any]) -> None:
@@ -193,7 +207,7 @@ def test_manifests(plans: list[Any], pair: Pair, base: Path, tmp_path: Path) -> 
     merge(LayerSwap(bottom=2, top=1, transition=1, ramp="mav"), math=pair.math, lang=pair.lang, base=base, into=tmp_path / "mav")
     walk.see(json.loads((tmp_path / "mav" / "lswap_manifest.json").read_text()))
     assert "#A swap record:base" in walk.found
-    # A revision is there for a source on the hub; tests/remote holds that.
+    # A revision is there for a source on the hub; tests/sources/remote holds that.
     assert walk.missing() == {"sources[].revision"}
 
 

@@ -86,8 +86,8 @@ def test_the_slurm_script_runs(experts: Path) -> None:
     (experts / "plan.json").unlink(missing_ok=True)
     (first, last) = map(int, re.findall(r"--array=(\d+)-(\d+)", script)[0])
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    plan = re.findall(r"^    (lswap_core plan .*)$", MANY, re.M)[0]
-    publish = re.findall(r'--wrap "(lswap_core publish [^"]*)"', MANY)[0]
+    plan = re.findall(r"^    (lswap-core plan .*)$", MANY, re.M)[0]
+    publish = re.findall(r'--wrap "(lswap-core publish [^"]*)"', MANY)[0]
     tasks = [["bash", "-c", plan], *(["bash", "-euc", script] for _ in range(first, last + 1)), ["bash", "-c", publish]]
     for number, task in enumerate(tasks, first - 1):
         environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_ID": str(number)}

@@ -134,7 +134,7 @@ def test_from_the_command_line(
     (made,) = (path for path in tmp_path.iterdir() if path.name.startswith("math+lang"))
     assert main(["verify", made.name, *sources]) == 0
     text = (made / "README.md").read_text()
-    command = next(line for line in text.splitlines() if line.startswith("lswap_core merge"))
+    command = next(line for line in text.splitlines() if line.startswith("lswap-core merge"))
     assert main([*command.split()[1:], "--out", "again"]) == 0
     assert read_model(tmp_path / "again") == read_model(made)
     capsys.readouterr()

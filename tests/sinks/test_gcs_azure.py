@@ -25,7 +25,7 @@ from lswap_core.errors import SourceError
 from lswap_core.options import WriteOptions
 from lswap_core.sinks import gcs_azure
 from tests.buckets import KEYS, Store, large_pair, moto_store
-from tests.build import Pair, tree
+from tests.build import HANG_SECONDS, Pair, tree
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 ACCOUNT = "devstoreaccount1"
@@ -127,7 +127,7 @@ def azure() -> Iterator[None]:
 
 
 def _wait_for(port: int) -> None:
-    for _ in range(200):
+    for _ in range(int(HANG_SECONDS / 0.1)):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except OSError:

@@ -45,7 +45,7 @@ from tests.buckets import (
     moto_store,
     use,
 )
-from tests.build import Pair, llama_pair, tree, unmeasured
+from tests.build import HANG_SECONDS, Pair, llama_pair, tree, unmeasured
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 FLAGS = ["--bottom", "2", "--top", "1", "--transition", "1"]
@@ -350,12 +350,12 @@ def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair:
     command = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--workers", "1"]
     process = subprocess.Popen([sys.executable, "-c", KILLED, *command], env=os.environ | {"PYTHONPATH": os.getcwd()})
     try:
-        assert all(parts.acquire(timeout=60) for _ in range(3))
+        assert all(parts.acquire(timeout=HANG_SECONDS) for _ in range(3))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    time.sleep(0.3)  # what the server was told before may still be under way in it
     store.before = lambda _: None
+    store.settle()  # what the server was told before may still be under way in it
     assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
     assert len(store.uploads("models")) == 2
     stray = store.client().create_multipart_upload(Bucket="models", Key="out/model-00001-of-00002.safetensors")
@@ -550,9 +550,9 @@ def test_an_interrupted_run_is_kept(store: Store, pair: Pair, expected: dict[str
     command = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--workers", "1"]
     program = [sys.executable, "-m", "lswap_core", *command]
     process = subprocess.Popen(program, env=unmeasured() | {"PYTHONPATH": os.getcwd()}, stderr=subprocess.PIPE, text=True)
-    assert all(parts.acquire(timeout=60) for _ in range(3))
+    assert all(parts.acquire(timeout=HANG_SECONDS) for _ in range(3))
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=HANG_SECONDS)
     store.before = lambda _: None
     assert process.returncode == 130
     assert "s3://models/out/.lswap-partial/state.json; the same command goes on" in said

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -44,7 +43,7 @@ from lswap_core.sinks.s3.part_sink import StorePartSink
 from lswap_core.sinks.s3.state import Joint
 from lswap_core.verbs.merge import write_plan
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
-from tests.build import Pair, llama_pair, tree, unmeasured
+from tests.build import HANG_SECONDS, Pair, llama_pair, tree, unmeasured
 from tests.sinks.test_s3 import MIB, SWAP, make_plan, open_local, seams, shards
 
 OUT = "s3://models/out"
@@ -220,7 +219,7 @@ def test_at_once_in_processes_of_their_own(store: Store, case: Case) -> None:
     parts = [Part(k, 3) for k in (1, 2, 2, 3)]
     workers = [subprocess.Popen(case.argv(part), env=unmeasured(), stderr=subprocess.PIPE) for part in parts]
     for worker in workers:
-        _, said = worker.communicate(timeout=100)
+        _, said = worker.communicate(timeout=HANG_SECONDS)
         assert worker.returncode == 0, said
     assert main(["publish", str(case.file), "--out", OUT, "--quiet"]) == 0
     assert store.tree("models", "out") == case.expected
@@ -234,7 +233,7 @@ def hold_part(store: Store, number: int) -> tuple[threading.Event, threading.Eve
     def hold(environ: Environ) -> None:
         if "partNumber" in environ["QUERY_STRING"] and not left.acquire(blocking=False):
             came.set()
-            assert gate.wait(timeout=60)
+            assert gate.wait(timeout=HANG_SECONDS)
 
     store.before = hold
     return came, gate
@@ -250,7 +249,7 @@ def test_a_killed_worker_costs_its_part_and_no_other(store: Store, case: Case, s
     came, gate = hold_part(store, seed)
     process = subprocess.Popen(case.argv(Part(victim, 2), "--workers", "1"), env=unmeasured(), stderr=subprocess.DEVNULL)
     try:
-        assert came.wait(timeout=60)
+        assert came.wait(timeout=HANG_SECONDS)
     finally:
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -269,20 +268,21 @@ def test_a_killed_worker_costs_its_part_and_no_other(store: Store, case: Case, s
 
 
 def test_killed_before_it_could_say_so_its_uploads_do_not_stay(store: Store, small: Case) -> None:
-    begun = threading.Event()
+    begun, gone = threading.Event(), threading.Event()
 
     def refuse(environ: Environ) -> Refusal | None:
         if not environ["PATH_INFO"].endswith("state.json") or environ["REQUEST_METHOD"] != "PUT":
             return None
         begun.set()
-        time.sleep(1)
+        assert gone.wait(timeout=HANG_SECONDS)
         return "403 Forbidden", "AccessDenied"  # to nobody: the process is gone by then
 
     store.refuse = refuse
     process = subprocess.Popen(small.argv(Part(1, 2)), env=unmeasured(), stderr=subprocess.DEVNULL)
-    assert begun.wait(timeout=60)
+    assert begun.wait(timeout=HANG_SECONDS)
     process.kill()
     process.wait()
+    gone.set()
     store.refuse = lambda _: None
     store.settle()
     assert len(store.uploads("models")) == len(small.plan.files)
@@ -298,7 +298,7 @@ def test_a_missing_part_is_named(store: Store, small: Case) -> None:
         publish(small.plan, into=OUT)
     for number in (1, 2, 4, 5):
         apply_part(small.plan, Part(number, 5), into=OUT)
-    said = "^part 3 of 5 is missing; run `lswap_core apply PLAN --part 3/5`$"
+    said = "^part 3 of 5 is missing; run `lswap-core apply PLAN --part 3/5`$"
     with pytest.raises(RecipeError, match=said):
         publish(small.plan, into=OUT)
     store.client().put_object(Bucket="models", Key="out/.lswap-partial/part-3-of-5.json", Body=b'{"format":"lswap-part/1"')
@@ -353,7 +353,7 @@ def test_one_process_and_parts_do_not_mix_and_restart_gives_parts_up(store: Stor
     experts = {"math": small.pair.math, "lang": small.pair.lang}
     do(small.plan, 2)
     with pytest.raises(
-        RecipeError, match="unfinished merge in 2 parts; go on with --part and `lswap_core publish`, or discard it"
+        RecipeError, match="unfinished merge in 2 parts; go on with --part and `lswap-core publish`, or discard it"
     ):
         execute(small.plan, into=OUT)
     merge(LayerSwap(bottom=1), **experts, into=OUT, restart=True)  # type: ignore[arg-type]
@@ -399,7 +399,7 @@ def test_an_upload_that_the_store_lost_is_begun_anew(store: Store, small: Case) 
         apply_part(small.plan, Part(number, 3), into=OUT)
     assert not apply_part(small.plan, Part(1, 3), into=OUT).anew
     abort_one(store, small.plan.files[0].name)
-    said = "no longer has its upload.*; part 1 of 3 is missing; run `lswap_core apply PLAN --part 1/3`"
+    said = "no longer has its upload.*; part 1 of 3 is missing; run `lswap-core apply PLAN --part 1/3`"
     with pytest.raises(RecipeError, match=said):
         publish(small.plan, into=OUT)
     assert apply_part(small.plan, Part(1, 3), into=OUT).anew
@@ -449,7 +449,7 @@ def test_two_that_publish_at_once(store: Store, small: Case) -> None:
     do(small.plan, 2)
     argv = [sys.executable, "-m", "lswap_core", "publish", str(small.file), "--out", OUT, "--quiet"]
     both = [subprocess.Popen(argv, env=unmeasured(), stderr=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=60)[1] for process in both]
+    said = [process.communicate(timeout=HANG_SECONDS)[1] for process in both]
     assert min(process.returncode for process in both) == 0, said
     assert all(process.returncode in (0, 4, 7) for process in both), said
     assert store.tree("models", "out") == small.expected
@@ -495,7 +495,7 @@ def test_the_command_line_tells_what_is_next(store: Store, small: Case, monkeypa
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         assert main(["apply", str(small.file), "--out", OUT, "--part", "auto"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"- when all 2 are: lswap_core publish {small.file} --out {OUT}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"- when all 2 are: lswap-core publish {small.file} --out {OUT}"
     assert main(["publish", str(small.file), "--out", OUT]) == 0
     assert main(["verify", OUT, "--quiet"]) == 0
     assert store.tree("models", "out") == small.expected

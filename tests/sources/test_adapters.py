@@ -23,11 +23,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 import lswap_core as library
 from lswap_core import LayerSwap
 from lswap_core.cli.main import main
+from lswap_core.kernels.low_rank import change_of
 from lswap_core.plan.plan import Plan
 from lswap_core.sources.adapters import open_source, places_of
 from tests import build, oracle
 from tests.build import Model, Tensor, llama_like, read_model, tensor, tree, write_model
-from tests.products import torch_adds_up_so
+from tests.products import fp32_bound, last_place
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # PEFT's, about what it corrects and saves
@@ -35,12 +36,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # PEFT asks transformers by an old name
 ]
 
-HALF_A_UNIT = {torch.float32: (0.0, 0.0), torch.bfloat16: (1.01 * 2.0**-8, 0.0), torch.float16: (1.01 * 2.0**-11, 2.0**-25)}
-"""What one rounding more moves a value by at most, relative to it and among subnormals; fp32's is among those of the sum."""
 LAYERS = 4
 VOCABULARY = 8200
 """Embeddings of 1.2 MB in bf16 and 2.4 MB in fp32, so that pieces of a mebibyte end inside them."""
-NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+ANOTHER_ORDER = "torch's library adds up in another order on this machine"
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def llama() -> PretrainedConfig:
@@ -146,6 +146,25 @@ def sums_of_magnitudes(base: Path, adapter: Path, scratch: Path) -> dict[str, np
     return {name: value.reshape(-1) for name, value in merged.items()}
 
 
+def by_definition(base: Path, adapter: Path) -> dict[str, np.ndarray]:
+    """What the kernels' own definition makes of PEFT's factors and scales, in fp32: the tensors that the adapter changes."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(model, adapter).to(torch.float32)
+    found = {}
+    for name, module in adapted.get_base_model().named_modules():
+        if len(getattr(module, "lora_A", ())):
+            b, a, turned = module.lora_B["default"].weight, module.lora_A["default"].weight, module.fan_in_fan_out
+        elif len(getattr(module, "lora_embedding_A", ())):
+            b, a, turned = module.lora_embedding_B["default"], module.lora_embedding_A["default"], True
+        else:
+            continue
+        left, right, weight = (values.detach().numpy() for values in (b, a, module.get_base_layer().weight))
+        rows, columns = len(left), right.shape[1]
+        change = change_of(left, right, module.scaling["default"], first=0, count=rows * columns).reshape(rows, columns)
+        found[f"{name}.weight"] = weight + (change.T if turned else change)
+    return found
+
+
 def as_model(values: dict[str, np.ndarray], like: Model) -> Model:
     """The same, rounded once to the dtypes of `like`."""
     found = {}
@@ -172,34 +191,49 @@ def test_an_adapted_checkpoint_is_what_peft_merges(name: str, tmp_path: Path) ->
     assert sorted(ours) == sorted(before)
     changed = {n for n in before if expected[n].data != before[n].data}
     assert len(changed) >= 2
-    if case.exact or torch_adds_up_so():
+    if case.exact:
         assert [n for n in ours if ours[n] != expected[n]] == []
     assert [n for n in ours if n not in changed and ours[n] != before[n]] == []
+    defined = by_definition(base, adapter)
+    assert defined.keys() <= changed
+    assert defined.keys() == changed or "modules_to_save" in case.lora
+    assert [n for n, t in as_model(defined, {n: before[n] for n in defined}).items() if ours[n] != t] == []
     # Another library has another order of sums, and no two orders agree to the last place where terms cancel. Any is as near
-    # to the exact sum as the error analysis of sums allows: (number of roundings) * 2^-24 * (sum of magnitudes).
+    # to the exact sum as the error analysis of sums allows.
     exact, terms = merged_by_peft(base, adapter, torch.float64), sums_of_magnitudes(base, adapter, tmp_path / "magnitudes")
-    relative, least = HALF_A_UNIT[case.dtype]
-    roundings = 3 + max(case.lora.get("r", 8), *case.lora.get("rank_pattern", {"": 0}).values())
+    rank = max(case.lora.get("r", 8), *case.lora.get("rank_pattern", {"": 0}).values())
     for n in changed:
-        bound = roundings * 2.0**-24 * terms[n] + np.abs(exact[n].reshape(-1)) * relative + least
-        for merged in (ours[n], expected[n]):
-            assert (np.abs(oracle.values(merged) - exact[n].reshape(-1)) <= bound).all()
+        both = [oracle.values(merged) for merged in (ours[n], expected[n])]
+        if case.dtype is torch.float32:
+            assert all((np.abs(sums - exact[n].reshape(-1)) <= fp32_bound(terms[n], rank)).all() for sums in both)
+        else:
+            assert (np.abs(both[0] - both[1]) <= last_place(terms[n], NAMES[case.dtype])).all()
+            assert (np.abs(both[0] - exact[n].reshape(-1)) <= last_place(terms[n], NAMES[case.dtype])).all()
+    differing = [n for n in changed if ours[n] != expected[n]]
+    if differing:
+        pytest.skip(f"within the bounds, with other bits in {len(differing)} tensors: {ANOTHER_ORDER}")
 
 
 @pytest.mark.parametrize("name", ["rank one in bf16", "any rank in bf16", "any rank in fp16"])
 def test_peft_itself_rounds_once_where_the_base_has_16_bits(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    if not (case.exact or torch_adds_up_so()):
-        pytest.skip("torch's products of matrices are added up in another order on this machine")
     base = make_base(case, tmp_path / "base")
     adapter = make_adapter(case, base, tmp_path / "adapter")
     ours = merge_alone(f"{base}+{adapter}", tmp_path / "ours", base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=case.dtype)
     state = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    assert all(ours[n].data == value.contiguous().view(torch.int16).numpy().tobytes() for n, value in state.items())
+    terms = sums_of_magnitudes(base, adapter, tmp_path / "magnitudes")
+    differing = 0
+    for n, value in state.items():
+        theirs = value.to(torch.float64).reshape(-1).numpy()
+        assert (np.abs(oracle.values(ours[n]) - theirs) <= last_place(terms[n], NAMES[case.dtype])).all()
+        differing += ours[n].data != value.contiguous().view(torch.int16).numpy().tobytes()
+    if differing:
+        assert not case.exact
+        pytest.skip(f"within the bound, with other bits in {differing} tensors: {ANOTHER_ORDER}")
 
 
-@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_swap_of_adapted_experts(dtype: torch.dtype, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lora = {"r": 1, "lora_alpha": 2, "target_modules": [*LINEAR, "embed_tokens", "lm_head"]}
     cases = {"math": Case(llama, lora, dtype), "lang": Case(llama, {**lora, "target_modules": LINEAR}, dtype)}
@@ -298,14 +332,14 @@ def test_the_plus_of_a_path_that_exists_is_part_of_it(tmp_path: Path, capsys: py
     write_base(tmp_path / f"a+b+{adapter.name}")
     assert open_source(tmp_path / "a+b+x+y", "math").adapter is None
     assert main(["inspect", f"{base}+{tmp_path}/nothing"]) == 1
-    assert capsys.readouterr().err == f"lswap_core: error: {tmp_path}/nothing: No such file or directory\n"
+    assert capsys.readouterr().err == f"lswap-core: error: {tmp_path}/nothing: No such file or directory\n"
     assert main(["inspect", f"{tmp_path}/none+{adapter}"]) == 1
 
 
 def test_there_is_one_adapter_after_the_plus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, adapter, other = write_base(tmp_path / "base"), write_adapter(tmp_path / "a"), write_adapter(tmp_path / "b")
     assert main(["inspect", f"{base}+"]) == 4
-    assert capsys.readouterr().err == f"lswap_core: error: {base}+: there is nothing after the plus; expected BASE+ADAPTER\n"
+    assert capsys.readouterr().err == f"lswap-core: error: {base}+: there is nothing after the plus; expected BASE+ADAPTER\n"
     assert main(["inspect", f"{base}+{adapter}+{other}"]) == 4
     error = capsys.readouterr().err
     assert f"{adapter} and {other} are two adapters over one base; expected one: merge {base}+{adapter} first" in error

@@ -113,7 +113,7 @@ def test_auto_is_the_suggestion_and_its_command_repeats_it(capsys: pytest.Captur
     assert weights[0] == weights[1]
     card = (tmp_path / "auto" / "README.md").read_text()
     assert "layers chosen by what changed from base" in card
-    (command,) = re.findall(r"^lswap_core (merge .*)$", card, re.M)
+    (command,) = re.findall(r"^lswap-core (merge .*)$", card, re.M)
     assert shlex.split(command)[1:] == [*PAIR, "--bottom", "3", "--top", "3", "--transition", "1"]
 
 

@@ -36,7 +36,7 @@ from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
 from lswap_core.sinks.disk.build_directory import Build
 from lswap_core.verbs.merge import write_plan
-from tests.build import Pair, llama_pair, normal, tree, unmeasured, write_model
+from tests.build import HANG_SECONDS, Pair, llama_pair, normal, tree, unmeasured, write_model
 
 COPIED = WriteOptions(copy_method="read_write")
 """The same records on every filesystem."""
@@ -117,7 +117,7 @@ def test_at_once_in_processes_of_their_own(case: Case, tmp_path: Path) -> None:
     parts = [Part(k, 4) for k in (1, 2, 2, 3, 4)]
     workers = [subprocess.Popen(case.argv(out, part), env=unmeasured(), stderr=subprocess.PIPE) for part in parts]
     for worker in workers:
-        _, said = worker.communicate(timeout=100)
+        _, said = worker.communicate(timeout=HANG_SECONDS)
         assert (worker.returncode, said) == (0, b"")
     assert main(["publish", str(case.file), "--out", str(out), "--quiet"]) == 0
     assert tree(out) == case.expected
@@ -160,7 +160,7 @@ def test_a_missing_part_is_named(case: Case, tmp_path: Path) -> None:
         publish(case.plan, into=out)
     for number in (1, 2, 4, 5):
         apply_part(case.plan, Part(number, 5), into=out, options=COPIED)
-    said = "^part 3 of 5 is missing; run `lswap_core apply PLAN --part 3/5`$"
+    said = "^part 3 of 5 is missing; run `lswap-core apply PLAN --part 3/5`$"
     with pytest.raises(RecipeError, match=said):
         publish(case.plan, into=out)
     (build_of(out) / "part-3-of-5.json").write_bytes(b'{"format":"lswap-part/1","plan":')
@@ -262,7 +262,7 @@ def test_a_part_that_was_divided_otherwise(case: Case, tmp_path: Path) -> None:
     terms = build.terms()
     assert terms is not None
     build.note(Part(2, 2), terms, (build.records(Part(2, 2), terms) or [])[:-1])
-    with pytest.raises(RecipeError, match="part 2 of 2 .* divides otherwise; run `lswap_core apply PLAN --part 2/2` again"):
+    with pytest.raises(RecipeError, match="part 2 of 2 .* divides otherwise; run `lswap-core apply PLAN --part 2/2` again"):
         publish(case.plan, into=tmp_path / "out")
     assert apply_part(case.plan, Part(2, 2), into=tmp_path / "out", options=COPIED).anew
     publish(case.plan, into=tmp_path / "out")
@@ -304,7 +304,7 @@ def test_two_that_publish_at_once(case: Case, tmp_path: Path) -> None:
         apply_part(case.plan, Part(number, 2), into=out, options=COPIED)
     argv = [sys.executable, "-m", "lswap_core", "publish", str(case.file), "--out", str(out), "--quiet"]
     both = [subprocess.Popen(argv, env=unmeasured(), stderr=subprocess.PIPE) for _ in range(2)]
-    said = [process.communicate(timeout=60)[1] for process in both]
+    said = [process.communicate(timeout=HANG_SECONDS)[1] for process in both]
     codes = sorted(process.returncode for process in both)
     assert codes[0] == 0, said
     assert codes[1] in (1, 4), said
@@ -402,7 +402,7 @@ def test_the_command_line_tells_what_is_next(case: Case, tmp_path: Path, monkeyp
     assert main(argv) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{tmp_path / 'out'}: part 2/2 is done: {len(steps)} tensors")
-    assert second == f"- when all 2 are: lswap_core publish {case.file} --out {tmp_path / 'out'}"
+    assert second == f"- when all 2 are: lswap-core publish {case.file} --out {tmp_path / 'out'}"
     assert main([*argv, "--json"]) == 0
     told = {"part": 2, "parts": 2, "tensors": len(steps), "bytes": sum(step.size_bytes for step in steps), "anew": False}
     assert json.loads(capsys.readouterr().out) == told
@@ -418,7 +418,7 @@ def test_nothing_is_locked(case: Case, tmp_path: Path) -> None:
 
     def run(*argv: str) -> int:
         return subprocess.run(
-            [sys.executable, "-c", guard, *argv, "--quiet"], env=unmeasured(), timeout=60, check=False
+            [sys.executable, "-c", guard, *argv, "--quiet"], env=unmeasured(), timeout=HANG_SECONDS, check=False
         ).returncode
 
     out = str(tmp_path / "out")

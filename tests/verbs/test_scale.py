@@ -25,14 +25,22 @@ SHAPES = {
     "self_attn.v_proj.weight": (KEYS, HIDDEN),
 }
 MEASURE = """
-import sys, time
+import json, pathlib, sys, time
 from lswap_core import LayerSwap, lay_out, open_checkpoint
 start = time.process_time()
 math, lang = (open_checkpoint(sys.argv[1] + "/" + role, role=role) for role in ("math", "lang"))
 plan = lay_out(LayerSwap(bottom=5, top=2, transition=1).draft(math=math, lang=lang))
 seconds = time.process_time() - start
 peak = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(seconds, peak, plan.summary())
+start = time.process_time()
+for path in pathlib.Path(sys.argv[1]).glob("*/*"):
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":
+            json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        else:
+            json.loads(file.read())
+plain = time.process_time() - start
+print(seconds, plain, peak, plan.summary())
 """
 
 
@@ -64,20 +72,21 @@ def write_sparse(root: Path) -> int:
     return total
 
 
-def test_planning_a_405b_merge_takes_under_a_second_and_200_mb(tmp_path: Path) -> None:
+def test_planning_a_405b_merge_takes_25_times_as_long_as_parsing_its_headers_at_most_and_200_mb(tmp_path: Path) -> None:
     for role in ("math", "lang"):
         total = write_sparse(tmp_path / role)
     assert total == 811_706_777_600  # 405.85 G parameters in two bytes each
-    best = []
+    taken = []
     for _ in range(3):
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True, env=unmeasured()
         )
-        seconds, rss, summary = done.stdout.split(maxsplit=2)
-        best.append(float(seconds))
+        seconds, plain, rss, summary = done.stdout.split(maxsplit=3)
+        taken.append((float(seconds), float(plain)))
         assert int(rss) < 200e6
     assert summary.startswith("126 layers: 7 lang, 2 blended, 117 math; reads 824.")
-    assert min(best) < 1
+    of_plan, of_parsing = map(min, zip(*taken, strict=True))
+    assert of_plan < 25 * of_parsing, taken  # 7 on an idle AMD EPYC, where a plan takes 0.06 s
 
 
 def test_executing_it_is_refused_where_it_does_not_fit(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class ResidentModel:
         if missing := [name for name in todo if name not in self._stored]:
             raise RecipeError(
                 f"{self._host.location}: {type(self.model).__name__} keeps {missing[0]!r} and {len(missing) - 1} more tensors "
-                f"under other names than the files do; merge to disk and use `lswap_eval run`"
+                f"under other names than the files do; merge to disk and use `lswap-eval run`"
             )
         for name, made_of in todo.items():
             if made_of.shape != self._stored[name].shape or made_of.dtype.name not in _TORCH:
@@ -154,7 +154,7 @@ class ResidentModel:
     def _transformed(self, name: str) -> RecipeError:
         return RecipeError(
             f"{self._host.location}: {type(self.model).__name__} does not hold {name!r} as the file does; "
-            f"merge to disk and use `lswap_eval run`"
+            f"merge to disk and use `lswap-eval run`"
         )
 
 

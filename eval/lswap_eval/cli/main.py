@@ -14,11 +14,12 @@ from lswap_eval.cli import generating, scoring
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    return run_command("lswap_eval", _parser().parse_args(argv), interrupted="interrupted; what the log holds is kept")
+    return run_command("lswap-eval", _parser().parse_args(argv), interrupted="interrupted; what the log holds is kept")
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="lswap_eval", description="MGSM on the result of a layer swap: run, score, compare, ablate.")
+    parser = Parser(prog="lswap-eval", description="MGSM on the result of a layer swap: run, score, compare, ablate.")
+    parser.add_version()
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (generating, scoring):
         module.add_commands(commands)

@@ -32,7 +32,7 @@ class Resident:
     def __init__(self, experts: dict[str, Path], **options: Any) -> None:
         self.experts = experts
         self.sources = {role: lswap_core.open_checkpoint(path, role=role) for role, path in experts.items()}
-        self.model = load_model(experts["math"], device="cpu", **options)
+        self.model = tiny.own_memory(load_model(experts["math"], device="cpu", **options))
         self.generator = TransformersGenerator(self.model, experts["math"], Decoding(max_new_tokens=NEW))
         self.resident = ResidentModel(self.model, self.sources["math"], self.sources)
 
@@ -65,7 +65,12 @@ def swapped(resident: Resident, prompts: list[Prompt]) -> dict[str, list[Complet
 
 def merged(draft: Draft, into: Path, *, dtype: str = "auto") -> TransformersGenerator:
     execute(lay_out(draft), into=into)
-    return TransformersGenerator(load_model(into, device="cpu", dtype=dtype), into, Decoding(max_new_tokens=NEW))
+    return on_disk(into, dtype=dtype)
+
+
+def on_disk(path: Path, *, dtype: str = "auto") -> TransformersGenerator:
+    model = tiny.own_memory(load_model(path, device="cpu", dtype=dtype))
+    return TransformersGenerator(model, path, Decoding(max_new_tokens=NEW))
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=[setting.id for setting in SETTINGS])
@@ -73,8 +78,7 @@ def test_swapped_in_place_answers_as_merged_to_disk(
     setting: Setting, resident: Resident, swapped: dict[str, list[Completion]], prompts: list[Prompt], tmp_path: Path
 ) -> None:
     if setting.recipe in ("base", "math", "lang"):
-        path = resident.experts[setting.recipe]
-        generator = TransformersGenerator(load_model(path, device="cpu"), path, Decoding(max_new_tokens=NEW))
+        generator = on_disk(resident.experts[setting.recipe])
     else:
         generator = merged(resident.draft(setting), tmp_path / "merged")
     assert generator.complete(prompts, stop=[], seed=0) == swapped[setting.id]
@@ -95,9 +99,9 @@ def test_half_precision_tied_embeddings_and_a_policy_outside(
     recipe = LayerSwap(bottom=2, top=3, transition=2, ramp="linear", embed="lang", norm="blend")
     swapped = resident.answers(recipe.draft(math=resident.sources["math"], lang=resident.sources["lang"]), prompts)
     draft = recipe.draft(math=resident.sources["math"], lang=resident.sources["lang"])
-    on_disk = merged(draft, tmp_path / "merged")
-    assert on_disk.complete(prompts, stop=[], seed=0) == swapped
-    held, loaded = resident.model.state_dict(), on_disk.model.state_dict()
+    again = merged(draft, tmp_path / "merged")
+    assert again.complete(prompts, stop=[], seed=0) == swapped
+    held, loaded = resident.model.state_dict(), again.model.state_dict()
     assert [name for name in loaded if not torch.equal(held[name].view(torch.int16), loaded[name].view(torch.int16))] == []
     assert (held["lm_head.weight"].data_ptr() == held["model.embed_tokens.weight"].data_ptr()) is tied
     assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}

@@ -167,7 +167,7 @@ class Gathering:
         terms = build.terms() if build.path.is_dir() else None
         if terms is None:
             raise RecipeError(
-                f"there are no parts of {build.destination}; make them first, as `lswap_core apply PLAN --part 1/1`"
+                f"there are no parts of {build.destination}; make them first, as `lswap-core apply PLAN --part 1/1`"
             )
         if terms.plan != plan.digest:
             raise RecipeError(f"{build.path} holds the parts of another plan; give that plan, or choose another --out")

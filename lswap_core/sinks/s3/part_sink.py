@@ -118,7 +118,7 @@ class StoreGathering:
         self._plan = plan
         joint = self._rendezvous.find()
         if joint is None:
-            raise RecipeError(f"there are no parts of {place.url()}; make them first, as `lswap_core apply PLAN --part 1/1`")
+            raise RecipeError(f"there are no parts of {place.url()}; make them first, as `lswap-core apply PLAN --part 1/1`")
         if self._rendezvous.is_published:
             self._rendezvous.clear()  # what was left when publishing was cut off after its last visible act
             raise RecipeError(f"{place.url()} is published already; an output is never written over, choose another --out")

@@ -45,7 +45,7 @@ def find_state(place: Place, plan: Plan, digest: DigestKind, *, restart: bool) -
     if isinstance(state, Joint) and not restart:
         what = f"{place.url()} holds an unfinished merge in {state.terms.parts} parts"
         raise RecipeError(
-            f"{what}; go on with --part and `lswap_core publish`, or discard it with --restart once nobody works on it"
+            f"{what}; go on with --part and `lswap-core publish`, or discard it with --restart once nobody works on it"
         )
     if isinstance(state, State) and not restart and (state.plan, state.digest) != (plan.digest, digest):
         what = "of another plan" if state.plan != plan.digest else f"begun with --digest {state.digest}"

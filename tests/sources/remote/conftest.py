@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.build import llama_like, normal, write_model
+from tests.build import HANG_SECONDS, llama_like, normal, write_model
 from tests.sources.remote.hub_server import HubServer, Repository
 
 MATH, LANG = "acme/math", "acme/lang"
@@ -44,7 +44,7 @@ class Command:
         return Result(**json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=HANG_SECONDS)
 
 
 @pytest.fixture(scope="session")

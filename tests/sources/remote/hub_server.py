@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, unquote, urlsplit
 
+from tests.build import HANG_SECONDS
+
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 _API = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/?]+))?")
 _RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -144,7 +146,7 @@ def _start(hub: HubServer, handler: type[_Handler]) -> _Server:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 60
+    timeout = HANG_SECONDS
 
     @property
     def hub(self) -> HubServer:

@@ -11,7 +11,7 @@ import pytest
 
 from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
 from lswap_core.verbs.merge import read_plan, travel
-from tests.build import tree
+from tests.build import HANG_SECONDS, tree
 from tests.sources.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.sources.remote.hub_server import Fault, HubServer
 
@@ -217,7 +217,7 @@ def test_a_local_directory_wins(hub: HubServer, environment: dict[str, str], exp
     (tmp_path / "acme").mkdir()
     (tmp_path / "acme" / "math").symlink_to(experts / "math")
     command = [sys.executable, "-m", "lswap_core", "inspect", MATH, "--json"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert json.loads(done.stdout)["location"] == str(tmp_path / MATH)
     assert not hub.requests
 

@@ -64,7 +64,7 @@ def test_an_interrupted_push_goes_on_and_sends_only_what_is_missing(run: Command
     hub.faults = [Fault(), Fault(status=403), Fault(status=403)]
     status, _, err = push(run, output, REPOSITORY)
     assert status == 7, err
-    assert err.splitlines()[-1].startswith("lswap_core: error: hf://acme/swapped: ")
+    assert err.splitlines()[-1].startswith("lswap-core: error: hf://acme/swapped: ")
     assert not hub.pushed[REPOSITORY].files  # nobody sees half a model
     (there,) = hub.objects
     hub.faults, hub.requests = [], []
@@ -141,5 +141,5 @@ def test_a_merge_whose_push_fails_says_that_the_output_is_complete(run: Command,
     argv = ("merge", "--math", experts_here / "math", "--lang", experts_here / "lang", *SWAP, "--out", out, "--push", REPOSITORY)
     failed = run(*argv, HF_TOKEN="good-one")
     assert failed.status == 7
-    assert f"{out} is complete; `lswap_core push {out} {REPOSITORY}` tries again" in failed.err
+    assert f"{out} is complete; `lswap-core push {out} {REPOSITORY}` tries again" in failed.err
     assert (out / "lswap_manifest.json").exists()

@@ -17,6 +17,7 @@ from lswap_core.errors import StalePlanError
 from lswap_core.plan.plan import Step
 from lswap_core.plan.runs import Run
 from lswap_core.sources.remote import RemoteFile, RemoteSource
+from tests.build import HANG_SECONDS
 from tests.sources.remote.conftest import LANG, MATH, Command
 from tests.sources.remote.hub_server import HubServer
 
@@ -61,7 +62,7 @@ def test_threads_go_on_while_one_confirms_a_file_and_none_is_done_before() -> No
 
     def confirm(reader: Any) -> None:
         asked.set()
-        assert answer.wait(20)
+        assert answer.wait(HANG_SECONDS)
         confirmed.append(reader.path)
 
     source = RemoteSource({("lang", "file"): RemoteFile(folder, "file", len(DATA), confirm)})
@@ -77,14 +78,14 @@ def test_threads_go_on_while_one_confirms_a_file_and_none_is_done_before() -> No
 
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(work, 0)
-        assert asked.wait(20)
+        assert asked.wait(HANG_SECONDS)
         others = [pool.submit(work, number) for number in (1, 2, 3)]
         for _ in others:
-            assert read.acquire(timeout=20)
+            assert read.acquire(timeout=HANG_SECONDS)
         assert not done
         answer.set()
         for future in (first, *others):
-            future.result(20)
+            future.result(HANG_SECONDS)
     assert confirmed == ["there/file"]
     assert folder.opened == ["file"]
     source.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build import tree
+from tests.build import HANG_SECONDS, tree
 from tests.sources.remote.conftest import COMMITS, LANG, MATH
 from tests.sources.remote.hub_server import HubServer
 
@@ -25,13 +25,13 @@ SHARD = "model-00001-of-00003.safetensors"
 def lswap(*argv: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
     command = [sys.executable, "-m", "lswap_core", *map(str, argv)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
 
 
 def download(environment: dict[str, str], repository: str, *files: str) -> None:
     """Bring files to the local cache by the library's own way."""
     script = "import sys, huggingface_hub as h; [h.hf_hub_download(sys.argv[1], f) for f in sys.argv[2:]]"
-    subprocess.run([sys.executable, "-c", script, repository, *files], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, repository, *files], env=environment, check=True, timeout=HANG_SECONDS)
 
 
 @pytest.fixture
