@@ -40,7 +40,7 @@ def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
         from lswap_core.sinks.s3 import bucket, uploads
 
         if url.startswith(bucket.SCHEME):
-            uploads.check_empty(bucket.Place(bucket.connect(1), url))
+            uploads.check_empty(bucket.BucketPrefix(bucket.connect(1), url))
         else:
             gcs_azure.check_empty(gcs_azure.open_store(url), url)
     else:
@@ -109,11 +109,10 @@ def find_parts(
     from lswap_core.sinks.s3 import bucket, coordination
 
     check_options(options)
-    place = coordination.Rendezvous(bucket.connect(1), url, plan)
-    joint = place.find()
-    if joint is not None:
-        place.check(joint, Terms(plan.digest, parts or joint.terms.parts, options.digest), options)
-    return None if joint is None else joint.terms.parts
+    found = (place := coordination.Coordination(bucket.connect(1), url, plan)).find()
+    if found is not None:
+        place.check(found, parts, options)
+    return None if found is None else found.terms.parts
 
 
 def _checked_shared_url(url: str, sources: Iterable[str]) -> str:

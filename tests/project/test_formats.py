@@ -293,21 +293,19 @@ class Fail(Stop):
         raise KeyboardInterrupt
 
 
-def test_the_state_of_one_process_in_a_store(store: Store, large: Pair) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        execute(in_the_store(store, large), into="s3://models/out", progress=Fail())
-    walk = Walk("lswap-upload/1")
-    walk.see(json.loads(store.tree("models", "out")[".lswap-partial/state.json"]))
-    exhausted(walk)
-
-
-def test_parts_in_a_store(store: Store, large: Pair) -> None:
-    apply_part(in_the_store(store, large), Part(1, 2), into="s3://models/out")
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_unfinished_output_in_a_store(store: Store, large: Pair, alone: bool) -> None:
+    """One process and several workers leave the same two documents, the record under two names."""
+    if alone:
+        with pytest.raises(KeyboardInterrupt):
+            execute(in_the_store(store, large), into="s3://models/out", progress=Fail())
+    else:
+        apply_part(in_the_store(store, large), Part(1, 2), into="s3://models/out")
     documents = store.tree("models", "out")
-    joint, part = Walk("lswap-upload-parts/1"), Walk("lswap-part/1")
-    joint.see(json.loads(documents[".lswap-partial/state.json"]))
-    part.see(json.loads(documents[".lswap-partial/part-1-of-2.json"]))
-    exhausted(joint)
+    state, part = Walk("lswap-upload-parts/1"), Walk("lswap-part/1")
+    state.see(json.loads(documents[".lswap-partial/state.json"]))
+    part.see(json.loads(documents[f".lswap-partial/{'part-1-of-1' if alone else 'part-1-of-2'}.json"]))
+    exhausted(state)
     exhausted(part)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from lswap_core.plan.plan import Plan, PlanSource
 from lswap_core.recipe.expressions import Copy
-from lswap_core.sinks.s3.division import allot
-from lswap_core.sinks.s3.multipart import part_file, stretch_file
-from tests.sinks.test_multipart import GIB, MIB, STORED, check, output
+from lswap_core.sinks.s3.division import divide_uploads
+from lswap_core.sinks.s3.multipart import stretch_file
+from tests.sinks.test_multipart import GIB, MIB, STORED, check, output, parts_of
 
 SIZES = [0, 2, 4096, MIB, 3 * MIB, 5 * MIB, 5 * MIB + 2, 7 * MIB, 40 * MIB, 700 * MIB]
 
@@ -29,13 +29,13 @@ def test_shares_are_all_of_it_and_what_travels_is_what_one_process_sends(seed: i
     plan, count = plan_of(pieces), rng.choice([1, 2, 3, 16])
     stored = rng.choice([STORED, set()])
     alike = ("math", "m") if stored and rng.random() < 0.5 else None
-    done = allot(plan, {file.name: stretch_file(file, stored, alike) for file in plan.files}, count)
+    done = divide_uploads(plan, {file.name: stretch_file(file, stored, alike) for file in plan.files}, count)
     assert sorted(step.name for share in done.shares for step in share.steps) == sorted(step.name for step in plan.steps)
     assert all([*share.steps] == [step for step in plan.steps if step in share.steps] for share in done.shares)
     every = [key for share in done.shares for key in share.parts]
     assert sorted(every) == sorted((file, part.number) for file, parts in done.parts.items() for part in parts)
     for file in plan.files:
-        alone, parts = part_file(file, stored, alike), done.parts[file.name]
+        alone, parts = parts_of(file, stored, alike), done.parts[file.name]
         check(file, parts)
         spliced = [[(p.begin, p.end) for p in of if p.origin is not None] for of in (alone, parts)]
         assert joined(spliced[0]) == joined(spliced[1])
@@ -60,7 +60,7 @@ def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def test_one_giant_file_is_divided_evenly(stored: bool) -> None:
     pieces = [("math", 90 * MIB)] * 100 + [("blend", 90 * MIB)] * 40 + [("lang", 90 * MIB)] * 60
     plan = plan_of([pieces])
-    done = allot(plan, {file.name: stretch_file(file, STORED if stored else set()) for file in plan.files}, 8)
+    done = divide_uploads(plan, {file.name: stretch_file(file, STORED if stored else set()) for file in plan.files}, 8)
     (parts,) = done.parts.values()
     for share in done.shares:
         mine = [part for part in parts if ("model-0.safetensors", part.number) in share.parts]
@@ -75,14 +75,14 @@ def test_one_giant_file_is_divided_evenly(stored: bool) -> None:
 
 def test_whole_files_where_parts_must_be_of_one_size() -> None:
     plan = plan_of([[("math", 40 * MIB), ("blend", 33 * MIB)] for _ in range(5)])
-    done = allot(plan, {file.name: stretch_file(file, set()) for file in plan.files}, 3, whole=True)
+    done = divide_uploads(plan, {file.name: stretch_file(file, set()) for file in plan.files}, 3, whole=True)
     assert all({part.size_bytes for part in parts[:-1]} == {16 * MIB} for parts in done.parts.values())
     assert [len({file for file, _ in share.parts}) for share in done.shares] == [2, 1, 2]
 
 
 def test_as_many_parts_as_there_may_be_and_workers_beside() -> None:
     plan = plan_of([[("blend", 8 * MIB)] * 20_000])
-    done = allot(plan, {file.name: stretch_file(file, STORED) for file in plan.files}, 300)
+    done = divide_uploads(plan, {file.name: stretch_file(file, STORED) for file in plan.files}, 300)
     (parts,) = done.parts.values()
     assert len(parts) <= 10_000
     assert all(5 * MIB <= part.size_bytes <= 5 * GIB for part in parts[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
 from lswap_core.plan.plan import OutputFile
 from lswap_core.recipe.expressions import Blend, Copy, Expression
-from lswap_core.sinks.s3.multipart import Part, part_file
+from lswap_core.sinks.s3.multipart import UploadPart, cut_parts, stretch_file
 
 MIB = 2**20
 GIB = 2**30
@@ -33,7 +34,14 @@ def output(pieces: list[tuple[str, int]], *, shift: int = 0, name: str = "model.
     return OutputFile(name, header, tuple(made_of))
 
 
-def check(file: OutputFile, parts: tuple[Part, ...]) -> None:
+def parts_of(
+    file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None
+) -> tuple[UploadPart, ...]:
+    """The upload parts of a file that one worker sends alone."""
+    return cut_parts(file.name, stretch_file(file, stored, header_of))
+
+
+def check(file: OutputFile, parts: tuple[UploadPart, ...]) -> None:
     """What every store demands, and that each byte that is spliced is the right one."""
     assert [part.number for part in parts] == list(range(1, len(parts) + 1))
     assert len(parts) <= 10_000
@@ -72,7 +80,7 @@ def test_parts_are_whole_in_order_and_within_limits_and_little_travels(seed: int
     sizes = [0, 2, 4096, MIB, 3 * MIB, 5 * MIB, 5 * MIB + 2, 7 * MIB, 9 * MIB, 40 * MIB, 700 * MIB]
     pieces = [(rng.choice(["math", "math", "lang", "blend", "base"]), rng.choice(sizes)) for _ in range(rng.randint(1, 40))]
     file = output(pieces)
-    parts = part_file(file, STORED)
+    parts = parts_of(file, STORED)
     check(file, parts)
     sent = sum(part.size_bytes for part in parts if part.origin is None)
     needed = sum(size for kind, size in pieces if kind in ("blend", "base")) + file.header.data_begin
@@ -81,7 +89,7 @@ def test_parts_are_whole_in_order_and_within_limits_and_little_travels(seed: int
 
 def test_a_file_that_is_a_sources_is_spliced_whole() -> None:
     file = output([("math", 8 * MIB), ("math", 2), ("math", 3 * GIB)])
-    parts = part_file(file, STORED, ("math", "m"))
+    parts = parts_of(file, STORED, ("math", "m"))
     check(file, parts)
     assert all(part.origin is not None for part in parts)
     assert parts[0].origin is not None
@@ -89,13 +97,13 @@ def test_a_file_that_is_a_sources_is_spliced_whole() -> None:
 
 
 def test_a_header_that_is_not_the_sources_travels_with_the_smallest_part() -> None:
-    parts = part_file(output([("math", 100 * MIB)]), STORED)
+    parts = parts_of(output([("math", 100 * MIB)]), STORED)
     assert [part.size_bytes for part in parts if part.origin is None] == [5 * MIB]
 
 
 def test_nothing_is_spliced_where_nothing_lies_in_the_store() -> None:
     file = output([("math", 100 * MIB), ("lang", 30 * MIB)])
-    parts = part_file(file, set())
+    parts = parts_of(file, set())
     check(file, parts)
     assert all(part.origin is None for part in parts)
     assert {part.size_bytes for part in parts[:-1]} == {16 * MIB}
@@ -104,23 +112,23 @@ def test_nothing_is_spliced_where_nothing_lies_in_the_store() -> None:
 
 def test_parts_grow_with_the_file() -> None:
     file = output([("blend", 600 * GIB), ("math", 2)])
-    parts = part_file(file, STORED)
+    parts = parts_of(file, STORED)
     check(file, parts)
     assert max(part.size_bytes for part in parts) <= 128 * MIB
 
 
 def test_more_seams_than_parts_there_may_be() -> None:
     file = output([(kind, 6 * MIB) for _ in range(8_000) for kind in ("math", "lang")])
-    check(file, part_file(file, STORED))
+    check(file, parts_of(file, STORED))
 
 
 def test_a_file_beyond_what_a_store_can_hold_is_refused() -> None:
     with pytest.raises(RecipeError, match="--shard-size"):
-        part_file(output([("blend", 60_000 * GIB)]), STORED)
+        parts_of(output([("blend", 60_000 * GIB)]), STORED)
 
 
 def test_copies_at_other_offsets_are_spliced_from_where_they_are() -> None:
     file = output([("math", 50 * MIB), ("math", 2), ("lang", 50 * MIB)], shift=1234)
-    parts = part_file(file, STORED)
+    parts = parts_of(file, STORED)
     check(file, parts)
     assert sum(part.size_bytes for part in parts if part.origin is not None) > 89 * MIB

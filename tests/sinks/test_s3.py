@@ -24,7 +24,7 @@ from lswap_core.checkpoint.catalogue import Role
 from lswap_core.cli.main import main
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
-from lswap_core.errors import SourceError
+from lswap_core.errors import FormatError, SourceError
 from lswap_core.io.ports import Silence
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
@@ -50,6 +50,8 @@ from tests.build import HANG_SECONDS, Pair, llama_pair, tree, unmeasured
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 FLAGS = ["--bottom", "2", "--top", "1", "--transition", "1"]
 MIB = 2**20
+KEPT = {".lswap-partial/state.json", ".lswap-partial/unfinished/part-1-of-1.json"}
+"""What one process that was cut off leaves, beside its uploads."""
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,7 @@ def test_a_source_that_changes_while_it_is_copied_is_a_stale_plan(store: Store, 
     store.before = meddle
     with pytest.raises(StalePlanError, match=f"s3://models/lang/{name}: changed"):
         within(store, {"math": "s3://models/math", "lang": "s3://models/lang"}, make_plan(pair), "s3://models/out")
-    assert store.tree("models", "out").keys() <= {".lswap-partial/state.json"}
+    assert all(name.startswith(".lswap-partial/") for name in store.tree("models", "out"))
 
 
 def fail_after(store: Store, parts: int) -> None:
@@ -236,7 +238,7 @@ def test_the_same_command_goes_on_from_what_was_sent(store: Store, pair: Pair, e
     with pytest.raises(SourceError, match="too busy") as raised:
         merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", workers=1)
     assert any("the same command goes on" in note for note in raised.value.__notes__)
-    assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
+    assert store.tree("models", "out").keys() == KEPT
     store.refuse = lambda _: None
     sent = store.sent_bytes("models", "out")
     traffic = Traffic()
@@ -356,7 +358,7 @@ def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair:
         process.wait()
     store.before = lambda _: None
     store.settle()  # what the server was told before may still be under way in it
-    assert store.tree("models", "out").keys() == {".lswap-partial/state.json"}
+    assert store.tree("models", "out").keys() == KEPT
     assert len(store.uploads("models")) == 2
     stray = store.client().create_multipart_upload(Bucket="models", Key="out/model-00001-of-00002.safetensors")
     assert stray["UploadId"]
@@ -367,18 +369,55 @@ def test_a_killed_run_shows_nothing_and_the_next_one_ends_it(store: Store, pair:
     assert traffic.bytes_by_method.get("resume", 0) > 0
 
 
-def test_two_that_begin_at_once_do_not_get_into_each_others_way(store: Store, tmp_path: Path) -> None:
-    pair = llama_pair(tmp_path)
+def test_two_that_begin_at_once_share_the_uploads_of_the_first(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    """The second begins uploads, finds that the first was faster, and gives its own up. Both send; both may publish."""
+    plan = make_plan(pair)
+    with (
+        open_local(plan) as source,
+        closing(StoreSink("s3://models/out")) as first,
+        closing(StoreSink("s3://models/out")) as other,
+    ):
 
-    def claim(environ: Environ) -> None:
-        if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("state.json"):
-            store.before = lambda _: None
-            store.client().put_object(Bucket="models", Key="out/.lswap-partial/state.json", Body=b"another's")
+        def claim(environ: Environ) -> None:
+            if environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("state.json"):
+                store.before = lambda _: None
+                first.begin(plan, source)
 
-    store.before = claim
-    with pytest.raises(RecipeError, match="is being written by another process"):
+        store.before = claim
+        for sink in (other, first):
+            executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=2)
+            assert len(store.uploads("models")) == len(plan.files)
+            sink.put("lswap_manifest.json", b"{}")
+        first.publish()
+        assert store.tree("models", "out") == shards(expected) | {"lswap_manifest.json": b"{}"}
+        other.publish()
+    assert store.tree("models", "out") == shards(expected) | {"lswap_manifest.json": b"{}"}
+    assert store.uploads("models") == []
+
+
+def test_two_processes_at_once_make_one_output(store: Store, pair: Pair, expected: dict[str, bytes]) -> None:
+    """One does at least; the other finds the same done, or is told so."""
+    argv = ["merge", "--math", str(pair.math), "--lang", str(pair.lang), *FLAGS, "--out", "s3://models/out", "--quiet"]
+    start = [sys.executable, "-m", "lswap_core", *argv]
+    both = [subprocess.Popen(start, env=unmeasured(), stderr=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert min(process.returncode for process in both) == 0, said
+    assert all(process.returncode in (0, 4, 7) for process in both), said
+    assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
+
+
+def test_what_another_version_left_is_refused_with_advice_and_given_up_on_request(
+    store: Store, pair: Pair, expected: dict[str, bytes]
+) -> None:
+    state = b'{"format":"lswap-upload/1","plan":"xxh3:0","digest":"auto","publishing":false,"uploads":{},"steps":{}}'
+    store.client().put_object(Bucket="models", Key="out/.lswap-partial/state.json", Body=state)
+    store.client().create_multipart_upload(Bucket="models", Key="out/model-00001-of-00002.safetensors")
+    with pytest.raises(FormatError, match="lswap-upload/1.*discard it with --restart"):
         merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out")
-    assert store.tree("models", "out") == {".lswap-partial/state.json": b"another's"}
+    merge(SWAP, math=pair.math, lang=pair.lang, into="s3://models/out", restart=True)
+    assert store.tree("models", "out") == expected
+    assert store.uploads("models") == []
 
 
 def test_memory_does_not_grow_with_the_number_of_shards(store: Store, tmp_path: Path) -> None:
@@ -460,9 +499,9 @@ def test_a_store_that_wants_parts_of_one_size(
     store.refuse = refuse
     flags = ["--math", experts["math"], "--lang", experts["lang"], *FLAGS, "--out", "s3://models/out"]
     assert main(["merge", *flags]) == 7
-    assert "use --copy-method read_write" in capsys.readouterr().err
+    assert "use --copy-method read_write --restart" in capsys.readouterr().err
     sizes.clear()
-    assert main(["merge", *flags, "--copy-method", "read_write"]) == 0
+    assert main(["merge", *flags, "--copy-method", "read_write", "--restart"]) == 0
     assert shards(store.tree("models", "out")) == shards(expected)
 
 

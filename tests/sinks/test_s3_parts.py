@@ -34,13 +34,14 @@ from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import FormatError, SourceError
 from lswap_core.io.ports import Silence
+from lswap_core.io.traffic import Traffic
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.expressions import Blend
 from lswap_core.sinks.part_records import Terms
 from lswap_core.sinks.s3 import part_sink
 from lswap_core.sinks.s3.part_sink import StorePartSink
-from lswap_core.sinks.s3.state import Joint
+from lswap_core.sinks.s3.state import SharedState
 from lswap_core.verbs.merge import write_plan
 from tests.buckets import Environ, Refusal, Store, empty, large_pair, localbucket_store, moto_store, use
 from tests.build import HANG_SECONDS, Pair, llama_pair, tree, unmeasured
@@ -316,9 +317,9 @@ def test_a_damaged_agreement_is_never_believed() -> None:
     rng = random.Random(7)
     terms, alike = Terms("ab", 3, "auto"), {"model.safetensors": ("math", "m.safetensors")}
     origins = {("math", "m.safetensors"): ("s3://models/math/m.safetensors", '"1"')}
-    joint = Joint(terms, "auto", origins, alike, {"model.safetensors": "1"})  # type: ignore[arg-type]
-    whole = joint.to_json()
-    assert Joint.from_json(whole, path="state.json") == joint
+    state = SharedState(terms, "auto", origins, alike, {"model.safetensors": "1"})  # type: ignore[arg-type]
+    whole = state.to_json()
+    assert SharedState.from_json(whole, path="state.json") == state
     for _ in range(200):
         raw = bytearray(whole)
         if rng.random() < 0.5:
@@ -326,7 +327,7 @@ def test_a_damaged_agreement_is_never_believed() -> None:
         else:
             raw[rng.randrange(len(raw) - 1)] ^= 1 << rng.randrange(7)
         with pytest.raises(FormatError, match="state.json"):
-            Joint.from_json(bytes(raw), path="state.json")
+            SharedState.from_json(bytes(raw), path="state.json")
 
 
 def test_parts_that_do_not_go_together(store: Store, small: Case) -> None:
@@ -349,28 +350,64 @@ def test_parts_that_do_not_go_together(store: Store, small: Case) -> None:
     assert store.tree("models", "out") == before
 
 
-def test_one_process_and_parts_do_not_mix_and_restart_gives_parts_up(store: Store, small: Case) -> None:
+@pytest.mark.parametrize("missing", [(), (2,), (1, 2, 3)])
+def test_one_process_goes_on_with_what_workers_have_begun(store: Store, case: Case, missing: tuple[int, ...]) -> None:
+    """It does the parts that are not done, and no other; then it publishes."""
+    for number in (1, 2, 3):
+        if number not in missing:
+            apply_part(case.plan, Part(number, 3), into=OUT)
+    if len(missing) == 3:  # one was cut off before it was done
+        fail_on(store, case.plan.files[1].name)
+        with pytest.raises(SourceError, match="too busy"):
+            apply_part(case.plan, Part(3, 3), into=OUT)
+        store.refuse = lambda _: None
+    before = store.sent_bytes("models", "out")
+    traffic = Traffic()
+    execute(case.plan, into=OUT, traffic=traffic)
+    assert store.tree("models", "out") == case.expected
+    assert store.uploads("models") == []
+    if missing == (1, 2, 3):
+        assert store.sent_bytes("models", "out") == before + sum(map(len, case.expected.values()))
+    else:
+        assert before > 10 * MIB
+        assert traffic.bytes_by_method["resume"] > 10 * MIB
+        assert store.sent_bytes("models", "out") == sum(map(len, case.expected.values()))
+
+
+def fail_on(store: Store, ending: str) -> None:
+    """Refuse every upload part of a file, for good."""
+
+    def refuse(environ: Environ) -> Refusal | None:
+        sends = "partNumber" in environ["QUERY_STRING"] and environ["PATH_INFO"].endswith(ending)
+        return ("503 Slow Down", "SlowDown") if sends else None
+
+    store.refuse = refuse
+
+
+def test_what_one_process_sent_before_it_failed_to_publish_is_a_part(store: Store, small: Case) -> None:
+    store.refuse = lambda e: ("403 Forbidden", "AccessDenied") if e["PATH_INFO"].endswith("lswap_manifest.json") else None
+    with pytest.raises(SourceError, match="may not"):
+        execute(small.plan, into=OUT)
+    store.refuse = lambda _: None
+    assert not apply_part(small.plan, Part(1, 1), into=OUT).anew
+    publish(small.plan, into=OUT)
+    assert store.tree("models", "out") == small.expected
+    assert store.uploads("models") == []
+
+
+def test_another_number_of_parts_is_refused_and_restart_gives_all_up(store: Store, small: Case) -> None:
     experts = {"math": small.pair.math, "lang": small.pair.lang}
     do(small.plan, 2)
-    with pytest.raises(
-        RecipeError, match="unfinished merge in 2 parts; go on with --part and `lswap-core publish`, or discard it"
-    ):
-        execute(small.plan, into=OUT)
     merge(LayerSwap(bottom=1), **experts, into=OUT, restart=True)  # type: ignore[arg-type]
     assert store.uploads("models") == []
     assert not any(name.startswith(".lswap-partial") for name in store.tree("models", "out"))
     with pytest.raises(RecipeError, match=r"s3://models/out/ is not empty \("):
         apply_part(small.plan, Part(1, 2), into=OUT)
-
-    def refuse(environ: Environ) -> Refusal | None:
-        sends = "partNumber" in environ["QUERY_STRING"] and "model-00003" in environ["PATH_INFO"]
-        return ("503 Slow Down", "SlowDown") if sends else None
-
-    store.refuse = refuse
+    fail_on(store, "model-00003-of-00003.safetensors")
     with pytest.raises(SourceError, match="too busy"):
         execute(small.plan, into="s3://models/other", workers=1)
     store.refuse = lambda _: None
-    with pytest.raises(RecipeError, match="holds an unfinished merge that one process began, without --part"):
+    with pytest.raises(RecipeError, match="divided into 1 parts, not into 2"):
         apply_part(small.plan, Part(1, 2), into="s3://models/other")
 
 
@@ -408,13 +445,39 @@ def test_an_upload_that_the_store_lost_is_begun_anew(store: Store, small: Case) 
     assert store.uploads("models") == []
 
 
+@pytest.mark.parametrize("when", ["between two runs", "while it sends"])
+def test_a_lost_upload_costs_one_process_no_other(store: Store, small: Case, when: str) -> None:
+    first, second, third = (file.name for file in small.plan.files)
+
+    def refuse(environ: Environ) -> Refusal | None:
+        if "partNumber" not in environ["QUERY_STRING"] or third not in environ["PATH_INFO"]:
+            return None
+        if when == "between two runs":
+            return "503 Slow Down", "SlowDown"
+        abort_one(store, third)
+        return "404 Not Found", "NoSuchUpload"
+
+    store.refuse = refuse
+    with pytest.raises(SourceError, match="too busy|another is begun"):
+        execute(small.plan, into=OUT, workers=1)
+    if when == "between two runs":
+        abort_one(store, second)
+    store.refuse = lambda _: None
+    traffic = Traffic()
+    execute(small.plan, into=OUT, traffic=traffic)
+    assert store.tree("models", "out") == small.expected
+    assert store.uploads("models") == []
+    kept = [first] if when == "between two runs" else [first, second]
+    assert traffic.bytes_by_method["resume"] == sum(step.size_bytes for step in small.plan.steps if step.file in kept)
+
+
 def test_bytes_that_are_not_those_that_a_part_sent_are_never_published(store: Store, small: Case) -> None:
     do(small.plan, 3)
     client, file = store.client(), small.plan.files[1]
     (upload,) = [u for u in client.list_multipart_uploads(Bucket="models")["Uploads"] if u["Key"].endswith(file.name)]
     at = {"Bucket": "models", "Key": upload["Key"], "UploadId": upload["UploadId"]}
     client.upload_part(**at, PartNumber=1, Body=bytes(file.header.file_size))
-    with pytest.raises(RecipeError, match=f"{file.name}: the store has not what its parts sent.*part 3 of 3 is missing"):
+    with pytest.raises(RecipeError, match=f"{file.name}: the store does not have what its parts sent.*part 3 of 3 is missing"):
         publish(small.plan, into=OUT)
     assert [apply_part(small.plan, Part(number, 3), into=OUT).anew for number in (1, 2, 3)] == [False, False, True]
     publish(small.plan, into=OUT)

@@ -6,32 +6,26 @@ Credentials, region and endpoint are found as every program that uses boto3 find
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.errors import LswapError, RecipeError, SourceError, StalePlanError
+from lswap_core.io.ports import Silence
+from lswap_core.io.threads import run_all
 
 SCHEME = "s3://"
-
+CONNECTIONS = 32
+"""To the store, at a time."""
 PLAN_KEY = "lswap-plan"
 """Metadata of an object that a run has made: the digest of its plan."""
-
 _READ_SECONDS = 300
 """A store that copies a large part may be silent for minutes."""
-
 _CONNECT_SECONDS = 10
-
-_UNKNOWN_CALL = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405", "XNotImplemented"})
-
-_DENIED = frozenset({"AccessDenied", "AllAccessDisabled", "AccountProblem", "403", "Forbidden"})
-
-_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "401", "Unauthorized"})
-
-_BUSY = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "503", "500", "429", "TooManyRequests"})
-
-_ELSEWHERE = frozenset({"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"})
+_CALLS_AT_A_TIME = 8
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class UnknownCallError(SourceError):
@@ -44,6 +38,41 @@ class GoneError(SourceError):
 
 class LostUploadError(GoneError):
     """There is no such upload, or no longer."""
+
+
+_REFUSALS: tuple[tuple[str, type[LswapError], str], ...] = (
+    ("NoSuchBucket", SourceError, "there is no bucket {bucket!r}; make it, or name another"),
+    ("NoSuchUpload", LostUploadError, "the store has no such upload, or no longer; another process may have ended it"),
+    ("NoSuchKey NotFound 404", GoneError, "is not there, or no longer; another process may have removed it"),
+    (
+        "NotImplemented XNotImplemented 501 MethodNotAllowed 405",
+        UnknownCallError,
+        "the store does not know a call that this needs: {message}",
+    ),
+    ("PreconditionFailed ConditionalRequestConflict 412", StalePlanError, "changed after it was planned; plan again"),
+    ("RequestTimeTooSkewed", SourceError, "this machine's clock is too far from the store's; set it right"),
+    (
+        "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken ExpiredToken Unauthorized 401",
+        SourceError,
+        "the store does not take these credentials ({code}); renew them",
+    ),
+    (
+        "AccessDenied AllAccessDisabled AccountProblem Forbidden 403",
+        SourceError,
+        "these credentials may not do this ({code}); ask for leave to read, write and list",
+    ),
+    (
+        "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301",
+        SourceError,
+        "the bucket is in another region ({message}); set AWS_REGION or AWS_ENDPOINT_URL",
+    ),
+    (
+        "SlowDown ServiceUnavailable InternalError RequestTimeout TooManyRequests 503 500 429",
+        SourceError,
+        "the store is too busy ({code}); the same command goes on later",
+    ),
+)
+"""Codes and HTTP statuses of a store's refusals, and what is raised for them. The first row that has either counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +88,11 @@ def split_url(url: str) -> tuple[str, str]:
     """Bucket and key of `scheme://bucket/key`; the key without slashes at its ends."""
     bucket, _, key = url.partition("://")[2].partition("/")
     return bucket, key.strip("/")
+
+
+def at_once(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The results of calls to a store, in the order of `items`; several calls are under way at a time."""
+    return run_all(lambda item, _: call(item), items, total_bytes=0, progress=Silence(), workers=_CALLS_AT_A_TIME)
 
 
 def connect(connections: int) -> Any:
@@ -87,7 +121,7 @@ def connect(connections: int) -> Any:
         raise SourceError(f"s3://: cannot be set up: {error}; see the AWS configuration") from None
 
 
-class Place:
+class BucketPrefix:
     """Everything below one prefix of a bucket. Names are relative to the prefix. Errors name the object."""
 
     def __init__(self, client: Any, url: str) -> None:
@@ -100,39 +134,28 @@ class Place:
 
     def names(self) -> set[str]:
         """Every object."""
-        found: set[str] = set()
-        with told(self.url()):
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key("")):
-                found |= {entry["Key"][len(self._key("")) :] for entry in page.get("Contents", ())}
-        return found
+        return {entry["Key"][len(self._key("")) :] for entry in self._listed("list_objects_v2", "Contents")}
 
     def uploads(self) -> list[tuple[str, str]]:
         """Unfinished uploads: name and id. UnknownCallError where the store cannot say."""
-        found: list[tuple[str, str]] = []
-        with told(self.url()):
-            for page in self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._key("")):
-                found += [(entry["Key"], entry["UploadId"]) for entry in page.get("Uploads", ())]
-        return [(key[len(self._key("")) :], upload) for key, upload in found if key.startswith(self._key(""))]
+        start = self._key("")
+        found = [(entry["Key"], entry["UploadId"]) for entry in self._listed("list_multipart_uploads", "Uploads")]
+        return [(key[len(start) :], upload) for key, upload in found if key.startswith(start)]
 
     def begin(self, name: str, plan: str) -> str:
         """Begin an upload; returns its id."""
-        with told(self.url(name)):
-            answer = self._client.create_multipart_upload(**self._at(name), Metadata={PLAN_KEY: plan})
-        return str(answer["UploadId"])
+        return str(self._call("create_multipart_upload", name, Metadata={PLAN_KEY: plan})["UploadId"])
 
     def parts(self, name: str, upload: str) -> dict[int, tuple[int, str]]:
         """Size and ETag of the parts that an upload has. GoneError, UnknownCallError."""
-        found: dict[int, tuple[int, str]] = {}
         with told(self.url(name)):
-            for page in self._client.get_paginator("list_parts").paginate(**self._at(name), UploadId=upload):
-                found |= {int(part["PartNumber"]): (int(part["Size"]), _bare(part["ETag"])) for part in page.get("Parts", ())}
-        return found
+            pages = self._client.get_paginator("list_parts").paginate(**self._at(name), UploadId=upload)
+            listed = [part for page in pages for part in page.get("Parts", ())]
+        return {int(part["PartNumber"]): (int(part["Size"]), _bare(part["ETag"])) for part in listed}
 
     def send(self, name: str, upload: str, number: int, data: bytes | bytearray | memoryview) -> str:
         """Send one part; returns its ETag."""
-        with told(self.url(name)):
-            answer = self._client.upload_part(**self._at(name), UploadId=upload, PartNumber=number, Body=_body(data))
-        return _bare(answer["ETag"])
+        return _bare(self._call("upload_part", name, UploadId=upload, PartNumber=number, Body=_body(data))["ETag"])
 
     def splice(self, name: str, upload: str, number: int, source: str, etag: str, begin: int, end: int) -> str:
         """Have the store copy bytes [begin, end) of the object at `source`, a URL, as one part; returns its ETag.
@@ -155,27 +178,21 @@ class Place:
     def complete(self, name: str, upload: str, etags: Sequence[str]) -> None:
         """Put an object together. GoneError where there is no such upload, or no longer."""
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
-        with told(self.url(name)):
-            self._client.complete_multipart_upload(**self._at(name), UploadId=upload, MultipartUpload={"Parts": parts})
+        self._call("complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": parts})
 
     def abort(self, name: str, upload: str) -> None:
         """Give an upload up, with its parts; nothing where that was done."""
-        try:
-            with told(self.url(name)):
-                self._client.abort_multipart_upload(**self._at(name), UploadId=upload)
-        except GoneError:
-            pass
+        with suppress(GoneError):
+            self._call("abort_multipart_upload", name, UploadId=upload)
 
     def put(self, name: str, data: bytes, plan: str) -> None:
         """Write a small object."""
-        with told(self.url(name)):
-            self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan})
+        self._call("put_object", name, Body=data, Metadata={PLAN_KEY: plan})
 
     def claim(self, name: str, data: bytes, plan: str) -> bool:
         """Write a small object that must not be there yet; False where it is. Stores that cannot tell are believed."""
         try:
-            with told(self.url(name)):
-                self._client.put_object(**self._at(name), Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
+            self._call("put_object", name, Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
         except StalePlanError:
             return False
         except UnknownCallError:
@@ -189,12 +206,23 @@ class Place:
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        with told(self.url(name)):
-            self._client.delete_object(**self._at(name))
+        self._call("delete_object", name)
 
-    def look(self, name: str) -> Stored:
-        """What is known of an object. GoneError."""
-        return look(self._client, self.url(name))
+    def find(self, name: str) -> Stored | None:
+        """What is known of an object; None where it is not there."""
+        try:
+            return look(self._client, self.url(name))
+        except GoneError:
+            return None
+
+    def _call(self, call: str, name: str, **given: Any) -> Any:
+        with told(self.url(name)):
+            return getattr(self._client, call)(**self._at(name), **given)
+
+    def _listed(self, call: str, member: str) -> list[Any]:
+        with told(self.url()):
+            pages = self._client.get_paginator(call).paginate(Bucket=self.bucket, Prefix=self._key(""))
+            return [entry for page in pages for entry in page.get(member, ())]
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -228,7 +256,7 @@ def told(where: str) -> Iterator[None]:
     try:
         yield
     except exceptions.ClientError as error:
-        _tell(where, error.response.get("Error", {}), error.response.get("ResponseMetadata", {}))
+        raise _refusal(where, error.response.get("Error", {}), error.response.get("ResponseMetadata", {})) from None
     except (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError) as error:
         raise SourceError(f"{where}: no credentials for the store ({error}); set AWS_ACCESS_KEY_ID or log in") from None
     except exceptions.ProxyConnectionError as error:
@@ -239,32 +267,15 @@ def told(where: str) -> Iterator[None]:
         raise SourceError(f"{where}: {error}") from None
 
 
-def _tell(where: str, error: dict[str, Any], answer: dict[str, Any]) -> None:
+def _refusal(where: str, error: dict[str, Any], answer: dict[str, Any]) -> LswapError:
     code, message = str(error.get("Code", "")), str(error.get("Message", "")).rstrip(".")
-    status = str(answer.get("HTTPStatusCode", ""))
-    if code == "NoSuchUpload":
-        raise LostUploadError(f"{where}: the store has no such upload, or no longer; another process may have ended it") from None
-    if code in {"NoSuchKey", "404", "NotFound"}:
-        raise GoneError(f"{where}: is not there, or no longer; another process may have removed it") from None
-    if code in _UNKNOWN_CALL or status in {"501", "405"}:
-        raise UnknownCallError(f"{where}: the store does not know a call that this needs: {message or code}") from None
-    if code in {"PreconditionFailed", "ConditionalRequestConflict", "412"}:
-        raise StalePlanError(f"{where}: changed after it was planned; plan again") from None
-    if code == "NoSuchBucket":
-        raise SourceError(f"{where}: there is no bucket {split_url(where)[0]!r}; make it, or name another") from None
-    if code == "RequestTimeTooSkewed":
-        raise SourceError(f"{where}: this machine's clock is too far from the store's; set it right") from None
     if code == "InvalidPart" and "same length" in message:  # as Cloudflare R2 does
-        raise SourceError(f"{where}: the store wants parts of one size; use --copy-method read_write") from None
-    if code in _REFUSED:
-        raise SourceError(f"{where}: the store does not take these credentials ({code}); renew them") from None
-    if code in _DENIED or status == "403":
-        raise SourceError(f"{where}: these credentials may not do this ({code}); ask for leave to read, write and list") from None
-    if code in _ELSEWHERE:
-        raise SourceError(f"{where}: the bucket is in another region ({message}); set AWS_REGION or AWS_ENDPOINT_URL") from None
-    if code in _BUSY:
-        raise SourceError(f"{where}: the store is too busy ({code}); the same command goes on later") from None
-    raise SourceError(f"{where}: the store refuses: {code}: {message}") from None
+        return SourceError(f"{where}: the store wants parts of one size; use --copy-method read_write --restart")
+    given = {code, str(answer.get("HTTPStatusCode", ""))}
+    for codes, kind, what in _REFUSALS:
+        if not given.isdisjoint(codes.split()):
+            return kind(f"{where}: {what.format(bucket=split_url(where)[0], code=code, message=message or code)}")
+    return SourceError(f"{where}: the store refuses: {code}: {message}")
 
 
 def _bare(etag: object) -> str:
@@ -274,7 +285,3 @@ def _bare(etag: object) -> str:
 
 def _body(data: bytes | bytearray | memoryview) -> bytes | bytearray:
     return data if isinstance(data, bytes | bytearray) else bytes(data)
-
-
-CONNECTIONS = 32
-"""To the store, at a time."""

@@ -1,71 +1,68 @@
-"""Which of a plan's source files lie in the store that the output goes to, and the parts that this makes of the output."""
+"""Which of a plan's source files are in the store that the output goes to, so that the store can copy from them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.errors import StalePlanError
-from lswap_core.io.ports import Silence, Source, Tally
-from lswap_core.io.threads import run_all
+from lswap_core.io.ports import Source
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import is_plain
-from lswap_core.sinks.s3.bucket import SCHEME, look, read_head
-from lswap_core.sinks.s3.multipart import Part, part_file
+from lswap_core.sinks.s3.bucket import SCHEME, at_once, look, read_head
+from lswap_core.sinks.s3.multipart import UploadPart
 
-CALLS_AT_A_TIME = 8
-Origins = Mapping[tuple[Role, str], tuple[str, str]]
+CopySources = Mapping[tuple[Role, str], tuple[str, str]]
 """URL and ETag of source files, by role and name."""
 
 
-def find_origins(client: Any, plan: Plan, source: Source) -> Origins:
-    """The source files that copied bytes come from, as far as they lie in the store, as they are now. StalePlanError where one
+def find_copy_sources(client: Any, plan: Plan, source: Source) -> CopySources:
+    """The source files that copied bytes come from, as far as they are in the store, as they are now. StalePlanError where one
     has another size than was planned.
     """
     sizes = {(of.role, file.name): file.size for of in plan.sources for file in of.files}
     refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
     files = [file for file in dict.fromkeys((ref.role, ref.file) for ref in refs) if source.path_of(*file).startswith(SCHEME)]
 
-    def find(file: tuple[Role, str], _: Tally) -> tuple[str, str]:
+    def find(file: tuple[Role, str]) -> tuple[str, str]:
         url = source.path_of(*file)
         found = look(client, url)
         if found.size != sizes[file]:
             raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
         return url, found.etag
 
-    found = run_all(find, files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    return dict(zip(files, found, strict=True))
+    return dict(zip(files, at_once(find, files), strict=True))
 
 
-def confirm_origins(client: Any, origins: Origins) -> None:
-    """Raise StalePlanError where a source file is no longer what it was: some stores do not heed `CopySourceIfMatch`."""
-
-    def confirm(origin: tuple[str, str], _: Tally) -> None:
-        url, etag = origin
-        if look(client, url).etag != etag:
-            raise StalePlanError(f"{url}: changed after it was planned; plan again")
-
-    run_all(confirm, list(origins.values()), total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-
-
-def find_alike(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Role, str]]:
+def find_alike(client: Any, plan: Plan, sources: CopySources) -> dict[str, tuple[Role, str]]:
     """Of output files that begin as a source file does, that source file: one part of them has header and data."""
 
-    def look(file: OutputFile, _: Tally) -> tuple[Role, str] | None:
+    def look(file: OutputFile) -> tuple[Role, str] | None:
         first = next(iter(file.steps()), None)
         if first is None or not is_plain(first):
             return None
         ref, head = first.made_of.refs[0], file.header.encode()
-        origin = origins.get((ref.role, ref.file))
+        origin = sources.get((ref.role, ref.file))
         found = origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head
         return (ref.role, ref.file) if found else None
 
-    found = run_all(look, plan.files, total_bytes=0, progress=Silence(), workers=CALLS_AT_A_TIME)
-    return {file.name: theirs for file, theirs in zip(plan.files, found, strict=True) if theirs is not None}
+    found = zip(plan.files, at_once(look, plan.files), strict=True)
+    return {file.name: theirs for file, theirs in found if theirs is not None}
 
 
-def part_files(client: Any, plan: Plan, origins: Origins) -> dict[str, tuple[Part, ...]]:
-    """The parts of every output file."""
-    alike = find_alike(client, plan, origins)
-    return {file.name: part_file(file, origins.keys(), alike.get(file.name)) for file in plan.files}
+def confirm_copied(
+    client: Any, sources: CopySources, parts: Mapping[str, Sequence[UploadPart]], keys: Iterable[tuple[str, int]]
+) -> None:
+    """Raise StalePlanError where a source file that upload parts were copied from is no longer what it was: some stores do not
+    heed `CopySourceIfMatch`. keys: of the upload parts, by file and number.
+    """
+    origins = (parts[file][number - 1].origin for file, number in keys)
+
+    def confirm(file: tuple[Role, str]) -> None:
+        url, etag = sources[file]
+        if look(client, url).etag != etag:
+            raise StalePlanError(f"{url}: changed after it was planned; plan again")
+
+    used = {(origin.role, origin.file) for origin in origins if origin is not None}
+    at_once(confirm, sorted(used))

@@ -1,5 +1,5 @@
-"""Which worker of several sends what of an output in a store: follows from the plan, from what the store can copy itself, and
-from the number of workers. Values only, no I/O.
+"""Which worker sends what of an output in a store. It follows from the plan, from what the store can copy itself, and from the
+number of workers. Values only, no I/O.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 from lswap_core.plan.division import spread
 from lswap_core.plan.plan import OutputFile, Plan, Step
-from lswap_core.sinks.s3.multipart import Part, Stretches, cut_parts
+from lswap_core.sinks.s3.multipart import Stretches, UploadPart, cut_parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,10 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Allotment:
+class Division:
     """parts: of every output file. shares: of all workers; together they are all steps and all parts, each once."""
 
-    parts: Mapping[str, tuple[Part, ...]]
+    parts: Mapping[str, tuple[UploadPart, ...]]
     shares: tuple[Share, ...]
 
 
@@ -47,7 +47,7 @@ class _Unit:
         return self.sent_bytes + read if self.sent_bytes else self.end - self.begin
 
 
-def allot(plan: Plan, stretches: Mapping[str, Stretches], count: int, *, whole: bool = False) -> Allotment:
+def divide_uploads(plan: Plan, stretches: Mapping[str, Stretches], count: int, *, whole: bool = False) -> Division:
     """Divide the work among `count` workers. stretches: of every output file. whole: give away whole files only.
 
     Ranges of which something is sent are divided by what travels, those that the store copies alone by their size, each kind by
@@ -63,7 +63,7 @@ def allot(plan: Plan, stretches: Mapping[str, Stretches], count: int, *, whole: 
     owners: dict[str, list[tuple[_Unit, int]]] = {file.name: [] for file in plan.files}
     for unit, number in zip(units, home, strict=True):
         owners[unit.file].append((unit, number))
-    parts: dict[str, tuple[Part, ...]] = {}
+    parts: dict[str, tuple[UploadPart, ...]] = {}
     mine: list[set[tuple[str, int]]] = [set() for _ in range(count)]
     for name, of_file in owners.items():
         cuts = [unit.begin for (_, before), (unit, number) in pairwise(of_file) if before != number]
@@ -76,7 +76,7 @@ def allot(plan: Plan, stretches: Mapping[str, Stretches], count: int, *, whole: 
     steps: list[list[Step]] = [[] for _ in range(count)]
     for unit, number in zip(units, home, strict=True):
         steps[number] += unit.steps
-    return Allotment(parts, tuple(Share(tuple(s), frozenset(p)) for s, p in zip(steps, mine, strict=True)))
+    return Division(parts, tuple(Share(tuple(s), frozenset(p)) for s, p in zip(steps, mine, strict=True)))
 
 
 def _units(file: OutputFile, stretches: Stretches, *, whole: bool) -> list[_Unit]:
@@ -95,7 +95,7 @@ def _units(file: OutputFile, stretches: Stretches, *, whole: bool) -> list[_Unit
             units[-1].end = step.begin
             units.append(_Unit(file.name, step.begin, file.header.file_size, []))
         units[-1].steps.append(step)
-    sizes = [0 if stretch.origin else stretch.size for stretch in stretches.of]
+    sizes = [0 if stretch.origin else stretch.size_bytes for stretch in stretches.of]
     begins, before = [stretch.begin for stretch in stretches.of], list(accumulate(sizes, initial=0))
 
     def sent_before(offset: int) -> int:

@@ -39,20 +39,6 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes [begin, end) of an output file. Those of a part with an origin are copied by the store, others are sent."""
-
-    number: int
-    begin: int
-    end: int
-    origin: Origin | None
-
-    @property
-    def size_bytes(self) -> int:
-        return self.end - self.begin
-
-
-@dataclass(frozen=True, slots=True)
 class Stretch:
     """Bytes [begin, end) of an output file that are sent or, where there is an origin, copied by the store."""
 
@@ -61,12 +47,19 @@ class Stretch:
     origin: Origin | None
 
     @property
-    def size(self) -> int:
+    def size_bytes(self) -> int:
         return self.end - self.begin
 
     def cut(self, begin: int, end: int) -> Stretch:
         """Bytes [begin, end) of it, which count from the file's first."""
         return Stretch(begin, end, self.origin and self.origin.after(begin - self.begin))
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPart(Stretch):
+    """The `number`-th of the stretches that the store puts a file together from, counted from 1."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +70,6 @@ class Stretches:
 
     of: tuple[Stretch, ...]
     least_bytes: int
-
-
-def part_file(
-    file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None
-) -> tuple[Part, ...]:
-    """The parts of an output file, first to last; together they are the file. See `stretch_file`, of which they are made."""
-    return cut_parts(file.name, stretch_file(file, stored, header_of))
 
 
 def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None) -> Stretches:
@@ -106,9 +92,9 @@ def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_
         factor *= 2
 
 
-def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[Part, ...]:
+def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[UploadPart, ...]:
     """The parts that a file of that name is made of. cuts: offsets at which a part is to end and the next to begin; they leave
-    pieces of `least_bytes` or more. What is sent and what is copied does not hang on them. RecipeError for too many of them.
+    pieces of `least_bytes` or more. What is sent and what is copied does not depend on them. RecipeError for too many of them.
     """
     pieces = list(_cut_at(stretches.of, sorted(cuts)))
     factor = stretches.least_bytes // LEAST_BYTES
@@ -116,7 +102,7 @@ def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tu
         if factor * SENT_BYTES >= MOST_BYTES:
             raise _too_large(name)
         factor *= 2
-    return tuple(Part(number, part.begin, part.end, part.origin) for number, part in enumerate(parts, 1))
+    return tuple(UploadPart(part.begin, part.end, part.origin, number) for number, part in enumerate(parts, 1))
 
 
 def _too_large(name: str) -> RecipeError:
@@ -142,11 +128,11 @@ def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
     """Neighbours that go on where the one before ends, in the source too, as one."""
     pending: Stretch | None = None
     for stretch in stretches:
-        if stretch.size == 0:
+        if stretch.size_bytes == 0:
             continue
         if pending is None:
             pending = stretch
-        elif (pending.origin and pending.origin.after(pending.size)) == stretch.origin:
+        elif (pending.origin and pending.origin.after(pending.size_bytes)) == stretch.origin:
             pending = Stretch(pending.begin, stretch.end, pending.origin)
         else:
             yield pending
@@ -160,19 +146,19 @@ def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
 
     What is sent and too short takes bytes from what is copied before or after it, or swallows that.
     """
-    short = [Stretch(s.begin, s.end, s.origin if s.size >= least else None) for s in stretches]
+    short = [Stretch(s.begin, s.end, s.origin if s.size_bytes >= least else None) for s in stretches]
     left = list(reversed(list(_joined(short))))
     done: list[Stretch] = []
     while left:
         stretch = left.pop()
-        if stretch.origin is not None or stretch.size >= least or not left:
+        if stretch.origin is not None or stretch.size_bytes >= least or not left:
             done.append(stretch)
             continue
-        need, after = least - stretch.size, left.pop()
-        if after.size - need >= least or (not left and after.size > need):
+        need, after = least - stretch.size_bytes, left.pop()
+        if after.size_bytes - need >= least or (not left and after.size_bytes > need):
             left.append(after.cut(after.begin + need, after.end))
             done.append(Stretch(stretch.begin, after.begin + need, None))
-        elif done and done[-1].origin is not None and done[-1].size - need >= least:
+        elif done and done[-1].origin is not None and done[-1].size_bytes - need >= least:
             before = done.pop()
             done += [before.cut(before.begin, before.end - need), Stretch(before.end - need, stretch.end, None)]
             left.append(after)
@@ -192,12 +178,12 @@ def _cut(stretches: list[Stretch], factor: int) -> Iterator[Stretch]:
     sent, spliced = min(SENT_BYTES * factor, MOST_BYTES), min(SPLICED_BYTES * factor, MOST_BYTES)
     for stretch in stretches:
         most = sent if stretch.origin is None else spliced
-        count = -(-stretch.size // most)
+        count = -(-stretch.size_bytes // most)
         full = stretch.origin is None and stretch is stretches[-1]
         for number in range(count):
             begin, end = (
-                (number * most, min((number + 1) * most, stretch.size))
+                (number * most, min((number + 1) * most, stretch.size_bytes))
                 if full
-                else (stretch.size * number // count, stretch.size * (number + 1) // count)
+                else (stretch.size_bytes * number // count, stretch.size_bytes * (number + 1) // count)
             )
             yield stretch.cut(stretch.begin + begin, stretch.begin + end)

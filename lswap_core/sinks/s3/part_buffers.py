@@ -1,4 +1,4 @@
-"""Parts of output files while their bytes come in, from several threads and in any order: each is delivered once, when whole."""
+"""Upload parts while their bytes come in, from several threads and in any order: each is delivered once, when it is whole."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import Lock
 
-from lswap_core.sinks.s3.multipart import Part
+from lswap_core.sinks.s3.multipart import UploadPart
 
-Deliver = Callable[[str, Part, bytearray | None], None]
+Deliver = Callable[[str, UploadPart, bytearray | None], None]
 """Called with a file, a part of it, and the part's bytes; None for one that the store copies."""
 
 
-class Assembly:
-    """The parts of all files. Memory is taken for a part that is sent from its first byte until it is delivered, so what is
-    held is the parts in which threads are at work, and those that wait for a neighbour's bytes.
+class PartBuffers:
+    """The upload parts of all files. One that is sent takes memory from its first byte until it is delivered. So what is held is
+    the parts in which threads are at work, and those that wait for a neighbour's bytes.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, tuple[Part, ...]],
+        parts: Mapping[str, tuple[UploadPart, ...]],
         heads: Mapping[str, bytes],
         there: Collection[tuple[str, int]],
         deliver: Deliver,
@@ -50,7 +50,7 @@ class Assembly:
                 if self._left[key] == 0 and key not in self._there:
                     self._deliver(file, part, bytearray(self._heads[file][part.begin : part.end]))
 
-    def spans(self, file: str, begin: int, end: int) -> Iterator[tuple[Part, int, int]]:
+    def spans(self, file: str, begin: int, end: int) -> Iterator[tuple[UploadPart, int, int]]:
         """The parts that [begin, end) of a file lies in, each with the range that it has of it."""
         parts = self._parts[file]
         number = bisect_right(self._begins[file], begin) - 1
@@ -59,7 +59,7 @@ class Assembly:
             yield parts[number], begin, stop
             begin, number = stop, number + 1
 
-    def room(self, file: str, part: Part, begin: int, end: int) -> memoryview | None:
+    def room(self, file: str, part: UploadPart, begin: int, end: int) -> memoryview | None:
         """Where bytes [begin, end) of the file, which lie in `part`, are to be put; None where they are not wanted."""
         key = (file, part.number)
         if part.origin is not None or key in self._there:
@@ -74,7 +74,7 @@ class Assembly:
                 self.most_held_bytes = max(self.most_held_bytes, self._held_bytes)
         return memoryview(buffer)[begin - part.begin : end - part.begin]
 
-    def arrived(self, file: str, part: Part, count: int) -> None:
+    def arrived(self, file: str, part: UploadPart, count: int) -> None:
         """`count` more bytes of a part are there, or need not be; the last ones bring it on its way, in this thread."""
         key = (file, part.number)
         if key in self._there:

@@ -1,39 +1,37 @@
-"""An output in an S3-compatible store: its files are put together from parts, many of which the store copies itself."""
+"""An output in an S3-compatible store by one process, which does all parts of it."""
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
 
-from lswap_core.errors import LswapError, RecipeError, StalePlanError
-from lswap_core.io.ports import Source, Tally
+from lswap_core.errors import LswapError
+from lswap_core.io.ports import Source
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
+from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
-from lswap_core.plan.plan import Plan, Step
+from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run
-from lswap_core.sinks.s3.bucket import CONNECTIONS, Place, connect
-from lswap_core.sinks.s3.copy_sources import Origins, confirm_origins, find_origins, part_files
-from lswap_core.sinks.s3.sender import Key, Sender
-from lswap_core.sinks.s3.state import STATE_FILE, State, Upload
-from lswap_core.sinks.s3.uploads import Uploads, find_state, put_small, put_together, take_up
+from lswap_core.sinks.s3.bucket import CONNECTIONS, BucketPrefix, connect
+from lswap_core.sinks.s3.coordination import Coordination, Key
+from lswap_core.sinks.s3.copy_sources import confirm_copied
+from lswap_core.sinks.s3.delivered import Delivered, find_delivered
+from lswap_core.sinks.s3.sender import Sender, Sending
+from lswap_core.sinks.s3.state import STATE_FILE, SharedState
+from lswap_core.sinks.s3.uploads import Publishing
 
 _SAVE_SECONDS = 5.0
 """What a kill costs, at most, beside the steps in flight."""
 
 
-class StoreSink:
-    """Writes below `s3://bucket/prefix`. Nothing is visible there before all is sent; the manifest appears last. What is
-    finished is kept in unfinished uploads when a run fails, for the next one, and told of in `STATE_FILE`.
+class StoreSink(Sending, Publishing):
+    """Writes below `s3://bucket/prefix`. Nothing is visible there before all is sent; the manifest appears last. Where workers
+    have begun the same output in parts, this does what they have not done; else the whole is one part. What is finished stays
+    in unfinished uploads when a run fails, and records say what that is.
     """
-
-    in_order = True
-    """See `lswap_core.io.ports.Sink`."""
-    most_workers: int | None = None
-    """See `lswap_core.io.ports.Sink`."""
 
     def __init__(
         self,
@@ -47,66 +45,48 @@ class StoreSink:
         earlier run left.
         """
         check_options(options)
-        self._client = connect(CONNECTIONS)
-        self._place = Place(self._client, destination)
-        self._options = options
-        self._traffic = traffic or Traffic()
-        self._restart = restart
-        self._uploads = Uploads()
-        self._finished: dict[str, StepRecord] = {}
-        self._small: dict[str, bytes] = {}
+        self._client, self._url = connect(CONNECTIONS), destination
+        super().__init__(BucketPrefix(self._client, destination))
+        self._options, self._traffic, self._restart = options, traffic or Traffic(), restart
         self._lock, self._saving = Lock(), Lock()
         self._saved_at = time.monotonic()
-        self._plan: Plan | None = None
-        self._earlier: State | None = None
-        self._publishing = self._published = self._ready = False
-        self.shard_sha256: dict[str, str] = {}
-        """Always empty: nobody here sees the bytes of a shard in order."""
+        self._finished: dict[str, StepRecord] = {}
+        self._confirmed: set[Key] = set()
+        self._state: SharedState | None = None
+        self._published = False
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
         """See `lswap_core.io.ports.Sink`. RecipeError where the place is not empty, or holds an unfinished merge of another
         plan; SourceError where the store refuses.
         """
-        state = find_state(self._place, plan, self._options.digest, restart=self._restart)
-        self._steps = {file.name: file.steps() for file in plan.files}
-        origins = find_origins(self._client, plan, source) if self._options.copy_method != "read_write" else {}
-        self._set_parts(plan, origins)
-        first = State(plan.digest, self._options.digest).to_json()
-        # Before the uploads: who finds those must know whose they are.
-        if state is None and not self._place.claim(STATE_FILE, first, plan.digest):
-            where = self._place.url()
-            raise RecipeError(f"{where} is being written by another process; wait for it or choose another --out")
-        self._plan, self._earlier, self._publishing = plan, state, state is not None and state.publishing
-        self._sender = self._new_sender(origins, {})
-        take_up(self._place, plan, state, self._parts, self._uploads)
-        self._sender = self._new_sender(origins, self._uploads.etags)
-        complete = {(file, part.number) for file in self._uploads.complete for part in self._parts[file]}
-        every = {(file, part.number) for file, parts in self._parts.items() for part in parts}
-        if not self._sender.can_splice(every - complete):  # then everything is sent
-            self._set_parts(plan, {})
-            self._sender = self._new_sender({}, {})
-            complete = {(file, part.number) for file in self._uploads.complete for part in self._parts[file]}
-        there = complete | self._sender.etags.keys()
-        self._kept = there
-        self._sender.begin(complete)
-        records = {} if state is None else state.steps
-        done = {step.name: records[step.name] for step in plan.steps if step.name in records and self._holds(step, there)}
+        self._plan, self._coordination = plan, Coordination(self._client, self._url, plan)
+        if self._restart:
+            self._coordination.discard()
+        state = self._coordination.join(None, source, self._options)
+        self._division = state.divide(plan)
+        self._parts = self._division.parts
+        if self._coordination.began:
+            found = Delivered(etags=self._coordination.copied)
+            self._traffic.add("splice", sum(self._parts[file][number - 1].size_bytes for file, number in found.etags))
+        else:
+            found = find_delivered(self._coordination, plan, state, self._division)
+            self._confirmed |= found.etags.keys()
+        if found.lost:
+            state = self._coordination.replace_lost(state, found.lost)
+        self._kept, self._complete = found.etags, found.complete
+        self._noted = {number for number in found.done if not self._division.shares[number - 1].parts & found.wrong}
+        there = found.etags.keys() | {(file, part.number) for file in found.complete for part in self._parts[file]}
+        self._sender = Sender(self._coordination, plan, state, self._parts, there, options=self._options, traffic=self._traffic)
+        self._state = state
+        records = {record.name: record for part in (found.done | found.unfinished).values() for record in part}
+        held = [step for step in plan.steps if step.name in records and self._sender.keys(step) <= there]
+        done = {step.name: records[step.name] for step in held}
         self._finished = dict(done)
-        self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in done))
-        self._save()
-        self._ready = True
+        self._traffic.add("resume", sum(step.size_bytes for step in held))
         self._sender.deliver_heads()
         return done
 
-    def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """See `lswap_core.io.ports.Sink`."""
-        return self._sender.copy(run, source, tally)
-
-    def write(self, run: Run, offset: int, data: memoryview) -> None:
-        """See `lswap_core.io.ports.Sink`."""
-        self._sender.write(run, offset, data)
-
-    def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002 - its parts tell
+    def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002 - the records name the steps
         """See `lswap_core.io.ports.Sink`."""
         with self._lock:
             self._finished |= {record.name: record for record in records}
@@ -116,109 +96,61 @@ class StoreSink:
             finally:
                 self._saving.release()
 
-    def put(self, name: str, data: bytes) -> None:
-        """See `lswap_core.io.ports.Sink`."""
-        if name in self._small or name in self._parts:
-            raise RecipeError(f"{self._place.url(name)}: two files of the output would have this name")
-        self._small[name] = data
-
     def publish(self) -> None:
         """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
-        plan = self._plan_of()
-        try:
-            confirm_origins(self._client, self._sender.origins)
-        except StalePlanError:
-            self._sender.disown_spliced()
-            raise
-        self._publishing = True
-        self._save()
-        complete = self._uploads.complete
-        put_together(self._place, plan, self._parts, self._uploads.ids, self._sender.etags, complete=complete)
-        put_small(self._place, plan, self._small)
-        self._place.delete(STATE_FILE)
+        state = self._save()
+        self._publish(self._plan, state.uploads, self._etags(), self._complete)
+        self._coordination.clear()
         self._published = True
-
-    def hash_shard(self, name: str) -> None:
-        """Is never asked for; see `check_options`."""
-        raise RecipeError(f"{self._place.url(name)}: cannot be hashed, since nobody here sees its bytes in order")
 
     def close(self) -> None:
         """See `lswap_core.io.ports.Sink`."""
-        if self._plan is None or self._published:
+        if self._state is None or self._published:
             return
         with suppress(LswapError):  # the error that led here counts; what is left now, the next run finds
             if self.kept:
-                if self._ready:
-                    self._save()
+                self._save()
             else:
-                for name, upload in self._uploads.ids.items():
-                    self._place.abort(name, upload)
-                self._place.delete(STATE_FILE)
-        self._plan = None
+                self._coordination.give_up(self._state)
+        self._state = None
 
     @property
     def kept(self) -> bool:
         """What was sent is kept in unfinished uploads, for the same command to go on from."""
-        if self._plan is None or self._published:
-            return False
-        return bool(self._sender.etags or self._uploads.complete or (self._earlier is not None and self._earlier.uploads))
+        return self._state is not None and not self._published and (not self._coordination.began or bool(self._etags()))
 
     @property
     def partial(self) -> str:
-        """Where it is told what was sent."""
+        """The object that names the unfinished uploads."""
         return self._place.url(STATE_FILE)
 
     @property
     def most_held_bytes(self) -> int:
-        """The most memory that parts took at a time."""
+        """The most memory that upload parts took at a time."""
         return self._sender.most_held_bytes
-
-    # Before the first byte
-
-    def _set_parts(self, plan: Plan, origins: Origins) -> None:
-        self._parts = part_files(self._client, plan, origins)
-        self._ends = {file: [part.end for part in parts] for file, parts in self._parts.items()}
-
-    def _new_sender(self, origins: Origins, etags: Mapping[Key, str]) -> Sender:
-        ids = self._uploads.ids
-        return Sender(
-            self._place, self._plan_of(), self._parts, origins, ids, etags, options=self._options, traffic=self._traffic
-        )
 
     # What is finished
 
-    def _holds(self, step: Step, there: Collection[Key]) -> bool:
-        return all((step.file, number) in there for number in self._numbers(step))
+    def _etags(self) -> dict[Key, str]:
+        return self._kept | self._sender.etags
 
-    def _numbers(self, step: Step) -> Iterable[int]:
-        """Numbers of the parts that a step's bytes lie in."""
-        if step.begin == step.end:
-            return ()
-        ends = self._ends[step.file]
-        return range(bisect_right(ends, step.begin) + 1, bisect_right(ends, step.end - 1) + 2)
-
-    def _sound(self, etags: Mapping[Key, str], finished: Mapping[str, StepRecord]) -> Iterator[Key]:
-        """Parts that hold none but bytes of finished steps, whose sources were found to be unchanged."""
-        doubtful = {
-            (file, n) for file, steps in self._steps.items() for s in steps if s.name not in finished for n in self._numbers(s)
-        }
-        return (key for key in etags if key in self._kept or key not in doubtful)
-
-    def _save(self) -> None:
-        """Tell the next run what there is."""
-        plan = self._plan_of()
+    def _save(self) -> SharedState:
+        """Record what the next run may rely on: finished steps, and upload parts that hold bytes of no other steps."""
+        state, shares = self._state, self._division.shares
+        assert state is not None
         with self._lock:
             finished = dict(self._finished)
-        etags = self._sender.etags
-        listed: dict[str, dict[int, tuple[int, int, str]]] = {file: {} for file in self._parts}
-        for file, number in self._sound(etags, finished):
-            part = self._parts[file][number - 1]
-            listed[file][number] = part.begin, part.end, etags[file, number]
-        uploads = {file: Upload(upload, listed[file]) for file, upload in self._uploads.ids.items()}
-        state = State(plan.digest, self._options.digest, uploads, finished, self._publishing)
-        self._place.put(STATE_FILE, state.to_json(), plan.digest)
+        doubtful = {key for step in self._plan.steps if step.name not in finished for key in self._sender.keys(step)}
+        sound = {key: etag for key, etag in self._etags().items() if key in self._kept or key not in doubtful}
+        confirm_copied(self._client, state.origins, self._parts, sound.keys() - self._confirmed)
+        self._confirmed |= sound.keys()
+        for number, share in enumerate(shares, 1):
+            records = [finished[step.name] for step in share.steps if step.name in finished]
+            etags = {key: sound[key] for key in share.parts & sound.keys()}
+            done = len(records) == len(share.steps) and len(etags) == len(share.parts)
+            if number not in self._noted and (done or etags):
+                self._coordination.note(Part(number, len(shares)), state, records, etags, unfinished=not done)
+            if done:
+                self._noted.add(number)
         self._saved_at = time.monotonic()
-
-    def _plan_of(self) -> Plan:
-        assert self._plan is not None
-        return self._plan
+        return state
