@@ -30,7 +30,7 @@ from lswap_core.sinks.places import open_part, open_parts, open_sink
 from lswap_core.sources.places import AnySource, Places, open_checkpoint
 from lswap_core.verbs.execute import complete
 from tests import oracle
-from tests.build import Model, Pair, llama_pair, normal, read_file, tree, write_model
+from tests.build import Model, Pair, llama_pair, normal, read_file, write_model
 from tests.sinks.conformance.places import Disk, Place
 
 MIB = 2**20
@@ -198,12 +198,9 @@ def fail_after(count: int, error: BaseException) -> Callable[[int], None]:
 
 @dataclass
 class Told:
-    """What one command was told. read_bytes: of its sources. taken_up: steps that it did not do, since they were done. kept,
-    partial: what the sink said when it was closed; None of a part.
-    """
+    """What one command tells. read_bytes: of its sources. kept, partial: what a sink of whole outputs said at the end."""
 
     read_bytes: int = 0
-    taken_up: set[str] = field(default_factory=set)
     kept: bool | None = None
     partial: str = ""
 

@@ -17,7 +17,7 @@ from tests.sinks.conformance.places import BUCKET, Bucket, Container, Disk, Othe
 IMPLEMENTATIONS = ("disk", "disk in parts", "s3 on moto", "s3 on moto in parts", "gs on moto", "az on azurite")
 SECOND_SERVERS = ("s3 on localbucket", "s3 on localbucket in parts")
 """The same sinks with a server that knows fewer calls."""
-on_every_server = pytest.mark.parametrize("places", (*IMPLEMENTATIONS, *SECOND_SERVERS), indirect=True)
+on_every_server = pytest.mark.parametrize("places", [*IMPLEMENTATIONS, *SECOND_SERVERS], indirect=True)
 """For laws that a sink may keep on one server and break on another."""
 _NUMBERS = count()
 

@@ -28,8 +28,7 @@ class Shelf:
 
 class Place(ABC):
     """Of one kind. lists: it says what files it has. served: it has a server, which can fail. quick: a checkpoint is put there
-    in no time. environment: what programs need
-    to get there.
+    in no time. environment: what programs need to get there.
     """
 
     lists = True
@@ -45,13 +44,13 @@ class Place(ABC):
     def change(self, shelf: Shelf, name: str, data: bytes | None) -> None:
         """Another content for a file, or none at all."""
 
-    def refuse(self, status: int) -> None:
+    def refuse(self, status: int) -> None:  # noqa: B027 - for those that are served
         """Answer every request for a range of a file so from now on."""
 
-    def cut(self, after: int, times: int) -> None:
+    def cut(self, after: int, times: int) -> None:  # noqa: B027 - for those that are served
         """Break the connection after so many bytes of every answer, so many times."""
 
-    def heal(self) -> None:
+    def heal(self) -> None:  # noqa: B027 - for those that are served
         """Fail no more."""
 
 
