@@ -16,7 +16,7 @@ WORKERS ?= logical
 # All tests of a file go to one process, in order: they share what is made once. Each process computes in one thread, as there
 # are others. No test is a benchmark, and that plugin has no use for several processes.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -p no:benchmark
-LOWER_ROWS = lswap_core/errors.py,lswap_core/options.py,lswap_core/strict_json.py,lswap_core/text.py,lswap_core/checkpoint/*,lswap_core/recipe/*,lswap_core/plan/*,lswap_core/analysis/*,lswap_core/kernels/difference.py,lswap_core/io/ports.py,lswap_core/io/traffic.py
+LOWER_ROWS = lswap_core/errors.py,lswap_core/options.py,lswap_core/text/*,lswap_core/checkpoint/*,lswap_core/recipe/*,lswap_core/plan/*,lswap_core/analysis/*,lswap_core/kernels/difference.py,lswap_core/io/ports.py,lswap_core/io/traffic.py
 
 .PHONY: demo test test-all check clean
 

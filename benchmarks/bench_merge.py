@@ -33,7 +33,7 @@ import pair as experts
 from harness import Contender, GateError, Measurement, RunError, Surroundings
 
 from lswap_core.errors import RecipeError
-from lswap_core.text import parse_size
+from lswap_core.text.plain import parse_size
 
 
 def main() -> None:

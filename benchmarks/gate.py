@@ -21,7 +21,7 @@ _CHUNK_BYTES = 512 * 1024
 
 @dataclass(frozen=True)
 class Swap:
-    """How many layers come from lang and are blended; `outside` is lang's share of what is in no layer."""
+    """How many layers come from lang and are blended; `outside` is lang's weight of what is in no layer."""
 
     bottom: int = 4
     top: int = 2
@@ -30,7 +30,7 @@ class Swap:
     outside: float = 0.0
 
     def share(self, name: str, layers: int) -> float:
-        """lang's share of a tensor: 0.0 and 1.0 are copies."""
+        """lang's weight of a tensor: 0.0 and 1.0 are copies."""
         found = re.match(r"model\.layers\.(\d+)\.", name)
         if found is None:
             return self.outside

@@ -20,7 +20,7 @@ import numpy as np
 
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.checkpoint.header import build_header, reference_order, size_in_bytes
-from lswap_core.text import parse_size
+from lswap_core.text.plain import parse_size
 
 BF16 = DTYPES["BF16"]
 Values = Callable[[str, str, int, "Shape", int], Iterator[bytes]]

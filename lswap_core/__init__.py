@@ -8,7 +8,7 @@
     print(plan.summary())
     manifest = execute(plan, into="models/qwen-math-sw")
 
-Names load on first use, so that importing the package costs next to nothing.
+Names load on first use, so importing the package is cheap.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises on purpose.
 
     LswapError                      the root; catch this one to catch them all
     +- FormatError        exit 3    a file violates its format                      .path .tensor
@@ -7,10 +7,10 @@
     |  +- SelectionError            a selector matched nothing
     +- StalePlanError     exit 5    a source changed after planning
     +- VerificationError  exit 6    an output differs from its manifest             .issues
-    +- SourceError        exit 7    a source cannot be had (hub, network, credentials)
+    +- SourceError        exit 7    a source cannot be reached (hub, network, credentials)
 
-`OSError` passes through untouched, with the path it names (exit 1). A message says what is wrong, where, what was
-expected and what to do.
+`OSError` passes through unchanged, with the path it names (exit 1). A message says what is wrong, where, what was expected
+and what to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SHOWN_ISSUES = 12
 
 @contextmanager
 def located(path: object) -> Iterator[None]:
-    """Give an OSError that names no file the path that it is about."""
+    """Add `path` to an OSError that names no file."""
     try:
         yield
     except OSError as error:
@@ -34,12 +34,12 @@ def located(path: object) -> Iterator[None]:
 
 
 class LswapError(Exception):
-    """Root of the tree. `exit_code` is what the command line exits with."""
+    """Root of the tree. `exit_code` is the command line's exit status."""
 
     exit_code: ClassVar[int] = 1
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors travel between processes with all that they tell, however they are made."""
+        """Keep all attributes when an error is pickled for another process."""
         return _revive, (type(self), self.args), self.__dict__
 
 
@@ -60,7 +60,7 @@ class FormatError(LswapError):
 
 
 class RecipeError(LswapError):
-    """The request is impossible, whatever the files hold."""
+    """The request is impossible, whatever the files contain."""
 
     exit_code: ClassVar[int] = 4
 
@@ -90,7 +90,7 @@ class StalePlanError(LswapError):
 
 
 def became_shorter(path: object) -> StalePlanError:
-    """What to raise where a file ends before its tensors do."""
+    """The error to raise where a file ends before its tensors do."""
     return StalePlanError(f"{path}: became shorter while it was read; plan again")
 
 
@@ -101,6 +101,6 @@ class VerificationError(_ListingError):
 
 
 class SourceError(LswapError):
-    """A source cannot be had: hub, network, credentials."""
+    """A source cannot be reached: hub, network, credentials."""
 
     exit_code: ClassVar[int] = 7

@@ -1,5 +1,7 @@
-"""What can be chosen by name; and how an output is written, which changes its speed and what is recorded of it, never its
-tensors. Light enough for the command line to load before it knows what is asked of it.
+"""Options that are chosen by name, and `WriteOptions`: how an output is written. These change its speed and the recorded
+digests, never its tensors.
+
+The command line loads this module before it knows the command, so it imports little.
 """
 
 from __future__ import annotations
@@ -19,11 +21,11 @@ Method = Literal["layer-swap", "soup", "task-arithmetic", "ties"]
 
 Ramp = Literal["constant", "linear", "mav"]
 
-Part = Literal["math", "lang", "blend"]
+OutsideChoice = Literal["math", "lang", "blend"]
 
 ROLES = ("math", "lang", "base")
-"""What layer swapping, task vectors and the analysis call their sources, in the order in which plans list them. A source's role
-may be any other identifier.
+"""The roles of sources in layer swapping, task vectors and the analysis, in the order in which plans list them. Other sources
+may have any other identifier as role.
 """
 
 COPY_METHODS: tuple[CopyMethod, ...] = get_args(CopyMethod)
@@ -36,18 +38,17 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 RAMPS: tuple[Ramp, ...] = get_args(Ramp)
 
-PARTS: tuple[Part, ...] = get_args(Part)
+OUTSIDE_CHOICES: tuple[OutsideChoice, ...] = get_args(OutsideChoice)
 
 
 @dataclass(frozen=True, slots=True)
 class WriteOptions:
-    """copy_method: the only way of copying to try before reading and writing; `auto` tries all, best first.
+    """How an output is written. Raises RecipeError for unknown values.
 
-    digest: of which bytes a digest is recorded. `auto`: XXH3 (128 bits) of every tensor that this process moved, none of one
-    that shares its source's extents or file; `xxh3`: of every tensor; `sha256`: that, and the SHA-256 of every shard, as
-    the hub shows it; `none`. link: `hard` links a shard in which nothing changed to its source's file.
-
-    Raises RecipeError for any other value.
+    copy_method: the only way of copying to try before reading and writing; `auto` tries all, fastest first. digest: the bytes
+    of which a digest is recorded. `auto`: XXH3 (128 bits) of every tensor that this process moved, none of one that shares
+    its source's extents or file; `xxh3`: of every tensor; `sha256`: that, and the SHA-256 of every shard, as the hub shows
+    it; `none`. link: `hard` links a shard in which nothing changed to its source's file.
     """
 
     copy_method: CopyMethod = "auto"
@@ -63,7 +64,7 @@ class WriteOptions:
 
 
 def check_options(options: WriteOptions) -> None:
-    """RecipeError for what only a disk can do."""
+    """Raises RecipeError for options that only a disk supports, where the output is not on a disk."""
     if options.digest == "sha256":
         raise RecipeError("--digest sha256: nobody sees the bytes of a shard in order on their way to a store; use xxh3")
     if options.copy_method not in ("auto", "read_write"):

@@ -1,10 +1,10 @@
-"""`blend_stats` on torch tensors, where they lie: on the CPU by the best backend there, on a CUDA device by Triton.
+"""`blend_stats` on torch tensors, on their own device: on the CPU with the fastest backend, on a CUDA device with Triton.
 
     out, statistics = blend_stats(math_weight, lang_weight, 0.5)
     print(difference(statistics).cosine)
 
-Both calls are one custom operator, `lswap_core::blend_stats`, so `torch.compile` traces them. There are no gradients.
-`import lswap_core` does not import this module, nor torch; this one does.
+Both functions use one custom operator, `lswap_core::blend_stats`, so `torch.compile` traces them. There are no gradients.
+This module imports torch; `import lswap_core` imports neither.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ FLOATS = {
 
 
 def blend_stats(x: Tensor, y: Tensor, weight: float, *, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`(out, statistics)`: out = round((1 - weight) * x + weight * y), and how x and y differ.
+    """Return `(out, statistics)`: out = round((1 - weight) * x + weight * y), and how x and y differ.
 
-    x, y, out: contiguous tensors of one shape, of one dtype of BF16, F16, F32, F64, float8_e4m3fn and float8_e5m2, on one
-    device, the CPU or a CUDA one; none is copied. out: made where not given; may overlap neither. weight: y's share, from
-    0 to 1. statistics: fp64 (10), on that device; `difference` makes it a DifferenceStats, and waits for the device.
+    x, y, out: contiguous tensors of one shape and of one dtype (BF16, F16, F32, F64, float8_e4m3fn or float8_e5m2) on one
+    device, the CPU or a CUDA device; none is copied. out: allocated where not given; may overlap neither input. weight: of y,
+    from 0 to 1. statistics: fp64 (10), on that device; `difference` turns it into a DifferenceStats and waits for the device.
 
-    The bytes are the same on every device, those of `lswap_core.kernels`. Raises ValueError for anything else.
+    The bytes are the same on every device, and equal those of `lswap_core.kernels`. Raises ValueError for anything else.
     """
     check_weight("weight", weight)
     made = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
@@ -53,9 +53,9 @@ def blend_stats(x: Tensor, y: Tensor, weight: float, *, out: Tensor | None = Non
 def blend_stats_batch(
     x: Sequence[Tensor], y: Sequence[Tensor], weights: Sequence[float], *, out: Sequence[Tensor] | None = None
 ) -> tuple[list[Tensor], Tensor]:
-    """`blend_stats` of many tensors of one dtype and device, in one launch on a GPU: `(outs, statistics)`.
+    """`blend_stats` of many tensors of one dtype and device: `(outs, statistics)`. One launch on a GPU.
 
-    x, y, out: as many as weights; a pair has one shape. statistics: fp64 (tensors, 10), a row for each.
+    x, y, out: as many as weights; a pair has one shape. statistics: fp64 (tensors, 10), a row for each pair.
     """
     if len({len(x), len(y), len(weights)} | ({len(x)} if out is None else {len(out)})) > 1:
         raise ValueError(f"{len(x)} x, {len(y)} y, {len(weights)} weights; expected as many of each, and of out")
@@ -66,7 +66,7 @@ def blend_stats_batch(
 
 
 def difference(statistics: Tensor) -> DifferenceStats:
-    """The statistics of one tensor as the value that `lswap_core.kernels` returns. Waits for the device."""
+    """The statistics of one tensor, as `lswap_core.kernels` returns them. Waits for the device."""
     return from_row(statistics.tolist())
 
 
@@ -74,7 +74,7 @@ def difference(statistics: Tensor) -> DifferenceStats:
     "lswap_core::blend_stats",
     mutates_args=("out",),
     schema="(Tensor[] x, Tensor[] y, float[] weights, Tensor(a!)[] out) -> Tensor",
-    tags=(torch.Tag.cudagraph_unsafe,),  # its tables come from the host in each call
+    tags=(torch.Tag.cudagraph_unsafe,),  # each call copies its tables from the host
 )
 def _blend(x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor]) -> Tensor:
     dtype = _common_dtype(x, y, out)
@@ -83,8 +83,8 @@ def _blend(x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Ten
         return blend_on_device(load_launcher(), x, y, weights, out, dtype)
     statistics = []
     for a, b, weight, target in zip(x, y, weights, out, strict=True):
-        found = kernels.blend_stats(_bytes(a), _bytes(b), weight, dtype=dtype, out=_bytes(target))
-        statistics.append(to_row(found))
+        difference_stats = kernels.blend_stats(_bytes(a), _bytes(b), weight, dtype=dtype, out=_bytes(target))
+        statistics.append(to_row(difference_stats))
     return torch.tensor(statistics, dtype=torch.float64).reshape(-1, len(STATISTICS))
 
 
@@ -97,7 +97,7 @@ def _(x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor])
 def blend_on_device(
     launcher: Launcher, x: list[Tensor], y: list[Tensor], weights: list[float], out: list[Tensor], dtype: DType
 ) -> Tensor:
-    """Blend a batch with kernels for the tensors' device, on its current stream. Tensors are sound."""
+    """Blend a batch with the kernels for the tensors' device, on its current stream. The caller has checked the tensors."""
     statistics = torch.zeros((len(x), len(STATISTICS)), dtype=torch.float64, device=x[0].device)
     tensors = [
         Operands(a.data_ptr(), b.data_ptr(), target.data_ptr(), a.numel(), weight)
@@ -108,7 +108,7 @@ def blend_on_device(
 
 
 def _common_dtype(x: list[Tensor], y: list[Tensor], out: list[Tensor]) -> DType:
-    """The dtype of all of them. Raises ValueError where a tensor is not what `blend_stats` takes."""
+    """The dtype of all tensors. Raises ValueError for a tensor that `blend_stats` does not take."""
     for name, side, first in _named(x, y, out):
         if side.dtype not in FLOATS:
             raise ValueError(f"{name} is {side.dtype}; the kernels compute in {', '.join(map(str, FLOATS))}")
@@ -126,7 +126,7 @@ def _common_dtype(x: list[Tensor], y: list[Tensor], out: list[Tensor]) -> DType:
 
 
 def _check_overlaps(x: list[Tensor], y: list[Tensor], out: list[Tensor]) -> None:
-    """Raises ValueError where an out shares memory with anything else in the batch."""
+    """Raises ValueError where an out shares memory with another tensor of the batch."""
     last, last_out = (0, ""), (0, "")
     ranges = [
         (side.data_ptr(), side.data_ptr() + side.numel() * side.element_size(), name) for name, side, _ in _named(x, y, out)
@@ -141,7 +141,7 @@ def _check_overlaps(x: list[Tensor], y: list[Tensor], out: list[Tensor]) -> None
 
 
 def _named(x: list[Tensor], y: list[Tensor], out: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Every tensor with its name in messages, and the x beside it."""
+    """Every tensor with its name for messages, and the x of its pair."""
     for number, sides in enumerate(zip(x, y, out, strict=True)):
         for name, side in zip(("x", "y", "out"), sides, strict=True):
             yield (name if len(x) == 1 else f"{name}[{number}]"), side, sides[0]

@@ -79,7 +79,7 @@ def cast(t: Tensor, dtype: str) -> Tensor:
 
 
 def swapped(math: Model, lang: Model, share_of: dict[str, float]) -> Model:
-    """The merged model; `share_of` gives lang's share of a tensor, 0 where it says nothing."""
+    """The merged model; `share_of` gives lang's weight of a tensor, 0 where it says nothing."""
     result = {}
     for name, x in math.items():
         share, y = share_of.get(name, 0.0), lang[name]

@@ -1,4 +1,4 @@
-// The C functions: which instruction set, which type, how many threads.
+// The C functions. They choose instruction set, dtype and number of threads.
 #include <algorithm>
 #include <new>
 #include <system_error>
@@ -26,11 +26,11 @@ const Isa *usable(int32_t number) {
 
 bool known(int32_t dtype) { return dtype >= 0 && dtype < LSWAP_DTYPES; }
 
-// Blocks that one thread takes at once when nothing is shared: their sums fit on the stack.
+// Blocks that a single thread takes at once: their sums fit on the stack.
 constexpr size_t kGroup = 64;
 
-// Calls work(part, first, end) for `threads` contiguous parts of [0, blocks). A thread that cannot be had costs time,
-// not the result.
+// Calls work(part, first, end) for `threads` contiguous parts of [0, blocks). Where a thread cannot be started, the caller's
+// thread does its part.
 template <class Work>
 void divide(size_t blocks, uint32_t threads, const Work &work) {
   const size_t parts = std::max<size_t>(1, std::min<size_t>(threads, blocks));
@@ -88,7 +88,7 @@ struct Blend {
     }
   }
 
-  // Every block's sums are kept, since they must be added up in order.
+  // Keeps every block's sums, since they must be added up in order.
   bool together(size_t blocks, uint32_t threads, lswap_stats *stats) const {
     std::vector<double> sums;
     std::vector<Counts> counts;
@@ -172,7 +172,7 @@ int32_t lswap_low_rank(int32_t isa, const float *left, const float *right, uint6
                        uint64_t first, float *change, uint64_t count) {
   const lswap::Isa *with = lswap::usable(isa);
   if (!with) return LSWAP_NO_SUCH_ISA;
-  while (count) {  // the rest of a row, whole rows, a part of a row
+  while (count) {  // the rest of a row, then whole rows, then a section of a row
     const size_t row = size_t(first / columns), column = size_t(first % columns);
     const bool whole = !column && count >= columns;
     const size_t rows = whole ? size_t(count / columns) : 1;

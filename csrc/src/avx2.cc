@@ -1,5 +1,5 @@
 // Vectors of 32 bytes on x86-64. The whole of this file after the pragma is compiled for AVX2; nothing in it runs
-// before runs() has said yes.
+// before runs() has returned true.
 #include <immintrin.h>
 
 #include <type_traits>

@@ -1,5 +1,5 @@
 // Vectors of 64 bytes on x86-64. The whole of this file after the pragma is compiled for AVX-512; nothing in it runs
-// before runs() has said yes.
+// before runs() has returned true.
 #include <immintrin.h>
 
 #include <type_traits>
@@ -36,7 +36,7 @@ LSWAP_INLINE Bits32 high_halves(Bits32 even, Bits32 odd) { return (even >> 16) |
 
 #include "formats.inc.h"
 
-// The forms with a mask, since g++ 12 warns about what the plain ones leave undefined. The conversion rounds to nearest,
+// Masked intrinsics, since g++ 12 warns about undefined values in the plain ones. The conversion rounds to nearest,
 // ties to even, keeps subnormals, and takes the canonical NaN to the canonical NaN.
 struct F16 : Format<float, uint16_t> {
   static constexpr bool kKeepsEqual = true;

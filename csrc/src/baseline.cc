@@ -1,4 +1,4 @@
-// Vectors of 16 bytes: what every x86-64 and every aarch64 processor has.
+// Vectors of 16 bytes, which every x86-64 and every aarch64 processor has.
 #include <type_traits>
 #include <utility>
 
@@ -29,7 +29,7 @@ LSWAP_INLINE Bits32 widen(Bits8 v) {
   const __m128i zero = _mm_setzero_si128(), pairs = _mm_unpacklo_epi8(_mm_cvtsi32_si128(bits_as<int32_t>(v)), zero);
   return Bits32(_mm_unpacklo_epi16(pairs, zero));
 }
-// There is no unsigned saturation from 32 bits, so values are given the sign that the signed one expects.
+// SSE2 has no unsigned saturation from 32 bits, so values get the sign that signed saturation expects.
 LSWAP_INLINE Bits16 narrow_16(Bits32 v) {
   const __m128i extended = _mm_srai_epi32(_mm_slli_epi32(__m128i(v), 16), 16);
   return bits_as<Bits16>(_mm_cvtsi128_si64(_mm_packs_epi32(extended, extended)));

@@ -1,4 +1,4 @@
-// Statistics of tensors that lie in open files: read in pieces that stay in the second-level cache, compared there.
+// Statistics of tensors in open files, read in pieces that stay in the L2 cache and are compared there.
 #include <algorithm>
 #include <cerrno>
 
@@ -12,11 +12,11 @@ namespace {
 constexpr size_t kLine = 64;  // bytes of a cache line
 constexpr uint32_t kMostRanges = 8;
 
-// The first address from `to` on that lies as far into a cache line as byte `at` of a file. Memory a few bytes further on in its
-// page than what is copied there makes a processor wait for its own stores; see lswap_core/io/per_thread.py.
+// The first address from `to` on with the same offset in a cache line as byte `at` of a file. Where memory has an offset in its
+// page a few bytes larger than the data copied to it, a processor waits for its own stores; see lswap_core/io/per_thread.py.
 uint8_t *as_in_file(uint8_t *to, uint64_t at) { return to + ((at - reinterpret_cast<uintptr_t>(to)) & (kLine - 1)); }
 
-// All of `bytes` bytes, or why not.
+// Reads all `bytes` bytes. Returns a status.
 int32_t fill(uint8_t *to, int32_t fd, uint64_t at, size_t bytes) {
   while (bytes) {
     const ssize_t got = pread(fd, to, bytes, off_t(at));
@@ -37,7 +37,7 @@ extern "C" int32_t lswap_stats_files(int32_t isa, int32_t dtype, const struct ls
                                      uint8_t *scratch, uint64_t scratch_bytes, struct lswap_stats *stats,
                                      uint32_t *failed, int32_t *error) {
   if (!range_count || range_count > kMostRanges) return LSWAP_NO_SUCH_RANGES;
-  // A call for no elements tells whether the instruction set and the type are known.
+  // A call for no elements checks the instruction set and the dtype.
   const int32_t status = lswap_blend_stats(isa, dtype, nullptr, nullptr, 0, nullptr, 0, 1, 0, stats);
   if (status != LSWAP_OK) return status;
   const size_t size = lswap::kSizes[dtype], block_bytes = lswap::kBlock * size;

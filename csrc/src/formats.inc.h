@@ -1,12 +1,12 @@
 // The element types, on the vectors of one instruction set; see vectors.inc.h.
 //
-// A format has a Code (an element's bits), a Value (what is computed with), and for vectors of kWidth elements
+// A format has a Code (an element's bits), a Value (the compute type), and for vectors of kWidth elements
 //   decode(codes) -> values   exactly;
 //   encode(values) -> codes   to nearest, ties to even; a NaN must be the canonical one of Value.
-// kKeepsEqual: where x == y and both are finite, rounding (1-w)*x + w*y gives x's bits back without further ado, since
-// the compute type has so many more bits that its three roundings cannot reach half a unit of the last place.
+// kKeepsEqual: where x == y and both are finite, rounding (1-w)*x + w*y gives x's bits without a test, since the compute type
+// has so many more bits that its three roundings stay below half a unit of the last place.
 
-// What depends on the compute type alone.
+// Constants that depend only on the compute type.
 template <class T>
 struct Computing;
 
@@ -58,7 +58,7 @@ struct BF16 : Format<float, uint16_t> {
 };
 
 // A small format with subnormals: kExponent and kMantissa bits below the sign. kLargest: its last finite pattern; the
-// next one is what overflow gives. kNan: its canonical NaN.
+// next one is the result of overflow. kNan: its canonical NaN.
 template <class CodeType, int kExponent, int kMantissa, unsigned kLargest, unsigned kNan>
 struct Mini : Format<float, CodeType> {
   using Base = Format<float, CodeType>;
@@ -71,7 +71,7 @@ struct Mini : Format<float, CodeType> {
   static constexpr uint32_t kRebias = 127 - ((1u << (kExponent - 1)) - 1);
   static constexpr uint32_t kSign = 1u << (kSize - 1);
 
-  // A subnormal is read as if it had the leading one, which is then taken off: no fp32 subnormals, which cost time.
+  // A subnormal is decoded with a leading one, which is then subtracted: fp32 subnormals would cost time.
   LSWAP_INLINE Values decode(Codes codes) {
     const Bits wide = widen(codes), magnitude = wide & (kSign - 1);
     const Bits normal = (magnitude << kShift) + (kRebias << 23);
@@ -86,7 +86,7 @@ struct Mini : Format<float, CodeType> {
     const Bits bits = bits_as<Bits>(v), magnitude = bits & 0x7fffffffu;
     const Bits half_up = magnitude + (((magnitude >> kShift) & 1) + ((1u << (kShift - 1)) - 1));
     const Bits normal = (half_up >> kShift) - (kRebias << kMantissa);
-    // The unit of a sum with this is the smallest subnormal, so the addition rounds.
+    // A sum with this value has the smallest subnormal as its unit, so the addition rounds.
     constexpr uint32_t kMagic = (kRebias + 1 + 23 - kMantissa) << 23;
     const Bits tiny = bits_as<Bits>(bits_as<Values>(magnitude) + bits_as<float>(kMagic)) - kMagic;
     const Signed ordered = bits_as<Signed>(magnitude);
@@ -94,7 +94,7 @@ struct Mini : Format<float, CodeType> {
     code = code > int(kLargest) ? Signed{} + int(kLargest + 1) : code;
     code = ordered > 0x7f800000 ? Signed{} + int(kNan) : code;
     Bits sign = (bits >> (32 - kSize)) & kSign;
-    if (kLargest + 1 == kNan) sign &= bits_as<Bits>(code != int(kNan));  // overflow is the NaN, which has one form
+    if (kLargest + 1 == kNan) sign &= bits_as<Bits>(code != int(kNan));  // overflow is NaN, which has one form
     const Bits wide = bits_as<Bits>(code) | sign;
     if constexpr (sizeof(CodeType) == 1) {
       return narrow_8(wide);

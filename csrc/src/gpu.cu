@@ -1,6 +1,6 @@
-// The kernels on a CUDA device; `lswap_core/kernels/gpu/triton_blend.py` says how they work, and these work alike: a warp
-// walks a tile, segment by segment of a few rows of each block, loads whole lines, and hands the elements through shared
-// memory to the threads that own their lanes. Here every thread owns lanes, 16 bytes of a row of one block.
+// The kernels on a CUDA device. They work like those in `lswap_core/kernels/gpu/triton_blend.py`: a warp walks a tile in
+// segments of a few rows of each block. It loads whole cache lines and moves the elements through shared memory to the threads
+// that own their lanes. Here every thread owns lanes: 16 bytes of a row of one block.
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -17,7 +17,7 @@ constexpr int kNoGrid = 4096;  // above every exponent of an fp64
 // None of these was measured on a GPU. Warps share nothing but the launch.
 constexpr int kWarps = 4;
 constexpr int kAdders = 128;  // threads that add up one column
-constexpr int kAhead = 16;    // loads under way while sums are added up one after the other
+constexpr int kAhead = 16;    // loads in flight while sums are added up in order
 constexpr int kThreads = 256;
 
 enum Field { kX, kY, kOut, kElements, kFirstTile, kFirstBlock, kShare0, kShare1 };
@@ -30,8 +30,8 @@ struct Shape {
   static constexpr int kRows = kColumns == 1 ? 4 : 8 / kColumns;      // of a segment: 128 bytes, of fp8 64
   static constexpr int kUnits = kRows * kColumns;                     // of 16 bytes, of a segment
   static constexpr int kSegments = kRowsOfBlock / kRows;
-  // Blocks that a multiprocessor should hold: 16 warps of 16-bit elements, with 128 bytes of x and y under way in each
-  // thread. Of the rest fewer, or registers are spilt (nvcc 13.0, sm_100). The loop has 37.9 machine instructions per
+  // Blocks that a multiprocessor should hold: 16 warps of 16-bit elements, with 128 bytes of x and y in flight in each
+  // thread. Other types have fewer, or registers would spill (nvcc 13.0, sm_100). The loop has 37.9 machine instructions per
   // bf16 element on sm_90 (33.9 F16, 23.6 F32); copying at 4.3 TB/s leaves an H200 time for 46.7. Not measured on a GPU.
   static constexpr int kResident = sizeof(typename F::Word) == 2 ? 4 : 2;
 };
@@ -43,19 +43,19 @@ union Unit {
 };
 
 template <class F>
-struct Stage {  // one warp's
+struct Stage {  // of one warp
   Unit<F> x[Shape<F>::kBlocks * Shape<F>::kUnits];
   Unit<F> y[Shape<F>::kBlocks * Shape<F>::kUnits];
 };
 
-// Where a unit of a block's segment waits: spread so that neither writers nor readers meet in a bank.
+// Index in shared memory of a unit of a block's segment, without bank conflicts for writers and readers.
 template <class F>
 __device__ __forceinline__ int staged(int block, int unit) {
   using S = Shape<F>;
   return block * S::kUnits + (unit ^ (block / (8 / S::kUnits) % S::kRows * S::kColumns));
 }
 
-// One thread's share of a tile's statistics.
+// One thread's part of a tile's statistics.
 template <class F>
 struct Lanes {
   using Real = typename F::Real;
@@ -93,7 +93,7 @@ struct Lanes {
 template <class F, bool kCareful>
 __device__ __forceinline__ typename F::Word mix(typename F::Word x, typename F::Word y, typename F::Real w0,
                                                 typename F::Real w1) {
-  // From finite values come infinities at most.
+  // Finite values give infinities, but no NaN.
   const auto mixed = F::template encode<kCareful>(sum(product(w0, F::decode(x)), product(w1, F::decode(y))));
   return x == y ? x : mixed;
 }
@@ -103,7 +103,7 @@ __device__ __forceinline__ typename F::Word *elements_at(int64_t address) {
   return reinterpret_cast<typename F::Word *>(static_cast<uintptr_t>(address));
 }
 
-// A tile that is whole and aligned, as if every value were finite.
+// A tile that is whole and aligned, assuming that every value is finite.
 template <class F, bool kWrite>
 __device__ __forceinline__ void walk(const typename F::Word *x, const typename F::Word *y, typename F::Word *out,
                                      typename F::Real w0, typename F::Real w1, Stage<F> &stage, Lanes<F> &lanes) {
@@ -141,11 +141,12 @@ __device__ __forceinline__ void walk(const typename F::Word *x, const typename F
 #pragma unroll
       for (int lane = 0; lane < S::kOwned; ++lane) lanes.template add<false>(lane, x_row.words[lane], y_row.words[lane]);
     }
-    __syncwarp();  // also puts what was written to out before what a careful thread may write there again
+    __syncwarp();  // also orders these writes to out before those of a careful walk
   }
 }
 
-// This thread's lanes of a tile, element by element: the tail of a tensor, misaligned, or with values that are not finite.
+// This thread's lanes of a tile, element by element: for the tail of a tensor, misaligned tensors, and values that are not
+// finite.
 template <class F, bool kWrite>
 __device__ void walk_carefully(const typename F::Word *x, const typename F::Word *y, typename F::Word *out, int64_t left,
                                typename F::Real w0, typename F::Real w1, Lanes<F> &lanes) {
@@ -156,7 +157,7 @@ __device__ void walk_carefully(const typename F::Word *x, const typename F::Word
     const int64_t begin = int64_t{thread / S::kColumns} * kBlock + row * kLanes + thread % S::kColumns * S::kOwned;
 #pragma unroll
     for (int lane = 0; lane < S::kOwned; ++lane) {
-      if (begin + lane >= left) break;  // what fills up a block adds nothing
+      if (begin + lane >= left) break;  // padding adds nothing
       const typename F::Word x_word = x[begin + lane], y_word = y[begin + lane];
       lanes.template add<true>(lane, x_word, y_word);
       if (kWrite) out[begin + lane] = mix<F, true>(x_word, y_word, w0, w1);
@@ -174,7 +175,7 @@ __device__ __forceinline__ int grid_of(double v) {
   return static_cast<int>(__double_as_longlong(lowest) >> 52) - 1023 + (exponent ? exponent : 1) - 1075;
 }
 
-// The warp's lanes, in order, to the sums of blocks, and these to the tile's row.
+// Adds the warp's lanes in order to the sums of blocks, and these to the tile's row.
 template <class F>
 __device__ __forceinline__ void put_sums(const Lanes<F> &lanes, Stage<F> &stage, int64_t left, double *sums,
                                          int64_t all_blocks, double *tallies, int64_t tiles) {
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kWarps * 32, Shape<F>::kResident)
   using S = Shape<F>;
   __shared__ Stage<F> stages[kWarps];
   const int64_t tile = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (tile >= tiles) return;  // the warp as one
+  if (tile >= tiles) return;  // uniform in a warp
   Stage<F> &stage = stages[threadIdx.x / 32];
   const int64_t *record = records + int64_t{owners[tile]} * kRecord;
   const int64_t first_block = (tile - record[kFirstTile]) * S::kBlocks;
@@ -250,7 +251,7 @@ __global__ void __launch_bounds__(kWarps * 32, Shape<F>::kResident)
   put_sums<F>(lanes, stage, left, sums + record[kFirstBlock] + first_block, all_blocks, tallies + tile, tiles);
 }
 
-// `start` and the values, one after the other.
+// Adds the values to `start` in order.
 __device__ double sum_in_order(double start, const double *values, int64_t count) {
   for (int64_t begin = 0; begin < count; begin += kAhead) {
     double ahead[kAhead];
@@ -262,9 +263,9 @@ __device__ double sum_in_order(double start, const double *values, int64_t count
   return start;
 }
 
-// One column of a tensor's statistics. Sums have the bits of adding block after block: where every block's sum is a
-// multiple of 2^e, and their magnitudes add up to less than 2^(52 + e), no sum of some of them is rounded, and any order
-// will do; else one thread goes through them in order.
+// One column of a tensor's statistics. Sums have the same bits as when blocks are added in order. Where every block's sum is
+// a multiple of 2^e, and their magnitudes add up to less than 2^(52 + e), no partial sum is rounded, so any order gives the
+// same result. Otherwise one thread adds in order.
 __global__ void __launch_bounds__(kAdders) add_up(const int64_t *records, const double *sums, int64_t all_blocks,
                                                   const double *tallies, int64_t all_tiles, double *statistics,
                                                   int64_t tile_elements) {
@@ -318,7 +319,7 @@ struct alignas(sizeof(Word) * kCount) Pack {
   Word words[kCount];
 };
 
-// kCount elements from `first` on, those there are.
+// kCount elements from `first` on, or fewer at the end.
 template <int kCount, class Word>
 __device__ __forceinline__ Pack<Word, kCount> loaded(const Word *from, int64_t first, int64_t elements, bool aligned) {
   if (aligned && first + kCount <= elements) return *reinterpret_cast<const Pack<Word, kCount> *>(from + first);
@@ -367,7 +368,7 @@ __device__ __forceinline__ void put_rounded(Real value, int64_t out, int64_t at)
   elements_at<Target>(out)[at] = Target::template encode<true>(value);
 }
 
-// One element to a thread: casts are rare, and as many kernels as pairs of formats take long to compile.
+// One element per thread: casts are rare, and a kernel for each pair of formats takes long to compile.
 template <class Source>
 __global__ void __launch_bounds__(kThreads) round_to(int32_t target, const int64_t *x, const int64_t *out, int64_t elements) {
   const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;

@@ -1,5 +1,6 @@
-// The element types on a CUDA device, one element at a time: the same code for every architecture, and for the emulation on a
-// CPU, so fp16 alone is converted by the hardware, and the rest in integers. A format has a Word (an element's bits), a Real (what is computed with), and
+// The element types on a CUDA device, one element at a time. The code is the same for every architecture and for the emulation
+// on a CPU, so the hardware converts only fp16, and integer arithmetic the rest. A format has a Word (an element's bits), a
+// Real (the compute type), and
 //   decode(word) -> real  exactly;
 //   encode(real) -> word  to nearest, ties to even, NaN canonical.
 #pragma once
@@ -29,8 +30,8 @@ __device__ __forceinline__ bool finite(double v) {
   return (__double_as_longlong(v) & 0x7fffffffffffffffll) < (0x7ffll << 52);
 }
 
-// fp64 to fp32 with the last bit set where anything was lost, so that rounding once more, to a type with at least two
-// bits less, gives what rounding once would.
+// fp64 to fp32 with the last bit set where the result is inexact (round to odd). A second rounding, to a type with at least
+// two bits less, then gives the same result as one rounding.
 __device__ __forceinline__ float to_odd(double v) {
   const float near = __double2float_rn(v);
   const uint32_t away = magnitude(static_cast<double>(near)) > magnitude(v);
@@ -43,7 +44,7 @@ __device__ __forceinline__ float to_nearest(float v) { return v; }
 
 __device__ __forceinline__ float from_half(uint32_t bits) { return __half2float(__ushort_as_half(static_cast<uint16_t>(bits))); }
 
-// kNans: whether a value may be NaN; where none may, the test is left out.
+// kNans: whether a value may be NaN; if not, there is no test for it.
 struct F64 {
   using Word = uint64_t;
   using Real = double;
@@ -87,7 +88,7 @@ struct F16 {
   }
 };
 
-// Bits of an fp32 as fp8 with kMantissa bits of mantissa; what is too large becomes kOverflow. Sign apart.
+// Bits of an fp32 as fp8 with kMantissa bits of mantissa; values that are too large become kOverflow. Without the sign.
 template <int kMantissa, int kBias, uint32_t kOverflow>
 __device__ __forceinline__ uint32_t fp8_magnitude(uint32_t wide) {
   constexpr int kShift = 23 - kMantissa;
@@ -101,7 +102,7 @@ __device__ __forceinline__ uint32_t fp8_magnitude(uint32_t wide) {
   return bits < kSmallestNormal ? subnormal : normal < kOverflow ? normal : kOverflow;
 }
 
-// Without infinities: the pattern above the largest number is NaN, what overflow gives, and has one form.
+// Without infinities: the pattern above the largest number is the only NaN, and the result of overflow.
 struct F8E4M3 {
   using Word = uint8_t;
   using Real = float;

@@ -1,4 +1,4 @@
-// What one instruction set offers to the dispatcher: functions over a range of whole blocks and a last short one.
+// The functions of one instruction set, for the dispatcher. They take a range of whole blocks and a shorter last one.
 #pragma once
 
 #include <cstddef>
@@ -9,19 +9,19 @@
 namespace lswap {
 
 constexpr size_t kBlock = 1024;  // elements whose terms are summed in the compute type
-constexpr size_t kLanes = 16;    // element i of a block belongs to lane i mod 16, whatever a register holds
+constexpr size_t kLanes = 16;    // element i of a block belongs to lane i mod 16, for any register size
 constexpr size_t kSums = 5;      // sum |d|, sum d^2, <x,y>, |x|^2, |y|^2
 
 constexpr size_t kStreamed = 16;
 constexpr size_t kSizes[LSWAP_DTYPES] = {8, 4, 2, 2, 1, 1};  // bytes of an element
 
-// Everything in the statistics that may be added up in any order.
+// The statistics that may be added up in any order.
 struct Counts {
   double max_abs = 0;
   uint64_t differing = 0, x_nonfinite = 0, y_nonfinite = 0;
 };
 
-// sums: kSums per block, for the caller to add up in order.
+// sums: kSums per block, which the caller adds up in order.
 using BlendStats = void (*)(const uint8_t *x, const uint8_t *y, double weight, uint8_t *out, size_t count, double *sums,
                             Counts *counts);
 using BlendMany = void (*)(const uint8_t *const *inputs, const double *weights, size_t inputs_count, size_t begin,

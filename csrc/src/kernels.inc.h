@@ -1,16 +1,16 @@
-// The kernels, once for all instruction sets; see vectors.inc.h.
+// The kernels, written once for all instruction sets; see vectors.inc.h.
 
 #include "low_rank.inc.h"
 #include "sums.inc.h"
 
 constexpr size_t kLine = 64;  // bytes of a cache line
 
-// What becomes of the blend: nothing but statistics; into the cache, for a buffer that is used again at once; or past the
-// cache into memory, for one too large to stay there: then a line need not be read before it is written.
+// The destination of the blend. kNone: statistics only. kCached: normal stores, for a buffer that is soon used again.
+// kStreamed: non-temporal stores, for one larger than the caches: a line is then not read before it is written.
 enum class Output { kNone, kCached, kStreamed };
 
-// Whole vectors where out is aligned to them, as torch aligns memory (AMD Milan, AVX2: 4 % of memcpy faster), otherwise
-// pieces of 16 bytes, as numpy does; what is smaller goes the usual way.
+// Streams whole vectors where out is aligned to them, as torch aligns memory (AMD Milan, AVX2: 4 % of memcpy faster), else
+// pieces of 16 bytes, which numpy's alignment allows. Smaller vectors take normal stores.
 template <class V>
 LSWAP_INLINE void stream(uint8_t *to, V v) {
   if constexpr (sizeof(V) < kStreamed) {
@@ -47,8 +47,8 @@ LSWAP_INLINE void prefetch(const uint8_t *from) {
   }
 }
 
-// One whole block. Careful: any value may be NaN or infinite; otherwise returns false if one is; the output
-// may then be wrong, nothing has been tallied, and the caller does the block again with care.
+// One whole block. kCareful: any value may be NaN or infinite. Without it, returns false where one is: the output may then be
+// wrong, the tally is unchanged, and the caller repeats the block with kCareful.
 template <class F, bool kCareful, Output kOutput>
 LSWAP_INLINE bool block(const uint8_t *x, const uint8_t *y, typename F::Value w0, typename F::Value w1, uint8_t *out,
                         Sums<F> *sums, Tally<F> *tally) {
@@ -109,7 +109,7 @@ LSWAP_INLINE bool block(const uint8_t *x, const uint8_t *y, typename F::Value w0
   return true;
 }
 
-// Where lane i of a block's sums is, in an array of all parts.
+// Index of lane i of a block's sums, in an array of all parts.
 template <class F>
 struct Places {
   static constexpr bool kPaired = std::is_same<F, BF16>::value && F::kParts >= 2;
@@ -121,7 +121,7 @@ struct Places {
   }
 };
 
-// bf16 in pairs: of each 32 bits the lower half is an even element, the upper half, left where it is, an odd one. That
+// bf16 in pairs: in each 32 bits the lower half is an even element, and the upper half, which is not moved, an odd one. This
 // saves most of the widening and narrowing (AMD Milan, operands in the L2 cache: +45 %), but it needs two parts a row.
 template <Output kOutput>
 LSWAP_INLINE bool paired_block(const uint8_t *x, const uint8_t *y, float w0, float w1, uint8_t *out,
@@ -161,7 +161,7 @@ LSWAP_INLINE bool paired_block(const uint8_t *x, const uint8_t *y, float w0, flo
   return true;
 }
 
-// The block when all is finite, as it nearly always is.
+// The block where all values are finite, as they nearly always are.
 template <class F, Output kOutput>
 LSWAP_INLINE bool fast_block(const uint8_t *x, const uint8_t *y, typename F::Value w0, typename F::Value w1, uint8_t *out,
                              Sums<F> *sums, Tally<F> *tally) {
@@ -211,7 +211,7 @@ void blend_stats(const uint8_t *x, const uint8_t *y, double weight, uint8_t *out
       waiting = 0;
     }
   }
-  if (count) {  // filled up with zeros, which add nothing and do not differ
+  if (count) {  // padded with zeros, which add nothing and do not differ
     alignas(kLine) uint8_t x_last[kBytes] = {}, y_last[kBytes] = {}, out_last[kBytes];
     __builtin_memcpy(x_last, x, count * kSize);
     __builtin_memcpy(y_last, y, count * kSize);
@@ -231,7 +231,7 @@ LSWAP_INLINE V load_some(const uint8_t *from, size_t bytes) {
   return v;
 }
 
-// One vector of the weighted sum; only its first `bytes` bytes are there.
+// One vector of the weighted sum, of which only the first `bytes` bytes exist.
 template <class F>
 LSWAP_INLINE typename F::Codes summed(const uint8_t *const *inputs, const double *weights, size_t input_count, size_t at,
                                       size_t bytes) {
@@ -262,15 +262,15 @@ void blend_many(const uint8_t *const *inputs, const double *weights, size_t inpu
   }
 }
 
-// fp64 rounded to fp32 such that rounding once more, to a type with at least two bits less, gives what rounding once
-// would: towards zero, with the last bit set where anything was lost.
+// fp64 rounded to fp32 towards zero, with the last bit set where the result is inexact (round to odd). A second rounding, to a
+// type with at least two bits less, then gives the same result as one rounding.
 LSWAP_INLINE float to_odd(double exact) {
   const float near = float(exact);
   const bool away = __builtin_fabs(double(near)) > __builtin_fabs(exact), lost = double(near) != exact;
   return bits_as<float>((bits_as<uint32_t>(near) - uint32_t(away)) | uint32_t(lost));
 }
 
-// A row of 16 elements, by way of a row of the wider compute type.
+// A row of 16 elements, converted through the wider compute type.
 template <class Source, class Target>
 LSWAP_INLINE void cast_row(const uint8_t *x, uint8_t *out) {
   typename Source::Value decoded[kLanes];

@@ -1,11 +1,11 @@
-// Changes by products of two small matrices; see lswap_core/kernels/low_rank.py, which sets the order of the sums.
+// Low-rank changes, products of two small matrices. lswap_core/kernels/low_rank.py defines the order of the sums.
 
-constexpr size_t kMostTerms = 192;  // that one chain adds up
+constexpr size_t kMostTerms = 192;  // in one chain
 
-constexpr size_t kVectors = 2, kRows = 4;  // sums held in registers: eight, as many as hide a fused addition's latency
+constexpr size_t kVectors = 2, kRows = 4;  // sums in registers: eight, which hide the latency of a fused multiply-add
 constexpr size_t kFloats = sizeof(Floats) / sizeof(float), kPanel = kVectors * kFloats;
 
-// Rows of left by a panel of right, one fused addition after the other. left: rows are `rank` apart.
+// Rows of left times a panel of right, one fused multiply-add after the other. left: rows are `rank` apart.
 template <size_t kHigh>
 LSWAP_INLINE void chains(const float *left, size_t rank, const float *panel, size_t terms, float *sums) {
   Floats held[kHigh][kVectors] = {};
@@ -37,7 +37,7 @@ LSWAP_INLINE void put_chains(const float *left, size_t rank, const float *panel,
   }
 }
 
-// A panel is packed, since rows a power of two apart would drive each other out of the L1 cache; it is used by all rows.
+// A panel is packed, since rows a power of two apart would evict each other from the L1 cache. All rows use it.
 void low_rank(const float *left, const float *right, size_t rank, size_t columns, size_t rows, size_t width, float scale,
               float *change) {
   const size_t half = rank / 2, most = rank <= kMostTerms ? rank : half < kMostTerms ? half : kMostTerms;

@@ -1,4 +1,4 @@
-// What is added up while blending; see vectors.inc.h and lswap_core/kernels/reference.py, which sets the order.
+// The sums that a blend takes. lswap_core/kernels/reference.py defines their order; see also vectors.inc.h.
 
 template <class V>
 LSWAP_INLINE V canonical(V v) {
@@ -25,8 +25,8 @@ struct Sums {
   }
 };
 
-// Whether every lane of the sums of squares is finite. A value that is not finite has no finite square, and no other square
-// makes up for it.
+// Whether every lane of the sums of squares is finite. The square of a value that is not finite is not finite either, and no
+// sum with it is finite.
 template <class F>
 LSWAP_INLINE bool squares_are_finite(const Sums<F> &of) {
   using C = Computing<typename F::Value>;
@@ -35,8 +35,8 @@ LSWAP_INLINE bool squares_are_finite(const Sums<F> &of) {
   return !any((bits_as<typename F::Bits>(squares) & C::kInfinity) == C::kInfinity);
 }
 
-// Blocks whose lanes are folded together, one to an element of a vector: a lane waits for the lane before it, so one block
-// alone leaves the processor idle (bf16, AMD Milan, AVX2: 5 % of memcpy faster, as fast as without any folding).
+// Blocks whose lanes are folded together, one block per vector element. A lane waits for the lane before it, so a single
+// block leaves the processor idle (bf16, AMD Milan, AVX2: 5 % of memcpy faster, as fast as without any folding).
 constexpr size_t kTogether = 4;
 using Quad = Vector<float, 4>;
 using DoubleQuad = Vector<double, 4>;
@@ -50,7 +50,7 @@ LSWAP_INLINE void transpose(Quad *rows) {
   rows[3] = shuffled<2, 3, 6, 7>(high_01, high_23);
 }
 
-// Lanes in order, in fp64, of `blocks` blocks, at most kTogether. place(i): where lane i is in an array of all parts.
+// Adds the lanes of `blocks` blocks, at most kTogether, in order, in fp64. place(i): index of lane i in an array of all parts.
 template <class F, class Place>
 LSWAP_INLINE void fold(const Sums<F> *of, size_t blocks, double *sums, Place place) {
   using Value = typename F::Value;
@@ -77,7 +77,7 @@ LSWAP_INLINE void fold(const Sums<F> *of, size_t blocks, double *sums, Place pla
   }
 }
 
-// What the blocks of one call share: everything whose order does not matter.
+// The statistics whose order does not matter, for all blocks of one call.
 template <class F>
 struct Tally {
   typename F::Values largest_abs = {};
@@ -96,7 +96,7 @@ struct Tally {
 template <class V>
 using Comparison = decltype(std::declval<V>() == std::declval<V>());
 
-// How many elements of a comparison were set, of comparisons added up over a block: 64 rows fit into a code of 8 bits.
+// Number of set elements in comparisons that were added up over a block: 64 rows fit into a code of 8 bits.
 template <class V>
 LSWAP_INLINE uint64_t total(V minus) {
   constexpr int kCount = sizeof(minus) / sizeof(minus[0]);

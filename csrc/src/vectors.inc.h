@@ -38,7 +38,7 @@ using Floats = Vector<float, LSWAP_VECTOR_BYTES / 4>;
 using Doubles = Vector<double, LSWAP_VECTOR_BYTES / 8>;
 using Whole = Vector<int64_t, LSWAP_VECTOR_BYTES / 8>;
 
-// Elements of a and b, one after the other.
+// The elements of a, then those of b.
 template <int... kOrder, class V>
 LSWAP_INLINE V shuffled(V a, V b) {
 #if defined(__clang__)

@@ -1,5 +1,5 @@
-// The kernels behind a pipe, so that the conformance suite can run builds for other processors under an emulator. One
-// request after the other from standard input, each answered on standard output; see tests/kernels/conformance/emulated.py.
+// The kernels behind a pipe, so that the conformance suite can run builds for other processors under an emulator. Reads one
+// request after the other from standard input and answers on standard output; see tests/kernels/conformance/emulated.py.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,7 +29,7 @@ void read(void *to, size_t bytes) {
 constexpr uint8_t kPoison = 0xa5;
 constexpr size_t kGuard = 256;
 
-// Bytes in the midst of poison.
+// Bytes with poison around them.
 class Buffer {
  public:
   Buffer(size_t bytes, uint32_t misalignment) : whole_(bytes + 2 * kGuard + 128, kPoison), bytes_(bytes) {

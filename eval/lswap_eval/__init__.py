@@ -1,11 +1,11 @@
-"""MGSM on the result of a layer swap: prompts, logs that survive, scores, honest error bars, ablations.
+"""MGSM on the result of a layer swap: prompts, logs that survive crashes, scores, error bars, ablations.
 
     from lswap_eval import extract_answer, read_log
 
     header, records = read_log("swapped.jsonl")
     print(extract_answer(records[0].output, records[0].language).value)
 
-Names load on first use, so that importing the package costs next to nothing. It imports `lswap_core`, never the other way.
+Names load on first use, so importing the package is cheap. It imports `lswap_core`; `lswap_core` never imports it.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""What a model said, kept so that no crash loses more than the batch in flight.
+"""The log of a model's answers. A crash loses at most the current batch.
 
-A log is a file of JSON lines, appended to and never rewritten. The first line is a header: which model, which settings,
-which problems. Every other line is one record, the raw output of one generation. A line counts once its newline is
-written: what follows the last newline is the torn end of a write that was cut off, and is no part of the log.
+A log is a file of JSON lines, which is appended to and never rewritten. The first line is a header: the model, the settings
+and the problems. Every other line is one record, the raw output of one generation. A line counts once its newline is written.
+What follows the last newline comes from an interrupted write and is no part of the log.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-eval-log/1"
 Key = tuple[str, int, int]
-"""(language, problem, sample): what a log holds at most one record of."""
+"""(language, problem, sample): a log holds at most one record with this key."""
 _MEMBERS = {"language", "problem", "sample", "prompt_sha256", "output", "finish_reason", "prompt_tokens", "completion_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What every record of a log has in common.
+    """What all records of a log have in common.
 
-    `model["identity"]` (hex) says which weights answered; its other members describe them. `settings` is everything else
-    that an output depends on. `data_sha256` is the digest of the problems. `golds`, language -> right answers by problem
-    number, makes a log that can be scored without the data. All of it is JSON.
+    `model["identity"]` (hex) identifies the weights; other members describe them. `settings` is everything else that an
+    output depends on. `data_sha256` is the digest of the problems. `golds`, language -> right answers by problem number, lets
+    the log be scored without the data. All of it is JSON.
     """
 
     model: Mapping[str, Any]
@@ -41,11 +41,11 @@ class Header:
 
     @property
     def identity(self) -> str:
-        """Which weights answered, as hex."""
+        """Identity of the weights, as hex."""
         return str(self.model["identity"])
 
     def to_json(self) -> dict[str, Any]:
-        """As written: tuples have become lists, and so on."""
+        """Return the header as written: tuples become lists, and so on."""
         value: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model,
@@ -60,7 +60,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One generation. `problem` counts from 0; `finish_reason` is "stop", "length", or what else the generator said."""
+    """One generation. problem: counts from 0. finish_reason: "stop", "length", or another reason of the generator."""
 
     language: str
     problem: int
@@ -73,12 +73,12 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What a log holds at most one record of."""
+        """A log holds at most one record with this key."""
         return self.language, self.problem, self.sample
 
 
 class Log:
-    """A log open for appending, and locked: no two processes append to one."""
+    """A log that is open for appending, and locked: no two processes append to one."""
 
     def __init__(self, path: Path, fd: int, size: int, done: set[Key]) -> None:
         self.path = path
@@ -88,10 +88,11 @@ class Log:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], header: Header, *, resume: bool = False) -> Log:
-        """A new log, which must not exist yet; with `resume`, also the one that is there.
+        """Open a new log, which must not exist yet. With `resume`, also open an existing one.
 
-        Resuming removes a torn last line. RecipeError: the file exists and `resume` is false; it is of another model, other
-        settings or other problems; another process is writing it. FormatError: it is no log.
+        Resuming removes an incomplete last line. Raises RecipeError where the file exists and `resume` is false; where it is
+        of another model, other settings or other problems; and where another process is writing it. Raises FormatError where
+        it is no log.
         """
         path = Path(path)
         try:
@@ -118,19 +119,20 @@ class Log:
             log._write(first)
             _sync_directory(path.parent)
             return log
-        found, records = _parse(raw, str(path))
-        _refuse_other(header, found, path)
+        kept, records = _parse(raw, str(path))
+        _refuse_other(header, kept, path)
         size = raw.rindex(b"\n") + 1
         os.ftruncate(fd, size)
         return cls(path, fd, size, {record.key for record in records})
 
     @property
     def done(self) -> set[Key]:
-        """Keys of the records that are in the log."""
+        """Keys of the records in the log."""
         return set(self._done)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Write whole lines and sync them. A failed write leaves the log as it was. ValueError: a record is there already.
+        """Write whole lines and sync them. A failed write leaves the log unchanged. Raises ValueError where a record exists
+        already.
 
         Halves of surrogate pairs, which are no Unicode text, are written as U+FFFD.
         """
@@ -154,7 +156,7 @@ class Log:
         self._size += len(data)
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Close the file. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -167,15 +169,15 @@ class Log:
 
 
 def read_log(path: str | os.PathLike[str]) -> tuple[Header, list[Record]]:
-    """Header and records, in the order written; the torn end of a log still being written is left out.
+    """Read header and records, in the order written. An incomplete last line, of a log still being written, is left out.
 
-    FormatError names the line: no log, not a record, a record twice. OSError passes through.
+    Raises FormatError, which names the line, for anything but a log and for a repeated record; and OSError.
     """
     return _parse(Path(path).read_bytes(), os.fspath(path))
 
 
 def _parse(raw: bytes, path: str) -> tuple[Header, list[Record]]:
-    lines = raw.split(b"\n")[:-1]  # by newlines alone: texts may hold what splitlines() splits at
+    lines = raw.split(b"\n")[:-1]  # split at newlines alone: texts may hold other characters that splitlines() splits at
     if not lines:
         raise FormatError("not a log of lswap_eval: it has no complete first line", path=path)
     header = _parse_header(_node(lines[0], path, 1))
@@ -227,16 +229,16 @@ def _parse_record(node: Node) -> Record:
     )
 
 
-def _refuse_other(wanted: Header, found: Header, path: Path) -> None:
-    """RecipeError unless a log may be continued with these."""
-    if wanted.identity != found.identity:
-        named = [f"{h.model['name']!r} ({h.identity[:12]})" if "name" in h.model else h.identity[:12] for h in (found, wanted)]
+def _refuse_other(wanted: Header, kept: Header, path: Path) -> None:
+    """Raises RecipeError unless a log with the header `kept` may be continued with the header `wanted`."""
+    if wanted.identity != kept.identity:
+        named = [f"{h.model['name']!r} ({h.identity[:12]})" if "name" in h.model else h.identity[:12] for h in (kept, wanted)]
         raise RecipeError(f"{path} is the log of another model, {named[0]}, not of {named[1]}; choose another name")
-    if wanted.data_sha256 != found.data_sha256:
+    if wanted.data_sha256 != kept.data_sha256:
         raise RecipeError(
-            f"{path} is of other problems (data {found.data_sha256[:12]}, now {wanted.data_sha256[:12]}); choose another name"
+            f"{path} is of other problems (data {kept.data_sha256[:12]}, now {wanted.data_sha256[:12]}); choose another name"
         )
-    here, there = wanted.to_json()["settings"], found.to_json()["settings"]
+    here, there = wanted.to_json()["settings"], kept.to_json()["settings"]
     changed = [
         f"{name} {there.get(name)!r:.60} there, {here.get(name)!r:.60} now"
         for name in dict.fromkeys((*there, *here))

@@ -18,7 +18,7 @@ from lswap_core.errors import RecipeError
 from lswap_eval import Header, Log, Record, compare, read_problems, read_runs
 from lswap_eval.mgsm.problems import half_of
 from lswap_eval.score import statistics as stats
-from lswap_eval.score.comparison import ALL, Comparison, Run
+from lswap_eval.score.comparison import ALL, Comparison, ScoredRun
 from lswap_eval.score.flips import list_flips, render_page
 from lswap_eval.score.plots import draw_accuracies, draw_sweep, save_figure
 from lswap_eval.score.tables import accuracy_table, category_table, difference_table, to_csv, to_markdown
@@ -55,7 +55,7 @@ def write_log(
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[ScoredRun]:
     folder = tmp_path_factory.mktemp("logs")
     paths = [
         write_log(folder, name, accuracy)
@@ -65,11 +65,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def results(runs: list[Run]) -> Comparison:
+def results(runs: list[ScoredRun]) -> Comparison:
     return compare(runs, "default")
 
 
-def test_accuracies_and_differences_are_those_of_the_logs(runs: list[Run], results: Comparison) -> None:
+def test_accuracies_and_differences_are_those_of_the_logs(runs: list[ScoredRun], results: Comparison) -> None:
     by_name = {run.setting: run for run in runs}
     for found in results.accuracies:
         right = [s.correct for s in by_name[found.setting].scores.values() if found.language in (ALL, s.key[0])]
@@ -98,7 +98,7 @@ def test_holm_is_over_the_declared_families(results: Comparison) -> None:
     assert "two families: 3 pooled differences, 6 of single languages" in " ".join(results.notes)
 
 
-def test_the_choice_is_made_on_one_half_and_reported_on_the_other(runs: list[Run], results: Comparison) -> None:
+def test_the_choice_is_made_on_one_half_and_reported_on_the_other(runs: list[ScoredRun], results: Comparison) -> None:
     assert results.choice is not None
     assert results.choice.setting == "best"
     best = next(run for run in runs if run.setting == "best")
@@ -173,7 +173,7 @@ def test_one_problem_shows_nothing(tmp_path: Path) -> None:
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, runs: list[Run]) -> None:
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, runs: list[ScoredRun]) -> None:
     with pytest.raises(RecipeError, match="no log is of the reference 'soup'; there are base, default"):
         compare(runs, "soup")
     short = read_runs([write_log(tmp_path, "short", 0.5, count=5)], rule="lswap")
@@ -242,7 +242,7 @@ def test_pictures_are_drawn(results: Comparison, tmp_path: Path) -> None:
         draw_sweep({})
 
 
-def test_the_page_holds_every_flip_and_no_markup_of_a_model(runs: list[Run], results: Comparison) -> None:
+def test_the_page_holds_every_flip_and_no_markup_of_a_model(runs: list[ScoredRun], results: Comparison) -> None:
     page = render_page(results, runs, GOLDS)
     (raw,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
     data = json.loads(raw)

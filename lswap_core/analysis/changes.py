@@ -1,4 +1,4 @@
-"""Where two experts changed, tensor by tensor, and added up by layer and by matrix. Values with a JSON and a CSV form."""
+"""Where two experts changed: by tensor, and summed by layer and by matrix. Values with a JSON and a CSV form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.json_form import check_format, parse_dtype, read_role, unique_by
 from lswap_core.plan.manifest import FileRecord, SourceRecord, parse_statistics
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-changes/1"
 Key = TypeVar("Key")
@@ -29,8 +29,10 @@ SIDES: tuple[Side, ...] = ("difference", "math", "lang")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was measured of some elements. difference: of math (x) and lang (y). math, lang: of base (x) and that expert
-    (y), what it changed; both None where there was no base.
+    """Statistics of some elements.
+
+    difference: x is math, y is lang. math, lang: x is base, y is that expert, so they measure what it changed; both are None
+    without a base.
     """
 
     difference: DifferenceStats
@@ -38,7 +40,7 @@ class Change:
     lang: DifferenceStats | None = None
 
     def __add__(self, other: Change) -> Change:
-        """Both taken together; RecipeError where only one of them has a base."""
+        """Both together. Raises RecipeError where only one of them has a base."""
         if self.math is None or self.lang is None or other.math is None or other.lang is None:
             if self.math or other.math:
                 raise RecipeError("changes from a base cannot be added to changes without one")
@@ -51,12 +53,12 @@ class Change:
 
     @property
     def cosine(self) -> float | None:
-        """Cosine of the angle between what math and what lang changed, m - b and l - b; None without a base, where either
-        changed nothing, and where an element is not finite.
+        """Cosine of the angle between the two changes, m - b and l - b. None without a base, where either is zero, and where
+        an element is not finite.
 
-        From the sums that are there: 2 <m - b, l - b> = |m - b|^2 + |l - b|^2 - |m - l|^2. Sums of squares of 1,024
-        elements are kept in fp32, so the error is at most 1e-5 (r + 1 / r) where r is the ratio of the two norms; F64
-        tensors are summed in fp64.
+        It follows from the sums: 2 <m - b, l - b> = |m - b|^2 + |l - b|^2 - |m - l|^2. Sums of squares of 1,024 elements are
+        kept in fp32, so the error is at most 1e-5 (r + 1 / r) where r is the ratio of the two norms; F64 tensors are summed
+        in fp64.
         """
         sides = (self.difference, self.math, self.lang)
         if self.math is None or self.lang is None or any(s and (s.x_nonfinite or s.y_nonfinite) for s in sides):
@@ -67,8 +69,8 @@ class Change:
 
     @property
     def lang_share(self) -> float | None:
-        """Lang's share of a blend whose weights are inversely proportional to the mean absolute change from base,
-        (1 / lang) / (1 / lang + 1 / math); None without a base or where either changed nothing, or nothing finite.
+        """Lang's weight in a blend whose weights are inversely proportional to the mean absolute change from base, (1 / lang)
+        / (1 / lang + 1 / math). None without a base, and where either changed nothing, or nothing finite.
         """
         changed = [0.0 if side is None else side.mean_abs for side in (self.math, self.lang)]
         if not all(0 < mean < math.inf for mean in changed):
@@ -86,8 +88,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor. dtype: the one it was compared in: its own, or a wider one where the checkpoints disagree. profiles: of a
-    matrix, by side, where they were asked for.
+    """One tensor.
+
+    dtype: the one it was compared in: its own, or a wider one where the checkpoints differ. profiles: of a matrix, by side,
+    where they were asked for.
     """
 
     dtype: DType
@@ -98,10 +102,10 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class ChangeMaps:
-    """What was measured of a pair of experts, or of some of its layers.
+    """Change maps: statistics of a pair of experts, or of some of its layers.
 
-    stack: where the layers are. tensors: in the order of math's files. uncompared: names of tensors of which no difference
-    can be computed, such as integers.
+    stack: where the layers are. tensors: in the order of math's files. uncompared: names of tensors whose dtype has no
+    differences, such as integers.
     """
 
     sources: tuple[SourceRecord, ...]
@@ -111,35 +115,35 @@ class ChangeMaps:
 
     @property
     def base(self) -> str | None:
-        """What the base is called; None where there was none."""
+        """The base's name, None without a base."""
         return next((source.name for source in self.sources if source.role == "base"), None)
 
     def matrix_of(self, name: str) -> str | None:
-        """A tensor's name within its layer, or None outside the layers."""
+        """A tensor's name within its layer, None outside the layers."""
         number = self.stack.layer_of(name)
         return None if number is None else name.removeprefix(f"{self.stack.prefix}.{number}.")
 
     def by_layer(self) -> dict[int, Change]:
-        """Every layer that was measured, its tensors taken together."""
+        """Every measured layer, with its tensors summed."""
         return dict(sorted(self._grouped((self.stack.layer_of(name), name) for name in self.tensors).items()))
 
     def by_matrix(self) -> dict[str, Change]:
-        """Every matrix, all layers taken together, in the order of the checkpoint."""
+        """Every matrix, with its layers summed, in the order of the checkpoint."""
         return self._grouped((self.matrix_of(name), name) for name in self.tensors)
 
     def by_part(self) -> dict[str, Change]:
-        """What lies outside the layers: embed, norm, head, other."""
+        """The parts outside the layers: embed, norm, head, other."""
         outside = classify_outside(self.tensors, self.stack)
         return self._grouped((part, name) for part in outside.__slots__ for name in getattr(outside, part))
 
     def grid(self) -> dict[int, dict[str, TensorChange]]:
-        """Layer, then matrix."""
-        found: dict[int, dict[str, TensorChange]] = {number: {} for number in self.by_layer()}
+        """By layer, then by matrix."""
+        cells: dict[int, dict[str, TensorChange]] = {number: {} for number in self.by_layer()}
         for name, tensor in self.tensors.items():
             number, matrix = self.stack.layer_of(name), self.matrix_of(name)
             if number is not None and matrix is not None:
-                found[number][matrix] = tensor
-        return found
+                cells[number][matrix] = tensor
+        return cells
 
     def _grouped(self, keyed: Iterable[tuple[Key | None, str]]) -> dict[Key, Change]:
         groups: dict[Key, list[Change]] = {}
@@ -149,7 +153,7 @@ class ChangeMaps:
         return {key: reduce(operator.add, changes) for key, changes in groups.items()}
 
     def check(self, *checkpoints: Checkpoint) -> None:
-        """RecipeError unless the maps were made of these."""
+        """Raises RecipeError where the maps were measured on other checkpoints."""
         records = {source.role: source for source in self.sources}
         for checkpoint in checkpoints:
             record = records.get(checkpoint.role)
@@ -160,7 +164,7 @@ class ChangeMaps:
                 )
 
     def to_json(self) -> dict[str, Any]:
-        """The maps as JSON: the sums that were taken, and the figures that follow from them."""
+        """Return the maps as JSON: the sums, and the figures computed from them."""
         return {
             "format": FORMAT,
             "sources": [
@@ -182,7 +186,7 @@ class ChangeMaps:
 
     @classmethod
     def from_json(cls, text: bytes, *, path: str) -> ChangeMaps:
-        """The inverse of `json.dumps` of `to_json`; other members of the document are left alone. FormatError names `path`."""
+        """The inverse of `to_json`. Ignores other members of the document. Raises FormatError, which names `path`."""
         document = Node(parse_object(text, path=path), path=path)
         check_format(document, FORMAT)
         sources = tuple(
@@ -205,7 +209,7 @@ class ChangeMaps:
         return maps
 
     def to_csv(self) -> str:
-        """One line per tensor: names, then the figures of every side."""
+        """Return one CSV line per tensor: names, then the figures of every side."""
         sides = SIDES if self.base is not None else SIDES[:1]
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -221,7 +225,7 @@ class ChangeMaps:
 
 
 def source_record(checkpoint: Checkpoint) -> SourceRecord:
-    """A checkpoint as maps record it: name, and its files' sizes and fingerprints. No location."""
+    """A checkpoint in the maps' JSON: its name, and the sizes and fingerprints of its files. No location."""
     files = tuple(FileRecord(shard.name, shard.header.file_size, shard.fingerprint) for shard in checkpoint.files)
     return SourceRecord(checkpoint.role, checkpoint.name, files)
 
@@ -230,13 +234,15 @@ _FIGURES = ("mean_abs", "rms", "max_abs", "relative_norm", "cosine", "changed", 
 
 
 def change_to_json(change: Change) -> dict[str, Any]:
-    """Sums and figures of every side that there is; with a base, cosine of the two changes and lang's share of a blend."""
+    """Return sums and figures of every side; with a base, also the cosine of the two changes and lang's weight in a blend."""
     entry: dict[str, Any] = {side: figures(stats) for side in SIDES if (stats := change.side(side)) is not None}
     return entry if change.math is None else entry | {"change_cosine": change.cosine, "lang_share": change.lang_share}
 
 
 def figures(stats: DifferenceStats) -> dict[str, Any]:
-    """Sums, and what follows from them; changed: the share of elements whose bits differ. As `DifferenceStats.to_json`."""
+    """Return the sums, and figures computed from them. changed: the fraction of elements whose bits differ. Numbers as in
+    `DifferenceStats.to_json`.
+    """
     derived = {"mean_abs": stats.mean_abs, "rms": stats.rms, "relative_norm": stats.relative_norm, "cosine": stats.cosine}
     derived["changed"] = stats.differing / stats.count if stats.count else 0.0
     return stats.to_json() | {name: value if math.isfinite(value) else str(value) for name, value in derived.items()}

@@ -1,4 +1,4 @@
-"""A checkpoint as a catalogue: which tensors there are and where their bytes lie. Values only, no I/O, no data."""
+"""A checkpoint as a catalogue: its tensors, and the byte range of each. Values only: no I/O, no tensor data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lswap_core.errors import FormatError, RecipeError
 from lswap_core.options import ROLES
 
 Role = str
-"""What a source is for: an identifier, see `parse_role`."""
+"""The purpose of a source: an identifier, see `parse_role`."""
 
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
@@ -28,8 +28,9 @@ _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 def parse_role(text: str) -> Role:
-    """`text` as a role: a lower-case letter, then letters, digits and underscores, 32 characters at most. RecipeError for
-    anything else.
+    """Parse `text` as a role: a lower-case letter, then lower-case letters, digits and underscores, 32 characters at most.
+
+    Raises RecipeError for anything else.
     """
     if not (isinstance(text, str) and _ROLE.fullmatch(text)):
         rule = "a lower-case letter, then lower-case letters, digits and underscores, 32 characters at most"
@@ -38,12 +39,12 @@ def parse_role(text: str) -> Role:
 
 
 def in_order(roles: Iterable[Role]) -> list[Role]:
-    """Roles as plans list them: those in `ROLES` first, the others as they come."""
+    """Roles in the order of plans: those in `ROLES` first, then the others as given."""
     return sorted(roles, key=lambda role: ROLES.index(role) if role in ROLES else len(ROLES))
 
 
 class TensorRef(NamedTuple):
-    """Where a tensor's bytes are: `begin` and `end` are absolute and half-open in `file`, a name within the source."""
+    """The byte range of a tensor: `begin` and `end` are absolute and half-open in `file`, a name within the source."""
 
     role: Role
     file: str
@@ -58,14 +59,14 @@ class TensorRef(NamedTuple):
 
 
 _ref = partial(tuple.__new__, TensorRef)
-"""From a tuple of its fields, without a call in Python: a large model has 100,000."""
+"""Makes a TensorRef from a tuple of its fields in C: a large model has 100,000 of them."""
 
 
 @dataclass(frozen=True)
 class Shard:
     """One safetensors file of a checkpoint.
 
-    mtime_ns tells whether it was touched; it is never published. sample: a few bytes of its data, spread over the file.
+    mtime_ns shows whether the file was touched; it is never published. sample: a few bytes of its data, spread over the file.
     """
 
     name: str
@@ -75,13 +76,13 @@ class Shard:
 
     @cached_property
     def header_sha256(self) -> str:
-        """Digest of the file up to its first tensor."""
+        """SHA-256 of the bytes before the first tensor, as hex."""
         return hashlib.sha256(self.header.encode()).hexdigest()
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of header and sample: tells a shard from those of the other fine-tunes of its base, whose headers are
-        the same, without reading it all.
+        """SHA-256 of header and sample, as hex. Fine-tunes of one base have equal headers; the sample distinguishes their
+        shards without reading them whole.
         """
         digest = hashlib.sha256(self.header.encode())
         digest.update(self.sample)
@@ -89,7 +90,7 @@ class Shard:
 
 
 class Content(NamedTuple):
-    """What is told of a file's bytes by whoever keeps them: how many there are, and a digest of all of them, `algorithm:hex`."""
+    """What a store reports about a file without reading it: its size in bytes, and a digest of all bytes, `algorithm:hex`."""
 
     size: int
     digest: str
@@ -100,8 +101,9 @@ _SHA256 = "sha256:"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A small file beside the weights. `read` gives its bytes, which are looked at only where they are needed. told: what is
-    known of them without reading; who reads them for good holds them against it.
+    """A small file beside the weights. `read` returns its bytes; it is called only where they are needed.
+
+    told: what the store reports about the file. A reader that copies the file into the output compares the bytes with it.
     """
 
     name: str
@@ -110,18 +112,18 @@ class Sidecar:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of its bytes."""
+        """SHA-256 of its bytes, as hex."""
         if self.told is not None and self.told.digest.startswith(_SHA256):
             return self.told.digest.removeprefix(_SHA256)
         return hashlib.sha256(self.read()).hexdigest()
 
     @cached_property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return len(self.read()) if self.told is None else self.told.size
 
     def equals(self, other: Sidecar) -> bool:
-        """Both have the same bytes; neither is read where one kind of digest is told of both."""
+        """Whether both have the same bytes. Reads neither file where the store reported digests of one algorithm for both."""
         if self.told is not None and other.told is not None:
             (mine, _, x), (theirs, _, y) = self.told.digest.partition(":"), other.told.digest.partition(":")
             if mine == theirs:
@@ -131,7 +133,7 @@ class Sidecar:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """A change of one matrix: scale * (b @ a), transposed or not. See `lswap_core.recipe.expressions.Adapted`."""
+    """A low-rank change of one matrix: scale * (b @ a), or its transpose. See `lswap_core.recipe.expressions.Adapted`."""
 
     a: TensorRef
     b: TensorRef
@@ -141,8 +143,8 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter over a checkpoint: its files, which lie in `root`, the matrices that it changes, and the tensors that it
-    has in full. notes: what a user should know, one sentence each.
+    """A LoRA adapter over a checkpoint. root: the directory of its files. low_rank: the matrices that it changes, by name.
+    replaced: the tensors that it holds in full, by name. notes: what a user should know, one sentence each.
     """
 
     root: str
@@ -156,10 +158,9 @@ class Adapter:
 class Checkpoint:
     """Catalogue of a model directory.
 
-    location: where it was opened, a directory or a file; root: the directory that its files lie in. name: what it is
-    called in what is published (a hub id or the directory's name).
-    index: the text of its index, None for a single file. config: its config.json, None where there is none. adapter: what
-    changes its tensors when they are read.
+    location: where it was opened, a directory or a file. root: the directory of its files. name: its name in published files
+    (a hub id or the directory's name). index: the text of its index, None for a single file. config: its config.json, None
+    where it has none. adapter: changes the tensors when they are read. Raises FormatError where two shards hold one tensor.
     """
 
     role: Role
@@ -173,15 +174,15 @@ class Checkpoint:
     adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
-        _ = self._home  # a tensor that is there twice is refused now
+        _ = self._home  # raises where a tensor is there twice
 
     @property
     def files(self) -> tuple[Shard, ...]:
-        """Every file that its tensors are read from."""
+        """Every file that holds tensors: shards, then the adapter's."""
         return self.shards if self.adapter is None else (*self.shards, *self.adapter.shards)
 
     def path_of(self, file: str) -> str:
-        """`file` as messages show it."""
+        """The path of `file` for messages."""
         adapted = self.adapter is not None and file in {shard.name for shard in self.adapter.shards}
         root = self.adapter.root if self.adapter is not None and adapted else self.root
         return f"{root.rstrip('/')}/{file}"
@@ -193,7 +194,7 @@ class Checkpoint:
 
     @cached_property
     def _home(self) -> Mapping[str, Shard]:
-        """The shard that each tensor is in. FormatError for one that is in two."""
+        """The shard of each tensor, by name. Raises FormatError for a tensor in two shards."""
         home: dict[str, Shard] = {}
         for shard in self.shards:
             if not home.keys().isdisjoint(shard.header.tensors):
@@ -204,7 +205,7 @@ class Checkpoint:
         return home
 
     def find(self, name: str) -> TensorRef | None:
-        """One of `tensors`, without references to all the others being made: of lang, a swap takes a few."""
+        """Look up one of `tensors` without making all the others: a swap needs only a few of lang's."""
         if self.adapter is not None:
             return self.tensors.get(name)
         if (shard := self._home.get(name)) is None:
@@ -214,18 +215,20 @@ class Checkpoint:
 
     @cached_property
     def _own(self) -> Mapping[str, TensorRef]:
-        """Every tensor as it is without the adapter."""
-        found: dict[str, TensorRef] = {}
+        """Every tensor without the adapter."""
+        refs: dict[str, TensorRef] = {}
         for shard in self.shards:
             tensors, start = shard.header.tensors, shard.header.data_begin
             dtypes, shapes, _, ends = zip(*tensors.values(), strict=True) if tensors else ((), (), (), ())
-            at = [start, *map(start.__add__, ends)]  # tensors have no holes between them: each begins where another ended
-            fields = zip(repeat(self.role), repeat(shard.name), dtypes, shapes, at, at[1:])  # `at` is longer
-            found.update(zip(tensors, map(_ref, fields), strict=True))
-        return MappingProxyType(found)
+            at = [start, *map(start.__add__, ends)]  # tensors have no holes between them: each begins where the one before ended
+            fields = zip(repeat(self.role), repeat(shard.name), dtypes, shapes, at, at[1:])  # `at` has one item more
+            refs.update(zip(tensors, map(_ref, fields), strict=True))
+        return MappingProxyType(refs)
 
     def dtype_of(self, name: str) -> DType:
-        """The dtype in which a tensor is used. What an adapter has in full is rounded to the dtype of what it replaces."""
+        """The dtype in which a tensor is used. A tensor that an adapter holds in full is rounded to the dtype of the tensor
+        it replaces.
+        """
         return self._home[name].header.tensors[name].dtype
 
     @cached_property
@@ -240,12 +243,12 @@ class Checkpoint:
 
     @cached_property
     def tied(self) -> bool:
-        """config.json says that the head and the embeddings are one tensor."""
+        """Whether config.json says that head and embeddings are one tensor."""
         config = self.config or {}
         return bool(self.text_config.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
 
     def stack(self, prefix: str | None = None) -> Stack:
-        """The transformer layers, at `prefix` or where names and config.json agree that they are."""
+        """The transformer layers at `prefix`, or where names and config.json agree. Raises RecipeError where they do not."""
         counts = {key: self.text_config[key] for key in _COUNT_KEYS if self.text_config.get(key) is not None}
         for key, count in counts.items():
             if type(count) is not int or count < 1:

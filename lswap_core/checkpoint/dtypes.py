@@ -1,6 +1,6 @@
-"""The dtype table of safetensors 0.8.0, the only one in this package.
+"""The dtypes of safetensors 0.8.0, in the only dtype table of this package.
 
-Order matters: it is the order of the reference serialiser, which sorts tensors by dtype (last first), then by name.
+The order is that of the reference serialiser, which sorts tensors by dtype (last first), then by name.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Kind = Literal["bool", "float", "scale", "uint", "int", "complex"]
 class DType:
     """One element type.
 
-    name: as spelled in a safetensors header. bits: per logical element. rank: position in the reference's order.
-    blendable: the kernels do arithmetic on it; any other type can only be copied.
+    name: as in a safetensors header. bits: of one logical element. rank: position in the reference's order. blendable: the
+    kernels compute with it; other types can only be copied.
     """
 
     name: str

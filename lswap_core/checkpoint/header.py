@@ -1,7 +1,7 @@
-"""The header of a safetensors file: bytes to a validated `Header` and back. No I/O.
+"""The header of a safetensors file: parses bytes into a validated `Header`, and writes one. No I/O.
 
-A file is: 8 bytes, the header's length as an unsigned little-endian integer; the header, a JSON object padded with
-spaces; the tensors' bytes, without holes. Format: https://huggingface.co/docs/safetensors.
+A file holds, in this order: 8 bytes, the header's length as an unsigned little-endian integer; the header, a JSON object
+padded with spaces; the tensors' bytes, without holes. Format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from typing import Any, NamedTuple
 
 from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.errors import FormatError
-from lswap_core.strict_json import MAX_SIZE, parse_object
+from lswap_core.text.strict_json import MAX_SIZE, parse_object
 
 LENGTH_BYTES = 8
 METADATA = "__metadata__"
-"""The one name that no tensor can have."""
+"""The one name that no tensor may have."""
 MAX_HEADER_BYTES = 100_000_000
-"""The reference's own limit."""
+"""The reference implementation's limit."""
 MAX_RANK = 64
 """Neither numpy nor torch can hold a tensor of more dimensions."""
 _REMEMBERED_BYTES = 1 << 20
-"""Larger headers, of thousands of tensors in one file, are not kept in memory beyond their use."""
+"""Larger headers (thousands of tensors in one file) are not cached."""
 _FIELDS = ("dtype", "shape", "data_offsets")
 _FIELD_SET = frozenset(_FIELDS)
 
 
 class TensorInfo(NamedTuple):
-    """One tensor as its header describes it; `begin` and `end` (half-open) count from the end of the header."""
+    """One tensor as its header describes it. `begin` and `end` (half-open) count from the end of the header."""
 
     dtype: DType
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A valid header: tensors in the order of their bytes, and `raw`, the JSON exactly as it is in the file."""
+    """A valid header: tensors in the order of their bytes, and `raw`, the JSON exactly as in the file."""
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -65,12 +65,12 @@ class Header:
 
 
 def size_in_bytes(dtype: DType, shape: Iterable[int]) -> int:
-    """Bytes of a tensor. Raises ValueError where they overflow 63 bits or end inside a byte."""
+    """Size of a tensor in bytes. Raises ValueError where it overflows 63 bits or ends inside a byte."""
     bits = dtype.bits
     empty = False
     for dim in shape:
         empty = empty or dim == 0
-        bits *= max(dim, 1)  # a zero must not hide an overflow in the other dimensions
+        bits *= max(dim, 1)  # a dimension of 0 must not hide an overflow in the others
         if bits > MAX_SIZE * 8:
             raise ValueError("its shape overflows 63 bits")
     if bits % 8 and not empty:
@@ -79,7 +79,10 @@ def size_in_bytes(dtype: DType, shape: Iterable[int]) -> int:
 
 
 def parse_length(prefix: bytes, file_size: int, *, path: str) -> int:
-    """Length in bytes of the JSON, from the first 8 bytes of a file of `file_size` bytes; checked before it is used."""
+    """Length of the JSON in bytes, from `prefix`, the first 8 bytes of a file of `file_size` bytes.
+
+    Raises FormatError where the file is too short or the length exceeds the file or MAX_HEADER_BYTES.
+    """
     if len(prefix) < LENGTH_BYTES:
         raise FormatError(f"a safetensors file has at least {LENGTH_BYTES} bytes, this one has {file_size}", path=path)
     length = int.from_bytes(prefix[:LENGTH_BYTES], "little")
@@ -91,10 +94,10 @@ def parse_length(prefix: bytes, file_size: int, *, path: str) -> int:
 
 
 def parse_header(raw: bytes, *, data_size: int | None, path: str) -> Header:
-    """Validate the JSON `raw` of a file that has `data_size` bytes after it (None: as many as it says); FormatError names
-    what is wrong.
+    """Parse and validate `raw`, the JSON of a header. Raises FormatError, which says what is wrong.
 
-    Experts tuned from one base mostly have the same headers, so the last ones are remembered.
+    data_size: bytes after the header, None where unknown. Experts tuned from one base mostly have equal headers, so the
+    results are cached.
     """
     if len(raw) > _REMEMBERED_BYTES:
         return _parse_header(raw, data_size, path)
@@ -143,12 +146,13 @@ def _parse_header(raw: bytes, data_size: int | None, path: str) -> Header:
 def build_header(
     tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str], *, multiple: int = 8
 ) -> Header:
-    """The header of a file that holds `tensors` in this order, padded with spaces so that the data begin at a multiple
-    of `multiple` bytes (8 is what the reference writes).
+    """Build the header of a file that holds `tensors` in this order.
+
+    Pads with spaces so that the data begin at a multiple of `multiple` bytes (the reference writes 8).
     """
     infos: dict[str, TensorInfo] = {}
     table: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
-    sizes: dict[tuple[str, tuple[int, ...]], int] = {}  # of the few kinds that the tensors of a model have
+    sizes: dict[tuple[str, tuple[int, ...]], int] = {}  # tensors of a model have few combinations of dtype and shape
     at = 0
     for name, (dtype, shape) in tensors.items():
         if (kind := (dtype.name, shape)) not in sizes:
@@ -176,9 +180,9 @@ def _parse_metadata(value: object, path: str) -> dict[str, str]:
     return value
 
 
-@lru_cache(maxsize=4096, typed=True)  # the tensors of a model have few shapes
+@lru_cache(maxsize=4096, typed=True)  # tensors of a model have few shapes
 def _parse_shape(dtype_name: str, *shape: object) -> tuple[DType, tuple[int, ...], int]:
-    """The dtype, the shape, and the bytes of a tensor. ValueError says what is wrong."""
+    """Return dtype, shape and size in bytes. Raises ValueError, which says what is wrong."""
     dtype = DTYPES.get(dtype_name)
     if dtype is None:
         raise _not_a_dtype(dtype_name)
@@ -211,7 +215,7 @@ def _tensor_info(value: object) -> TensorInfo:
         raise _not_a_shape(shape)
     try:
         dtype, dims, size_bytes = _parse_shape(dtype_name, *shape)
-    except TypeError:  # something in it is no plain value
+    except TypeError:  # an element is not hashable
         raise _not_a_shape(shape) from None
     begin, end = offsets if isinstance(offsets, list) and len(offsets) == 2 else (None, None)
     if not (type(begin) is int and type(end) is int and 0 <= begin <= MAX_SIZE and 0 <= end <= MAX_SIZE):

@@ -1,4 +1,4 @@
-"""What a LoRA adapter does to a checkpoint: its config and its tensors, as PEFT writes them, read as changes of tensors.
+"""Reads a LoRA adapter, as PEFT writes it: its config and its tensors become changes of a checkpoint's tensors.
 
 Method: Hu et al., LoRA, arXiv 2106.09685. Files, scaling and patterns: https://huggingface.co/docs/peft, whose
 `merge_and_unload` gives the same weights.
@@ -16,12 +16,12 @@ from types import MappingProxyType
 from lswap_core.checkpoint.catalogue import Adapter, Checkpoint, LowRank, Shard, TensorRef
 from lswap_core.checkpoint.names import HEAD_MODULES, modules_with_scale, split_layer
 from lswap_core.errors import FormatError, MismatchError, RecipeError
-from lswap_core.strict_json import Node
+from lswap_core.text.strict_json import Node
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 _WRAPPERS = frozenset({"base_layer", "modules_to_save"})
-"""Parts of a name that PEFT's wrappers add to the module's own."""
+"""Components that PEFT's wrappers add to a module's name."""
 _READ = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "bias", "init_lora_weights"}
 )
@@ -33,17 +33,17 @@ _WITHOUT_EFFECT = frozenset(
         "runtime_config", "ensure_weight_tying",
     }
 )  # fmt: skip
-"""How it was trained, or which tensors it has, which the file says itself. Anything else must be unset."""
+"""These say how it was trained, or which tensors it has, which the file shows. Any other option must be unset."""
 _INITS = (True, False, "gaussian", "eva", "orthogonal")
-"""Ways to begin training that leave the base's weights alone. PiSSA, OLoRA and others take their start out of them."""
+"""Initialisations that leave the base's weights unchanged. PiSSA, OLoRA and others subtract their start from the base."""
 _ONLY_PLAIN = "only plain LoRA without biases is applied here, merge this adapter with PEFT first"
 _MAX_PATTERN = 1000
-"""Characters."""
+"""Length of a pattern in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Config:
-    """What of adapter_config.json decides the weights."""
+    """The options of adapter_config.json that decide the weights."""
 
     rank: int
     alpha: float
@@ -57,7 +57,7 @@ class _Config:
         return next((rank for pattern, rank in self.ranks if pattern.match(module)), self.rank)
 
     def scale_of(self, module: str) -> float:
-        """What the product of both factors is multiplied by: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
+        """The factor of the matrix product: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
         alpha = next((alpha for pattern, alpha in self.alphas if pattern.match(module)), self.alpha)
         return alpha / (math.sqrt(self.rank_of(module)) if self.root_scaling else self.rank_of(module))
 
@@ -76,10 +76,10 @@ class _Pair:
 
 
 def read_adapter(config: Node, shard: Shard, base: Checkpoint, *, root: str) -> Adapter:
-    """The adapter in the directory `root`, whose adapter_config.json is `config` and whose weights are `shard`, over `base`.
+    """Read an adapter over `base`. root: its directory. config: its adapter_config.json. shard: its weights.
 
-    Raises FormatError for what is malformed, RecipeError for what is no plain LoRA, MismatchError with every tensor that has
-    no place in the base.
+    Raises FormatError for malformed files, RecipeError for anything but plain LoRA, and MismatchError, which lists every
+    tensor that does not match the base.
     """
     said = _read_config(config)
     path = f"{root.rstrip('/')}/{shard.name}"
@@ -133,8 +133,8 @@ def _unsupported(option: Node, what: str) -> RecipeError:
 
 
 def _patterns(config: Node, key: str) -> Iterator[tuple[re.Pattern[str], Node]]:
-    """Patterns of module names as PEFT reads them: a regular expression for the whole name, or for the end of it from a dot on;
-    the first that matches counts.
+    """Patterns of module names as PEFT reads them: a regular expression for the whole name, or for its end after a dot. The
+    first match counts.
     """
     table = config[key].optional() if key in config else None
     for text, value in () if table is None else table.items():
@@ -147,7 +147,7 @@ def _patterns(config: Node, key: str) -> Iterator[tuple[re.Pattern[str], Node]]:
 
 
 def _sort(shard: Shard, base: Checkpoint, path: str) -> tuple[dict[str, _Pair], dict[str, TensorRef]]:
-    """The file's tensors: pairs of factors by module, and the rest by the name that they have in the model."""
+    """Sort the file's tensors: pairs of factors by module, and other tensors by their name in the model."""
     halves: dict[str, dict[str, TensorRef]] = {}
     embeddings: dict[str, bool] = {}
     full: dict[str, TensorRef] = {}
@@ -157,12 +157,12 @@ def _sort(shard: Shard, base: Checkpoint, path: str) -> tuple[dict[str, _Pair], 
             raise FormatError(f"its name does not begin with {_PREFIX!r}, as PEFT writes it", path=path, tensor=name)
         bare = name.removeprefix(_PREFIX)
         ref = TensorRef(base.role, shard.name, info.dtype, info.shape, start + info.begin, start + info.end)
-        if (found := _FACTOR.fullmatch(bare)) is not None:
-            module, is_embedding = _unwrapped(found["module"]), found["embedding"] is not None
+        if (factor := _FACTOR.fullmatch(bare)) is not None:
+            module, is_embedding = _unwrapped(factor["module"]), factor["embedding"] is not None
             sides = halves.setdefault(module, {})
-            if found["side"] in sides or embeddings.setdefault(module, is_embedding) != is_embedding:
+            if factor["side"] in sides or embeddings.setdefault(module, is_embedding) != is_embedding:
                 raise FormatError(f"{module!r} has two changes; expected one", path=path, tensor=name)
-            sides[found["side"]] = ref
+            sides[factor["side"]] = ref
         elif "lora_" in bare or "trainable_tokens" in bare:
             kind = "DoRA" if "lora_magnitude" in bare else "trained tokens" if "trainable_tokens" in bare else "no plain LoRA"
             raise RecipeError(f"{path}: tensor {name!r} is {kind}; {_ONLY_PLAIN}")
@@ -192,8 +192,8 @@ def _pair(module: str, sides: Mapping[str, TensorRef], embedding: bool, path: st
 
 
 class _Places:
-    """The tensors of a base by the names that an adapter has for them. One may have a prefix that the other lacks, as a
-    model of a class saved with or without its head; the longer name then ends in the shorter one.
+    """Maps an adapter's tensor names to the base's. One of the two names may have a prefix that the other lacks, as in a
+    model saved with or without its head; the longer name then ends in the shorter one.
     """
 
     def __init__(self, base: Checkpoint) -> None:
@@ -201,19 +201,19 @@ class _Places:
         self._taken: dict[str, str] = {}
 
     def find(self, target: str, issues: list[str]) -> str | None:
-        """The base's name, or None and an issue."""
-        found = [target] if target in self._base.tensors else self._alike.get(target) or self._shorter(target)
-        if len(found) != 1:
-            issues.append(f"tensor {target!r} " + (f"could be {' or '.join(found)}" if found else self._why_missing(target)))
+        """Return the base's name, or None after adding an issue to `issues`."""
+        names = [target] if target in self._base.tensors else self._alike.get(target) or self._shorter(target)
+        if len(names) != 1:
+            issues.append(f"tensor {target!r} " + (f"could be {' or '.join(names)}" if names else self._why_missing(target)))
             return None
-        if self._taken.setdefault(found[0], target) != target:
-            issues.append(f"tensor {target!r} and {self._taken[found[0]]!r} would both be {found[0]!r}")
+        if self._taken.setdefault(names[0], target) != target:
+            issues.append(f"tensor {target!r} and {self._taken[names[0]]!r} would both be {names[0]!r}")
             return None
-        return found[0]
+        return names[0]
 
     @cached_property
     def _alike(self) -> dict[str, list[str]]:
-        """Every name of the base by each of its ends."""
+        """The base's names by each of their suffixes."""
         ends: dict[str, list[str]] = {}
         for name in self._base.tensors:
             end = name
@@ -262,26 +262,26 @@ def _obstacles(
 
 
 def _turned(base: Checkpoint, pairs: Mapping[str, _Pair], flag: bool) -> dict[str, bool]:
-    """Whether each change is transposed, as for embeddings and for GPT-2's Conv1D, whose weights are (in, out).
+    """Decide whether each change is transposed, as for embeddings and GPT-2's Conv1D, whose weights are (in, out).
 
-    The shape tells, unless a matrix is square: then the other matrices of its block tell, by their changes or, as in
-    transformers, their biases. PEFT goes by the module's class and corrects `fan_in_fan_out`, which is one for the whole
-    adapter, to that of the last module that it wrapped; so the flag counts only where nothing else tells.
+    The shape decides unless a matrix is square. For a square matrix the other matrices of its block decide, by their changes
+    or, as in transformers, their biases. PEFT goes by the module's class and sets `fan_in_fan_out`, one flag for the whole
+    adapter, to that of the last module it wrapped. So the flag counts only where nothing else decides.
     """
-    found = {name: pair.embedding or base.tensors[name].shape != pair.shape for name, pair in pairs.items()}
+    turned = {name: pair.embedding or base.tensors[name].shape != pair.shape for name, pair in pairs.items()}
     square = {name for name, pair in pairs.items() if not pair.embedding and pair.shape[0] == pair.shape[1]}
     votes: dict[str, set[bool]] = {}
     for name in pairs.keys() - square if square else ():
         if not pairs[name].embedding:
-            votes.setdefault(_block(name), set()).add(found[name])
+            votes.setdefault(_block(name), set()).add(turned[name])
     for name, ref in base.tensors.items() if square else ():
         bias = base.tensors.get(name.removesuffix("weight") + "bias") if name.endswith(".weight") else None
         if bias is not None and len(ref.shape) == 2 and ref.shape[0] != ref.shape[1] and len(bias.shape) == 1:
             votes.setdefault(_block(name), set()).add(bias.shape[0] == ref.shape[1])
     for name in square:
         said = votes.get(_block(name), set())
-        found[name] = said == {True} if len(said) == 1 else flag
-    return found
+        turned[name] = said == {True} if len(said) == 1 else flag
+    return turned
 
 
 def _block(name: str) -> str:
@@ -290,6 +290,6 @@ def _block(name: str) -> str:
 
 
 def _notes(said: _Config, base: Checkpoint) -> Iterator[str]:
-    trained_on = said.trained_on.rstrip("/").rpartition("/")[2]  # it may be a path, which is nobody's business
+    trained_on = said.trained_on.rstrip("/").rpartition("/")[2]  # may be a path, which must not be published
     if trained_on and trained_on.casefold() != base.name.rpartition("/")[2].casefold():
         yield f"{base.role}'s adapter says that it was trained on {trained_on!r:.200}, its base here is {base.name!r}"

@@ -1,8 +1,8 @@
-"""The grammar of tensor names: which names belong to which layer, and selectors over them.
+"""The grammar of tensor names: which names belong to which layer.
 
 A tensor name is a path of components joined by dots. A *stack* is a prefix followed by a number: `model.layers.7.` or
-`transformer.h.7.`. Only the first number in a name counts, so that the experts of an MoE layer stay inside it. Nothing
-here knows an architecture.
+`transformer.h.7.`. Only the first number in a name counts, so the experts of an MoE layer stay inside their layer. No
+architecture is known by name here.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ HEAD_MODULES = ("lm_head", "output", "embed_out")
 """Modules outside the layers that are recognised, beside the stack or above it."""
 
 _NUMBERED = re.compile(r"(?:^|\.)([0-9]{1,9})(?=\.)")
-"""A component of digits with something after it. No model has more layers than nine digits count, and Python refuses to
-read numbers of thousands of digits."""
+"""A component of digits with another component after it. No model has more than 999,999,999 layers, and Python refuses to
+parse numbers of thousands of digits."""
 
 
 MODULES = ("attn", "mlp", "norms")
-"""Kinds of modules in a layer that can be told by name."""
+"""Kinds of modules in a layer that the name shows."""
 
 _KINDS = (
     ("norms", re.compile(r"norm|^ln_\d|^ln$|layernorm", re.IGNORECASE)),
@@ -37,27 +37,28 @@ _KINDS = (
 
 
 def split_layer(name: str) -> tuple[str, int] | None:
-    """Stack prefix and layer number of a name, or None where it has no numbered component with something after it.
+    """Stack prefix and layer number of a name. None where no numbered component is followed by another component.
 
     >>> split_layer("model.layers.3.mlp.experts.7.w1.weight"), split_layer("model.norm.weight")
     (('model.layers', 3), None)
     """
-    found = _NUMBERED.search(name)
-    # "07" is no layer number: two spellings of one layer would not line up.
-    if found is None or not found.start() or (found[1] != "0" and found[1][0] == "0"):
+    match = _NUMBERED.search(name)
+    # "07" is not a layer number, or two spellings would name one layer.
+    if match is None or not match.start() or (match[1] != "0" and match[1][0] == "0"):
         return None
-    return name[: found.start()], int(found[1])
+    return name[: match.start()], int(match[1])
 
 
 def module_of(name: str) -> str:
-    """The kind of module that a tensor of a layer belongs to, by the first component after the layer's number that tells:
-    `attn`, `mlp`, `norms`, or `other`. A norm inside the attention is attention.
+    """The kind of module that a tensor of a layer belongs to: `attn`, `mlp`, `norms`, or `other`.
+
+    The first component after the layer's number that matches a kind decides; so a norm inside the attention is attention.
 
     >>> module_of("model.layers.3.self_attn.q_norm.weight"), module_of("model.layers.3.post_attention_layernorm.weight")
     ('attn', 'norms')
     """
-    found = _NUMBERED.search(name)
-    for component in name[found.end() + 1 :].split(".") if found else ():
+    match = _NUMBERED.search(name)
+    for component in name[match.end() + 1 :].split(".") if match else ():
         for kind, pattern in _KINDS:
             if pattern.search(component):
                 return kind
@@ -81,33 +82,33 @@ class Stack:
     count: int
 
     def layer_of(self, name: str) -> int | None:
-        """Number of the layer that `name` belongs to, or None outside the stack."""
+        """Number of the layer that `name` belongs to, None outside the stack."""
         return next(self.layers_of((name,)))
 
     def layers_of(self, names: Iterable[str]) -> Iterator[int | None]:
-        """For each of `names`, the number of the layer that it belongs to, or None outside the stack."""
-        for found in map(_in_stack(self.prefix), names):
-            yield layer if found is not None and (layer := int(found[1])) < self.count else None
+        """Number of the layer that each of `names` belongs to, None outside the stack."""
+        for match in map(_in_stack(self.prefix), names):
+            yield layer if match is not None and (layer := int(match[1])) < self.count else None
 
 
 @lru_cache(maxsize=64)
 def _in_stack(prefix: str) -> Callable[[str], re.Match[str] | None]:
-    """A stack's prefix is what stands before a name's first number, so nothing else need be looked for; see `split_layer`."""
+    """Match a name in the stack. The prefix must end before the name's first number; see `split_layer`."""
     return re.compile(re.escape(prefix) + r"\.(0|[1-9][0-9]{0,8})\.").match
 
 
 def find_stack(
     names: Iterable[str], *, expected: int | None = None, extra: int = 0, prefix: str | None = None, where: str = "the checkpoint"
 ) -> Stack:
-    """The stack of transformer layers among `names`.
+    """Find the stack of transformer layers among `names`.
 
-    expected: the number of layers that config.json states, if any. extra: layers that it states beyond those (draft
-    heads for multi-token prediction are numbered on behind the last layer). prefix: the user's choice. Raises
-    RecipeError, naming the candidates, unless exactly one stack qualifies.
+    expected: the number of layers in config.json, if it has one. extra: layers that config.json counts separately (draft
+    heads for multi-token prediction, numbered after the last layer). prefix: the user's choice. Raises RecipeError, which
+    names the candidates, unless exactly one stack qualifies.
     """
     numbers: dict[str, set[int]] = {}
     # A layer has many tensors, which all begin alike.
-    for head in {found.string[: found.end()] for found in map(_NUMBERED.search, names) if found is not None}:
+    for head in {match.string[: match.end()] for match in map(_NUMBERED.search, names) if match is not None}:
         if (at := split_layer(f"{head}.")) is not None:
             numbers.setdefault(at[0], set()).add(at[1])
     whole = {p: len(seen) for p, seen in numbers.items() if seen == set(range(len(seen)))}
@@ -137,7 +138,7 @@ def _ranges(numbers: set[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """Names outside the layers by their part in the model; `other` is everything not recognised."""
+    """Names outside the layers, by their part of the model. `other` holds every name that is not recognised."""
 
     embed: tuple[str, ...]
     norm: tuple[str, ...]
@@ -146,13 +147,14 @@ class Outside:
 
 
 def classify_outside(names: Iterable[str], stack: Stack) -> Outside:
-    """Embeddings, final norm and head by the names in use, where they stand beside the stack or above it; so a vision
-    tower's own `norm` or `embed_tokens` is `other`.
+    """Classify embeddings, final norm and head by their usual names, where they are beside the stack or above it.
+
+    The `norm` or `embed_tokens` of a vision tower is therefore `other`.
     """
     beside = stack.prefix.rpartition(".")[0]
     steps = beside.split(".") if beside else []
     above = {".".join(steps[:depth]) for depth in range(len(steps) + 1)}
-    found: dict[str, list[str]] = {"embed": [], "norm": [], "head": [], "other": []}
+    parts: dict[str, list[str]] = {"embed": [], "norm": [], "head": [], "other": []}
     for name in names:
         if stack.layer_of(name) is not None:
             continue
@@ -166,5 +168,5 @@ def classify_outside(names: Iterable[str], stack: Stack) -> Outside:
                 part = "norm"
             elif leaf in HEAD_MODULES:
                 part = "head"
-        found[part].append(name)
-    return Outside(**{part: tuple(chosen) for part, chosen in found.items()})
+        parts[part].append(name)
+    return Outside(**{part: tuple(chosen) for part, chosen in parts.items()})

@@ -1,4 +1,4 @@
-"""The part of the command line that shows what differs."""
+"""The commands that show differences: `analyze` and `report`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lswap_core.cli.console import load_tables, print_json, print_table, progress_bar, say
 from lswap_core.cli.planning import open_pair
 from lswap_core.errors import RecipeError
-from lswap_core.text import format_size
+from lswap_core.text.plain import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_analyze(arguments: argparse.Namespace) -> int:
-    """`lswap-core analyze`: tables, or JSON, of what differs, and what it means."""
+    """Run `lswap-core analyze`: print tables, or JSON, of the differences, and conclusions."""
     from concurrent.futures import ThreadPoolExecutor
 
     from lswap_core.verbs.analyze import analyze
@@ -51,7 +51,7 @@ def run_analyze(arguments: argparse.Namespace) -> int:
 
 
 def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
-    """Where to write the figures, if they are wanted; RecipeError where that may not be."""
+    """Where to write the figures, if they are wanted. Raises RecipeError for an impossible place."""
     if not path:
         return None
     from lswap_core.sinks.disk.partial_directory import check_destination
@@ -60,17 +60,17 @@ def _csv_place(path: str | None, *experts: Checkpoint | None) -> Path | None:
 
 
 def _load_tables() -> None:
-    """Load the modules that show the figures, while the experts are read."""
-    from lswap_core.analysis import kinship, suggestion  # noqa: F401
+    """Load the modules that show the figures, while the experts are being read."""
+    from lswap_core.analysis import shared_base, suggestion  # noqa: F401
     from lswap_core.report import tables  # noqa: F401
 
     load_tables()
 
 
 def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
-    from lswap_core.analysis import kinship, suggestion
+    from lswap_core.analysis import shared_base, suggestion
 
-    found = kinship.find_kinship(maps)
+    checked = shared_base.check_shared_base(maps)
     proposed, unclear = None, ""
     if arguments.suggest:
         try:
@@ -78,7 +78,7 @@ def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
         except RecipeError as error:  # a finding about these experts, which the tables explain
             unclear = str(error)
     if arguments.json:
-        kin = [{**dataclasses.asdict(each), "verdict": each.verdict} for each in found]
+        kin = [{**dataclasses.asdict(each), "verdict": each.verdict} for each in checked]
         advice = proposed.to_json() if proposed else {"reason": unclear} if unclear else None
         print_json(maps.to_json() | {"kinship": kin, "suggestion": advice})
     elif not arguments.quiet:
@@ -86,12 +86,12 @@ def _show(maps: ChangeMaps, arguments: argparse.Namespace) -> None:
 
         print_table(tables.layer_changes(maps))
         print_table(tables.matrix_changes(maps))
-        for line in tables.findings(maps, found, proposed, unclear):
+        for line in tables.findings(maps, checked, proposed, unclear):
             say(f"- {line}")
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    """`lswap-core report`: an output as one HTML page, or as JSON."""
+    """Run `lswap-core report`: write an output's report as one HTML page, or print it as JSON."""
     from lswap_core.verbs.report import describe, write_page
 
     page = describe(arguments.output, changes=arguments.changes, evaluation=arguments.eval)

@@ -1,4 +1,4 @@
-"""The command line's grammar: commands and their options. Nothing is done here, and nothing heavy imported."""
+"""The grammar of the command line: commands and their options. It runs nothing and imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from lswap_core.cli.command import Parser
-from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, PARTS, RAMPS, ROLES
+from lswap_core.options import COPY_METHODS, DIGESTS, LINKS, METHODS, OUTSIDE_CHOICES, RAMPS, ROLES
 
 ENGINES = ("local", "ray")
 Command = Callable[[argparse.Namespace], int]
 
 
 def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of every command; `run` says what does it. The chosen one is `run` of the result."""
+    """Return the parser of every command. The chosen function is `run` of the parsed arguments."""
     parser = Parser(
         prog="lswap-core", description="Take checkpoints apart and put them together: layer swapping, streamed to disk."
     )
@@ -42,7 +42,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     apply.add_argument(
         "--out", metavar="OUT", help="where to write, as DIR or s3://bucket/prefix; must not exist (default: ./MATH+LANG-b4u2t2)"
     )
-    _add_locations(apply, "where {role} lies now, if not where it was planned")
+    _add_locations(apply, "where {role} is now, if not where it was planned")
     _add_writing(apply)
     _add_engine(apply)
     apply.add_argument(
@@ -57,7 +57,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     publish.add_argument(
         "--out", metavar="OUT", help="the output that the parts are of, DIR or s3://bucket/prefix (default: ./MATH+LANG-b4u2t2)"
     )
-    _add_locations(publish, "where {role} lies now, if not where it was planned")
+    _add_locations(publish, "where {role} is now, if not where it was planned")
     _add_running(publish, run["publish"])
 
     inspect = commands.add_parser("inspect", help="show what a checkpoint holds")
@@ -100,7 +100,7 @@ def build_parser(run: Mapping[str, Command]) -> argparse.ArgumentParser:
     push.add_argument("--public", action="store_true", help="make it for everyone to see")
     _add_running(push, run["push"], workers=False)
 
-    verify = commands.add_parser("verify", help="hold an output against its manifest and its sources")
+    verify = commands.add_parser("verify", help="verify an output against its manifest and its sources")
     verify.add_argument("output", metavar="OUT", help="a directory, or a place in a store, that `merge` or `apply` wrote")
     _add_locations(verify, "derive every byte again from {role}")
     _add_running(verify, run["verify"])
@@ -151,7 +151,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--transition-top", type=int, metavar="N", help="blended layers at the top seam alone")
     layers.add_argument("--lang-layers", metavar="SET", help="layers from lang by number, as 0-3,30,31, instead of the above")
     layers.add_argument("--blend-layers", metavar="SET", help="blended layers by number, instead of the above")
-    layers.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers, 0 to 1 (default: 0.5)")
+    layers.add_argument("--weight", type=float, metavar="W", help="lang's weight in blended layers, 0 to 1 (default: 0.5)")
     layers.add_argument(
         "--ramp",
         choices=RAMPS,
@@ -165,12 +165,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--layer-prefix", metavar="NAME", help="where the layers are, if that is unclear, as model.layers")
     outside = parser.add_argument_group("outside the layers")
     for part, what in (("embed", "embeddings"), ("norm", "final norm"), ("head", "output head; tied ones follow --embed")):
-        outside.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {what} (default: math)")
+        outside.add_argument(f"--{part}", choices=OUTSIDE_CHOICES, help=f"the source of the {what} (default: math)")
     parser.add_argument(
         "--cast", action="store_true", default=None, help="round lang's tensors to math's dtypes where they differ"
     )
     parser.add_argument(
-        "--shard-size", metavar="SIZE", help="lay the output out anew in shards of this size, as 5GB (default: as math's)"
+        "--shard-size", metavar="SIZE", help="give the output a new layout, in shards of this size, as 5GB (default: as math's)"
     )
 
 
@@ -191,7 +191,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> None:
         "--link", choices=LINKS, help="hard: link shards in which nothing changes to their source's file (default: none)"
     )
     writing.add_argument(
-        "--restart", action="store_true", help="discard what an unfinished run left (with --part: that part), and begin anew"
+        "--restart", action="store_true", help="discard what an unfinished run left (with --part: that part), and begin again"
     )
     writing.add_argument("--push", metavar="ORG/NAME", help="put the output on the hub as well, private")
     writing.add_argument("--public", action="store_true", help="with --push: for everyone to see")

@@ -1,5 +1,5 @@
-"""What one command is run in: its errors become one line and an exit status, its signals an orderly end. Both command lines,
-this package's and the evaluation's, run theirs here.
+"""Runs one command: its errors become one line and an exit status, and signals end it in order. The command lines of this
+package and of the evaluation both use it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import sys
 from typing import Any, NoReturn
 
 from lswap_core.errors import LswapError
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 _INTERRUPTED = 130
 
 
 class _PrintVersion(argparse.Action):
-    """Print the version and exit. It is looked up only then, because that takes longer than the rest of the parser."""
+    """Prints the version and exits. The version is looked up only here, because that takes longer than the rest of the
+    parser.
+    """
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
         import lswap_core
@@ -28,27 +30,27 @@ class _PrintVersion(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviations: a misspelt option is an error, today and after the next release."""
+    """An argument parser without abbreviations: a misspelt option is an error now, and stays one after the next release."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_version(self) -> None:
-        """Take `--version`."""
+        """Add the option `--version`."""
         self.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
 
 
 def run_command(program: str, arguments: argparse.Namespace, *, interrupted: str) -> int:
-    """`arguments.run(arguments)`, the exit status. interrupted: what to say of an interruption that says nothing itself.
+    """Call `arguments.run(arguments)` and return the exit status. interrupted: the message for an interruption without one.
 
-    Notes on an error are a part of its line. With `arguments.json` the error is printed as JSON too.
+    Notes on an error are part of its line. With `arguments.json` the error is printed as JSON too.
     """
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         return int(arguments.run(arguments))
     except LswapError as error:
         return _fail(program, arguments, error, str(error), error.exit_code)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -56,13 +58,13 @@ def run_command(program: str, arguments: argparse.Namespace, *, interrupted: str
     except KeyboardInterrupt as error:
         return _fail(program, arguments, error, "interrupted" if _notes(error) else interrupted, _INTERRUPTED)
     finally:
-        if signal.getsignal(signal.SIGINT) is _interrupt:  # else this process is on its way out, undisturbed
+        if signal.getsignal(signal.SIGINT) is _interrupt:  # else this process is exiting undisturbed
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def _interrupt(number: int, _frame: object) -> NoReturn:
-    """Once, so that a half-made output is cleared away; whoever is impatient must not interrupt the clearing."""
+    """Raise KeyboardInterrupt once, so that an unfinished output is removed. A second signal must not interrupt the removal."""
     for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(other, signal.SIG_IGN)
     if number == signal.SIGINT:

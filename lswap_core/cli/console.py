@@ -1,4 +1,4 @@
-"""What the command line prints: lines, tables, JSON, progress."""
+"""Prints for the command line: lines, tables, JSON, progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 if TYPE_CHECKING:
     from lswap_core.io.ports import Progress
@@ -20,7 +20,7 @@ _REFRESH_SECONDS = 0.1
 
 
 def say(line: str) -> None:
-    """Print one line; names in it come from files, and none may break it or drive the terminal."""
+    """Print one line. Names in it come from files; none can break the line or control the terminal."""
     print(one_line(line))
 
 
@@ -50,14 +50,14 @@ def print_table(table: Table) -> None:
 
 
 def progress_bar(arguments: argparse.Namespace, what: str) -> Progress | None:
-    """A bar where somebody watches, else None."""
+    """Return a progress bar on a terminal, else None."""
     if not shows_progress(arguments):
         return None
     return Bar(what)
 
 
 def shows_progress(arguments: argparse.Namespace) -> bool:
-    """Somebody watches."""
+    """Whether stderr is a terminal."""
     return not arguments.quiet and _is_terminal(sys.stderr)
 
 
@@ -66,7 +66,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 class Bar:
-    """A `lswap_core.io.ports.Progress` on stderr. Workers report every piece; the terminal hears of it ten times a second."""
+    """A `lswap_core.io.ports.Progress` on stderr. Workers report every piece; the terminal is updated ten times a second."""
 
     def __init__(self, what: str) -> None:
         from rich.console import Console
@@ -94,6 +94,6 @@ class Bar:
             self._unreported, self._reported_at = 0, monotonic()
 
     def end(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._progress.advance(self._task, self._unreported)
         self._progress.stop()

@@ -1,4 +1,4 @@
-"""Which part a worker does, as `--part auto` reads it from Slurm, torchrun and Kubernetes."""
+"""Determines a worker's part for `--part auto`, from the environment of Slurm, torchrun and Kubernetes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AUTO = "auto"
 
 
 def parse_part(text: str, environ: Mapping[str, str]) -> Part:
-    """`k/n`; or `auto` or `auto/n`: what a launcher says in `environ`, see `part_of`. RecipeError for anything else."""
+    """Parse `k/n`, `auto` or `auto/n`. For `auto`, see `part_of`. Raises RecipeError for anything else."""
     if match := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII):
         return Part(int(match[1]), int(match[2]))
     if match := re.fullmatch(rf"{AUTO}(?:/(\d{{1,6}}))?", text, re.ASCII):
@@ -21,12 +21,12 @@ def parse_part(text: str, environ: Mapping[str, str]) -> Part:
 
 
 def part_of(environ: Mapping[str, str], count: int | None = None) -> Part:
-    """The part that this process is to do, by the variables that its launcher sets: RANK of WORLD_SIZE (torchrun), SLURM_PROCID
-    of SLURM_NTASKS (srun), SLURM_ARRAY_TASK_ID in a job array without gaps, or JOB_COMPLETION_INDEX (a Kubernetes job, which
-    says its index and not of how many: `count` does).
+    """The part of this process, from its launcher's variables: RANK of WORLD_SIZE (torchrun), SLURM_PROCID of SLURM_NTASKS
+    (srun), SLURM_ARRAY_TASK_ID in a job array without gaps, or JOB_COMPLETION_INDEX (a Kubernetes job, which gives its index
+    alone; `count` gives the number).
 
-    RecipeError where none is set, where two differ, or where nobody says of how many. A Slurm step of one task says nothing
-    beside another launcher: it is what that one was started in.
+    Raises RecipeError where no variable is set, where two differ, or where the number of parts is unknown. A Slurm step of
+    one task is ignored beside another launcher, which was started in it.
     """
     told = {
         "RANK": (_number(environ, "RANK"), _number(environ, "WORLD_SIZE")),
@@ -54,8 +54,8 @@ def part_of(environ: Mapping[str, str], count: int | None = None) -> Part:
 
 
 def _task_of_array(environ: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Index, from 0 on, and number of the tasks of a Slurm array. RecipeError for one with gaps: that a task was left out, or
-    is done again by itself, must not change what the others have done.
+    """Index, from 0 on, and number of the tasks of a Slurm array. Raises RecipeError for an array with gaps: a task that is
+    left out, or repeated alone, must not change the parts of the others.
     """
     task = _number(environ, "SLURM_ARRAY_TASK_ID")
     if task is None:

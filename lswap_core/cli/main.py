@@ -1,7 +1,7 @@
-"""The command line: argv -> a verb -> text. Only this wing prints or exits.
+"""The command line: parses arguments, calls a verb, prints text. Only this wing prints or exits.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff`
-found a difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
+Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused, or `diff` found a
+difference; 2 usage; 3 to 7 as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from lswap_core.cli.analysis import run_analyze, run_report
 from lswap_core.cli.arguments import build_parser
 from lswap_core.cli.command import run_command
 from lswap_core.cli.console import print_json, print_table, progress_bar, say, shows_progress
-from lswap_core.cli.parts import check_engine, run_on_ray, run_part, run_publish
+from lswap_core.cli.parts import check_engine, run_keywords, run_on_ray, run_part, run_publish
 from lswap_core.cli.planning import make_plan, stored_plan
 from lswap_core.cli.sources import named_sources
 from lswap_core.errors import LswapError, RecipeError
-from lswap_core.options import WriteOptions
-from lswap_core.text import counted, format_size, listed
+from lswap_core.io.locations import is_url
+from lswap_core.text.plain import counted, format_size, listed
 
 if TYPE_CHECKING:
     from lswap_core.plan.plan import Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command. Returns the exit status."""
     arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
         return run_command("lswap-core", arguments, interrupted="interrupted; nothing was left behind")
     finally:
-        gc.unfreeze()  # what `uncollected` froze
+        gc.unfreeze()  # the objects that `uncollected` froze
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -61,7 +61,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     if arguments.part is not None:
-        return run_part(arguments, _write_options(arguments), named_sources(arguments))
+        return run_part(arguments, named_sources(arguments))
     from lswap_core.report.card import default_name
 
     plan = stored_plan(arguments)
@@ -72,11 +72,6 @@ def _publish(arguments: argparse.Namespace) -> int:
     return run_publish(arguments, named_sources(arguments))
 
 
-def _write_options(arguments: argparse.Namespace) -> WriteOptions:
-    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
-    return WriteOptions(**given)
-
-
 def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str]) -> int:
     from lswap_core.io.traffic import METHODS, Traffic
     from lswap_core.verbs.execute import execute
@@ -84,21 +79,12 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
     check_engine(arguments)
     _check_push(arguments, into)
-    options, traffic = _write_options(arguments), Traffic()
+    traffic, how = Traffic(), run_keywords(arguments, f"writing {Path(into).name}")
     if arguments.engine == "ray":
-        manifest = run_on_ray(plan, arguments, into, options, locations)
+        manifest = run_on_ray(plan, arguments, into, locations, how)
     else:
-        manifest = execute(
-            plan,
-            into=into,
-            locations=locations,
-            progress=progress_bar(arguments, f"writing {Path(into).name}"),
-            workers=arguments.workers,
-            device=arguments.device,
-            options=options,
-            restart=arguments.restart,
-            traffic=traffic,
-        )
+        how["traffic"] = traffic
+        manifest = execute(plan, into=into, locations=locations, **how)
     if arguments.json:
         print(manifest.to_json(), end="")
     elif not arguments.quiet:
@@ -118,12 +104,12 @@ def _execute(plan: Plan, arguments: argparse.Namespace, into: str, locations: di
 
 
 def _check_push(arguments: argparse.Namespace, into: str) -> None:
-    """Find out before any work is done whether the output can be pushed."""
+    """Check before any work whether the output can be pushed."""
     from lswap_core.verbs.push import check_repository
 
     if arguments.public and not arguments.push:
         raise RecipeError("--public has no effect without --push")
-    if arguments.push and "://" in into:
+    if arguments.push and is_url(into):
         raise RecipeError(f"--push takes a local output, not {into}")
     if arguments.push:
         check_repository(arguments.push, public=arguments.public)
@@ -188,9 +174,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _diff(arguments: argparse.Namespace) -> int:
     from lswap_core.verbs.verify import diff
 
-    found = diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
+    difference = diff(arguments.a, arguments.b, progress=progress_bar(arguments, "comparing"), workers=arguments.workers)
     if arguments.json:
-        print_json(found.to_json())
+        print_json(difference.to_json())
     elif not arguments.quiet:
         said = {
             "only_in_a": "only in a",
@@ -200,10 +186,10 @@ def _diff(arguments: argparse.Namespace) -> int:
             "bytes": "other bytes",
         }
         for field, what in said.items():
-            for name in getattr(found, field):
+            for name in getattr(difference, field):
                 say(f"{what}: {name}")
-        say(f"{len(found.equal)} tensors are equal" + (f", {found.differing} differ" if found.differing else ""))
-    return 1 if found.differing else 0
+        say(f"{len(difference.equal)} tensors are equal" + (f", {difference.differing} differ" if difference.differing else ""))
+    return 1 if difference.differing else 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:

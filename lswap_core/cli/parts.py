@@ -1,4 +1,4 @@
-"""`apply --part` and `publish`: one output by many workers."""
+"""The commands `apply --part` and `publish`: one output by many workers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,27 @@ from lswap_core.cli.console import print_json, progress_bar, say
 from lswap_core.cli.planning import stored_plan
 from lswap_core.errors import RecipeError
 from lswap_core.options import WriteOptions
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
 
 if TYPE_CHECKING:
     from lswap_core.plan.manifest import Manifest
     from lswap_core.plan.plan import Plan
+    from lswap_core.verbs.execute import Execution
 
 
-def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: dict[str, str]) -> int:
+def run_keywords(arguments: argparse.Namespace, what: str) -> Execution:
+    """The keyword arguments of a run. what: the progress bar's label."""
+    given = {name: getattr(arguments, name) for name in WriteOptions.__slots__ if getattr(arguments, name) is not None}
+    return {
+        "progress": progress_bar(arguments, what),
+        "workers": arguments.workers,
+        "device": arguments.device,
+        "options": WriteOptions(**given),
+        "restart": arguments.restart,
+    }
+
+
+def run_part(arguments: argparse.Namespace, locations: dict[str, str]) -> int:
     """Do one part of a plan."""
     from lswap_core.cli.launcher import parse_part
     from lswap_core.report import card
@@ -32,17 +45,8 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
     part = parse_part(arguments.part, os.environ)
     plan = stored_plan(arguments)
     into = arguments.out or card.default_name(plan)
-    done = parts.apply_part(
-        plan,
-        part,
-        into=into,
-        locations=locations,
-        progress=progress_bar(arguments, f"part {part} of {os.path.basename(into)}"),
-        workers=arguments.workers,
-        device=arguments.device,
-        options=options,
-        restart=arguments.restart,
-    )
+    how = run_keywords(arguments, f"part {part} of {os.path.basename(into)}")
+    done = parts.apply_part(plan, part, into=into, locations=locations, **how)
     if arguments.json:
         told = {"part": part.number, "parts": part.count, "tensors": done.tensors, "bytes": done.size_bytes, "anew": done.anew}
         print_json(told)
@@ -55,7 +59,7 @@ def run_part(arguments: argparse.Namespace, options: WriteOptions, locations: di
 
 
 def check_engine(arguments: argparse.Namespace) -> None:
-    """RecipeError for what has no effect on this machine alone."""
+    """Raises RecipeError for options that have no effect on this machine alone."""
     if arguments.engine != "local":
         return
     for option in ("address", "parts"):
@@ -63,9 +67,7 @@ def check_engine(arguments: argparse.Namespace) -> None:
             raise RecipeError(f"--{option} has no effect without --engine ray")
 
 
-def run_on_ray(
-    plan: Plan, arguments: argparse.Namespace, into: str, options: WriteOptions, locations: dict[str, str]
-) -> Manifest:
+def run_on_ray(plan: Plan, arguments: argparse.Namespace, into: str, locations: dict[str, str], how: Execution) -> Manifest:
     """Execute a plan on a Ray cluster."""
     from lswap_core.verbs import ray_cluster
 
@@ -75,11 +77,7 @@ def run_on_ray(
         address=arguments.address,
         parts=arguments.parts,
         locations=locations,
-        progress=progress_bar(arguments, f"writing {os.path.basename(into)}"),
-        workers=arguments.workers,
-        device=arguments.device,
-        options=options,
-        restart=arguments.restart,
+        **how,
     )
 
 

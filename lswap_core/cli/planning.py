@@ -1,4 +1,4 @@
-"""The part of the command line that turns arguments into plans."""
+"""Turns arguments into plans."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lswap_core.cli.console import progress_bar
 from lswap_core.cli.sources import named_sources, parse_weights
 from lswap_core.errors import RecipeError
-from lswap_core.text import parse_size
+from lswap_core.text.plain import parse_size
 
 if TYPE_CHECKING:
     from lswap_core.analysis.changes import ChangeMaps
@@ -27,13 +27,13 @@ _SWAP_OPTIONS = (
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:
-    """The plan that the options of `merge` and `plan` ask for."""
+    """Return the plan for the options of `merge` and `plan`."""
     with uncollected():
         return _planned(arguments)
 
 
 def stored_plan(arguments: argparse.Namespace) -> Plan:
-    """The plan in the file that `apply` and the like name."""
+    """Read the plan in the file that commands such as `apply` name."""
     from lswap_core.verbs.merge import read_plan
 
     with uncollected():
@@ -42,8 +42,8 @@ def stored_plan(arguments: argparse.Namespace) -> Plan:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """What is made in here is left alone by the garbage collector, now and later: checkpoints and plans are all values, with
-    nothing to collect, and looking for it takes its time in a large one. `main` takes that back.
+    """Keep objects that are made in this context away from the garbage collector, now and later. Checkpoints and plans are
+    values without cycles, and searching a large plan takes time. `main` reverts this.
     """
     gc.disable()
     try:
@@ -54,7 +54,7 @@ def uncollected() -> Iterator[None]:
 
 
 def open_pair(arguments: argparse.Namespace) -> tuple[Checkpoint, Checkpoint, Checkpoint | None]:
-    """Math, lang and, where it is given, base."""
+    """Open math, lang and, where given, base."""
     from lswap_core.sources.places import open_checkpoint
 
     math = open_checkpoint(arguments.math, role="math", name=arguments.math_name)
@@ -91,7 +91,7 @@ def _planned(arguments: argparse.Namespace) -> Plan:
 
 
 def _soup(arguments: argparse.Namespace) -> Draft:
-    """The soup of any number of experts."""
+    """Return the soup of any number of experts."""
     from lswap_core.recipe.baselines import Soup
     from lswap_core.recipe.layer_swap import LayerSwap
     from lswap_core.sources.places import open_checkpoint
@@ -121,7 +121,7 @@ def _changes(arguments: argparse.Namespace) -> ChangeMaps | None:
 
 def _layer_swap(arguments: argparse.Namespace) -> LayerSwap:
     from lswap_core.recipe.layer_swap import LayerSwap
-    from lswap_core.text import parse_layers
+    from lswap_core.text.plain import parse_layers
 
     for option in ("scale", "density"):
         if getattr(arguments, option) is not None:

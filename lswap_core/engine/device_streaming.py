@@ -1,4 +1,4 @@
-"""Blends on a device, streamed: while one piece is blended there, the next is on its way and the one before comes back."""
+"""Streams blends through a device: while one piece is blended, the next is uploaded and the one before downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lswap_core.recipe.expressions import Blend, Copy, Operand
 
 
 class Slot(Protocol):
-    """Room for one piece, here and on the device. The three buffers have one size, a multiple of 1,024 elements."""
+    """Memory for one piece, in the host and on the device. The three buffers have one size, a multiple of 1,024 elements."""
 
     @property
     def x(self) -> memoryview: ...
@@ -28,12 +28,14 @@ class Slot(Protocol):
     def out(self) -> memoryview: ...
 
     def submit(self, size_bytes: int, weight: float, dtype: DType, before: object | None) -> object:
-        """Begin to blend the first bytes of x and y into out, without waiting. before: what the call for the tensor's
-        piece before returned, whichever slot it was; None for the first piece. Its statistics are continued.
+        """Begin to blend the first `size_bytes` of x and y into out, without waiting.
+
+        before: the result of the call for the tensor's previous piece, in whichever slot; None for the first piece. This
+        piece adds to its statistics.
         """
 
     def wait(self) -> DifferenceStats:
-        """Wait until out is there; the statistics up to and with this piece."""
+        """Wait until out is complete. Returns the statistics up to and including this piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,9 @@ class _Piece:
 
 
 class StreamingEvaluator(Evaluator):
-    """Evaluates blends of two in the slots, which threads share, and everything else on the CPU.
+    """Evaluates blends of two operands in slots, which all threads share, and everything else on the CPU.
 
-    A thread waits for a slot only while it holds none, so threads may be as many as they like.
+    A thread waits for a slot only while it holds none, so any number of threads can share any number of slots.
     """
 
     def __init__(self, source: Source, kernels: Kernels, slots: Sequence[Slot]) -> None:
@@ -91,7 +93,7 @@ class StreamingEvaluator(Evaluator):
         self._free.put(piece.slot)
 
     def _fill(self, side: str, copy: Operand, first: int, count: int, into: memoryview) -> None:
-        """Elements [first, first + count) in the dtype that they are used in."""
+        """Fill `into` with elements [first, first + count), in the dtype in which they are used."""
         if isinstance(copy, Copy) and copy.cast is None:
             self._source.read_into(copy.ref, first * copy.ref.dtype.bits // 8, into)
             return

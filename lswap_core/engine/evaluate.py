@@ -1,4 +1,4 @@
-"""The bytes of an expression, chunk by chunk, from a source and the kernels: what writing and verifying share."""
+"""Evaluates an expression to bytes, chunk by chunk, with a source and the kernels. Writing and verifying both use it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors
 
 CHUNK_BYTES = 256 * 1024
-"""Bytes of one copied piece. Buffers that stay in the L2 cache win: a 2.5 GB copy took 1.9 s in pieces of 128 KiB, 2.0 s
-in 512 KiB, 6.2 s in 8 MiB (2 cores, 512 KiB of L2 each)."""
+"""Bytes of one copied piece. Buffers that stay in the L2 cache are fastest: a 2.5 GB copy took 1.9 s in pieces of 128 KiB,
+2.0 s in 512 KiB, 6.2 s in 8 MiB (2 cores, 512 KiB of L2 each)."""
 OPERAND_BYTES = 1024 * 1024
-"""Bytes of one operand of a blend or a cast: a power of two, so whole blocks of the kernels, and statistics do not depend
-on where chunks end. Large enough that calling the kernels (20 us) does not show: of two 0.5 GB operands in the page
-cache, read, blended, digested and written by one thread, 256 KiB took 0.65 s, 512 KiB 0.54 s, 1 MiB 0.44 s, 2 MiB 0.57 s
-(AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped: mapped and populated ones
-took 0.38 s, but a file that is truncated between MADV_POPULATE_READ and the blend kills the process, and reading it only
-raises."""
+"""Bytes of one operand of a blend or a cast. A power of two is a whole number of the kernels' blocks, so statistics do not
+depend on where chunks end. It is large enough that calling the kernels (20 us) does not matter. One thread
+read, blended, digested and wrote two 0.5 GB operands from the page cache: in 0.65 s with 256 KiB, 0.54 s with 512 KiB, 0.44 s
+with 1 MiB, 0.57 s with 2 MiB (AMD Milan, 2 cores, 512 KiB of L2 each; medians). Operands are read into buffers, not mapped.
+Mapped and populated ones took 0.38 s, but if a file is truncated between MADV_POPULATE_READ and the blend, a signal kills the
+process, where a read raises an error."""
 COMPARED_BYTES = 2 * 1024 * 1024
-"""Bytes of one operand that are compared together where they come through a buffer of their own: a power of two, so whole
-blocks of the kernels. With nothing to write, larger ones than a blend's pay: two operands of 2.5 GB in the page cache took 1.3 to
-2.3 s of processor time in pieces of 128 KiB, 1.0 to 1.3 s in 512 KiB, 0.88 to 1.2 s in 1 MiB, 0.84 to 1.1 s in 2 MiB (AMD
-Milan, 2 busy cores, 512 KiB of L2 each)."""
+"""Bytes of one operand that are compared at once where the operand passes through a buffer: a power of two, so a whole number
+of the kernels' blocks. Nothing is written, so larger pieces than a blend's are faster. Two operands of 2.5 GB in the page
+cache took 1.3 to 2.3 s of processor time in pieces of 128 KiB; 1.0 to 1.3 s in 512 KiB; 0.88 to 1.2 s in 1 MiB; 0.84 to 1.1 s
+in 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each)."""
 COMPARED_FILE_BYTES = 32 * 1024 * 1024
-"""The same where the kernels read the files: between two calls, progress is told and an interruption noticed. A thread that comes
-back from a call may wait 5 ms for another that is loading modules, so calls are long: analysing two experts of 2.5 GB took
-0.78 s in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9)."""
+"""The same where the kernels read the files. Progress and interruptions are handled between two calls. A thread that returns
+from a call may wait 5 ms for another that is loading modules, so calls are long: analysing two experts of 2.5 GB took 0.78 s
+in pieces of 8 MiB, 0.73 in 32, 0.75 in 128 (AMD Milan, 2 cores; least of 9)."""
 SCRATCH_BYTES = 128 * 1024
-"""Bytes of one operand that the kernels read at a time. Two of 2.5 GB in the page cache took 0.94 s of processor time in pieces
-of 32 KiB, 0.76 s in 64 KiB, 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
+"""Bytes of one operand that the kernels read at once. Two of 2.5 GB in the page cache took 0.94 s of processor time in pieces
+of 32 KiB; 0.76 s in 64 KiB; 0.70 to 0.75 s from 128 KiB to 2 MiB (AMD Milan, 2 busy cores, 512 KiB of L2 each; least of 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a tensor: bytes from `offset` on, valid until the next one is asked for, and the statistics so far."""
+    """A piece of a tensor: its bytes from `offset` on, and the statistics so far. Valid until the next piece is requested."""
 
     offset: int
     data: memoryview
@@ -49,7 +49,7 @@ class Chunk:
 
 
 class Evaluator:
-    """Evaluates expressions; may be used from several threads, each has buffers of its own that are reused."""
+    """Evaluates expressions. Safe to use from several threads: each has its own buffers, which it reuses."""
 
     def __init__(self, source: Source, kernels: Kernels) -> None:
         self._source = source
@@ -58,7 +58,7 @@ class Evaluator:
         self._factors_kept = local()
 
     def chunks(self, made_of: Expression) -> Generator[Chunk, None, None]:
-        """The tensor's bytes from first to last."""
+        """Yield the tensor's bytes from first to last."""
         if isinstance(made_of, Blend):
             return self._blended(made_of)
         if isinstance(made_of, Average):
@@ -75,20 +75,21 @@ class Evaluator:
         *,
         seen: Callable[[int, Sequence[memoryview]], None] | None = None,
     ) -> list[DifferenceStats]:
-        """How pairs of operands, all of one dtype and shape, differ; each operand is read once.
+        """Compare pairs of operands, all of one dtype and shape. Returns one DifferenceStats per pair. Reads each operand
+        once.
 
-        pairs: numbers of operands, x and y. tally: called with the bytes of one operand as they are done. seen: called with
-        the number of the first element, and the elements of every operand, chunk by chunk.
+        pairs: indices into `operands`, of x and y. tally: called with the number of bytes of one operand that are done. seen:
+        called for each chunk with the index of its first element and the elements of every operand.
         """
         dtype = operands[0].dtype
-        found = [DifferenceStats()] * len(pairs)
+        statistics = [DifferenceStats()] * len(pairs)
         ranges = self._in_files(operands) if seen is None else None
         for first, count in element_ranges(operands[0], COMPARED_BYTES if ranges is None else COMPARED_FILE_BYTES):
             if ranges is None:
                 data = [self.elements(str(number), operand, first, count) for number, operand in enumerate(operands)]
-                found = [
+                statistics = [
                     self._kernels.stats(data[x], data[y], dtype=dtype, before=earlier)
-                    for (x, y), earlier in zip(pairs, found, strict=True)
+                    for (x, y), earlier in zip(pairs, statistics, strict=True)
                 ]
                 if seen is not None:
                     seen(first, data)
@@ -96,22 +97,24 @@ class Evaluator:
                 at = first * dtype.bits // 8
                 chunk = [each._replace(begin=each.begin + at) for each in ranges]
                 scratch = self._buffers.get("scratch", len(ranges) * SCRATCH_BYTES)
-                found = self._kernels.stats_of_files(chunk, pairs, count, dtype=dtype, before=found, scratch=scratch)
+                statistics = self._kernels.stats_of_files(chunk, pairs, count, dtype=dtype, before=statistics, scratch=scratch)
             tally(count * dtype.bits // 8)
-        return found
+        return statistics
 
     def _in_files(self, operands: Sequence[Operand]) -> list[FileRange] | None:
-        """Where the operands' bytes lie, if each is used as it is in a file that this thread can have open with the others."""
+        """The operands as ranges of open files. None where one is cast or adapted, or this thread cannot have all files open
+        at once.
+        """
         refs = [operand.ref for operand in operands if isinstance(operand, Copy) and operand.cast is None]
         if len({ref.role for ref in refs}) < len(operands):
             return None
-        found = []
+        ranges = []
         for ref in refs:
             descriptor = self._source.descriptor(ref.role, ref.file)
             if descriptor is None:
                 return None
-            found.append(FileRange(descriptor, ref.begin, self._source.path_of(ref.role, ref.file)))
-        return found
+            ranges.append(FileRange(descriptor, ref.begin, self._source.path_of(ref.role, ref.file)))
+        return ranges
 
     def _plain(self, copy: Copy) -> Generator[Chunk, None, None]:
         for begin in range(0, copy.ref.size_bytes, CHUNK_BYTES):
@@ -130,13 +133,14 @@ class Evaluator:
         for first, count in element_ranges(blend.x, OPERAND_BYTES):
             x = self.elements("x", blend.x, first, count)
             y = self.elements("y", blend.y, first, count)
-            out = self._buffers.get("out", len(x), blend.x.ref.begin + first * dtype.bits // 8)  # where math has it
+            out = self._buffers.get("out", len(x), blend.x.ref.begin + first * dtype.bits // 8)  # offset in math's file
             statistics = self._kernels.blend_stats(x, y, blend.weight, dtype=dtype, out=out, before=statistics)
             yield Chunk(first * dtype.bits // 8, out, statistics)
 
     def _averaged(self, made_of: Average) -> Generator[Chunk, None, None]:
         dtype, first_operand = made_of.dtype, made_of.operands[0]
-        # All operands of a piece together take what two of a blend do, for up to 32: then each still has 64 KiB.
+        # For up to 32 operands, the pieces of all operands together have the size of a blend's two; each has at least 64
+        # KiB.
         piece_bytes = max(OPERAND_BYTES // 16, OPERAND_BYTES * 2 // (1 << (len(made_of.operands) - 1).bit_length()))
         for first, count in element_ranges(first_operand, piece_bytes):
             sides = [self.elements(f"expert {k}", operand, first, count) for k, operand in enumerate(made_of.operands)]
@@ -158,7 +162,9 @@ class Evaluator:
             yield Chunk(first * dtype.bits // 8, out, DifferenceStats())
 
     def _threshold(self, made_of: TaskVectors, expert: Operand) -> int:
-        """What magnitude the largest changes of an expert reach; takes as many passes over both as the kernel asks for."""
+        """The magnitude, as bits, that the largest changes of an expert reach. Reads base and expert once for each of the
+        kernel's passes.
+        """
         keep = int((made_of.density or 0) * math.prod(made_of.shape))
         largest = self._kernels.Largest(keep, made_of.dtype)
         for _ in range(largest.passes):
@@ -169,9 +175,7 @@ class Evaluator:
         return largest.threshold
 
     def elements(self, side: str, operand: Operand, first: int, count: int) -> memoryview:
-        """Elements [first, first + count) in the dtype that they are used in, valid until the next that are asked for on
-        that side.
-        """
+        """Elements [first, first + count) in the dtype in which they are used. Valid until the next call for the same `side`."""
         kept = operand.ref.dtype
         at = first * kept.bits // 8
         data = self._buffers.get(f"{side} read", count * kept.bits // 8, operand.ref.begin + at)
@@ -188,8 +192,8 @@ class Evaluator:
         return rounded
 
     def _factors(self, side: str, operand: Adapted) -> tuple[Any, Any]:
-        """Both factors of a low-rank change in fp32, as (rows, rank) and (rank, columns), each in the order of its rows; the last
-        ones of a side are kept.
+        """Both factors of a low-rank change in fp32, (rows, rank) and (rank, columns), row-major. The last factors of each
+        side are cached.
         """
         kept: tuple[Adapted, tuple[Any, Any]] | None = self._factors_kept.__dict__.get(side)
         if kept is None or kept[0] != operand:
@@ -204,7 +208,7 @@ class Evaluator:
 
 
 def element_ranges(copy: Operand, most_bytes: int) -> Iterator[tuple[int, int]]:
-    """First element and number of elements of each piece of a tensor, of which none has more than `most_bytes`."""
+    """Yield the first element and the number of elements of each piece of a tensor. No piece has more than `most_bytes`."""
     width = copy.ref.dtype.bits // 8
     total, most = copy.ref.size_bytes // width, most_bytes // width
     for first in range(0, total, most):

@@ -1,4 +1,4 @@
-"""Plan + Source + Sink + Evaluator -> the records of what was done. Knows no paths, and no devices."""
+"""Executes a plan: plan + source + sink + evaluator -> step records. It knows neither paths nor devices."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ def run(
     digests: bool = True,
     steps: Sequence[Step] | None = None,
 ) -> list[StepRecord]:
-    """Execute `steps` of the plan, all by default, as far as the sink does not have them already; returns their records, in
-    their order, which is the plan's. Publishing is the caller's. digests: take one of every computed tensor.
+    """Execute `steps` of the plan (default: all) that the sink does not have already. Returns their records in the plan's
+    order.
 
-    The order of work is the output's or, where that is better for the source, the source's. The bytes depend neither on it
-    nor on `workers` nor on the order in which runs end. Raises what source and sink raise.
+    The caller publishes. digests: take one of every computed tensor. Runs begin in the output's order or, where the source
+    prefers another and the sink allows it, in the source's. The output does not depend on that order, on `workers`, or on the
+    order in which runs end. Raises what source and sink raise.
     """
     done = dict(sink.begin(plan, source))
     wanted = plan.steps if steps is None else steps
@@ -51,8 +52,10 @@ def run(
 def perform(
     run: Run, tally: Tally, *, source: Source, sink: Writer, evaluator: Evaluator, digests: bool = True
 ) -> list[StepRecord]:
-    """One run: a copied one is the sink's, which may know how not to move bytes; the rest is computed. It is done only once
-    its sources are found to be unchanged: who undoes a change may go on from here.
+    """Do one run. The sink does a copied run, since it may avoid moving bytes; the evaluator computes other runs.
+
+    A run counts as done only once its sources are confirmed unchanged. After an error for a changed source, the user may
+    restore the source and resume.
     """
     records = sink.copy(run, source, tally) if run.copied else [_compute(run, tally, sink, evaluator, digests)]
     source.confirm(run.steps[0].made_of.refs)

@@ -1,4 +1,4 @@
-"""The pass that measures where two experts changed: every tensor read once, in chunks, by worker threads."""
+"""Measures where two experts changed: worker threads read every tensor once, in chunks."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def measure_changes(
     progress: Progress,
     workers: int,
 ) -> ChangeMaps:
-    """The change maps of math and lang and, where there is one, base.
+    """Return the change maps of math and lang and, where given, base. Raises MismatchError, which lists every tensor that is
+    not in all checkpoints with one shape; tensors that only base has are ignored.
 
-    layers: the only ones to measure. profiles: also the mean change of each row and column of every matrix; these are kept
-    in memory, everything else takes as many chunks as there are workers. Tensors of different dtypes are compared in fp32
-    (fp64 where one is). MismatchError lists the tensors that are not in all checkpoints in one shape; what only base has
-    does not matter.
+    layers: the only layers to measure. profiles: also compute the mean change of each row and column of every matrix. These
+    stay in memory; everything else needs one chunk per worker. Tensors of different dtypes are compared in fp32 (fp64 where
+    one is).
     """
     math = experts["math"]
     stack = math.stack(layer_prefix)
@@ -56,14 +56,14 @@ def measure_changes(
         return _measured(tensor, evaluator, kernels, profiles, tally)
 
     total_bytes = sum(tensor.size_bytes for tensor in tensors)
-    found = run_all(measure, tensors, total_bytes=total_bytes, progress=progress, workers=workers)
-    measured = {tensor.name: change for tensor, change in zip(tensors, found, strict=True)}
+    changes = run_all(measure, tensors, total_bytes=total_bytes, progress=progress, workers=workers)
+    measured = {tensor.name: change for tensor, change in zip(tensors, changes, strict=True)}
     return ChangeMaps(tuple(source_record(c) for c in experts.values()), stack, measured, tuple(uncompared))
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """One tensor to measure: in which dtype, and what it is in each checkpoint."""
+    """One tensor to measure: the dtype to compare it in, and its operand in each checkpoint."""
 
     name: str
     dtype: DType
@@ -88,7 +88,7 @@ def _issues(experts: Mapping[Role, Checkpoint]) -> Iterator[str]:
 
 
 def _common_dtype(dtypes: list[DType]) -> DType | None:
-    """What holds the values of all exactly; None where differences cannot be computed."""
+    """A dtype that holds the values of all operands exactly. None where differences cannot be computed."""
     if not all(dtype.blendable for dtype in dtypes):
         return None
     if len(set(dtypes)) == 1:
@@ -102,12 +102,12 @@ def _measured(tensor: _Tensor, evaluator: Evaluator, kernels: Kernels, profiles:
     pairs = {side: (roles.index(x), roles.index(y)) for side, (x, y) in sides.items()}
     sums = None
     if profiles and len(shape) == 2:
-        from lswap_core.engine.profiles import ProfileSums  # and numpy, without which the figures alone do
+        from lswap_core.engine.profiles import ProfileSums  # imports numpy, which the statistics do not need
 
         profiled = {side: pair for side, pair in pairs.items() if side != "difference" or len(sides) == 1}
         sums = ProfileSums(profiled, shape, tensor.dtype, kernels)
     operands = list(tensor.operands.values())
     compared = evaluator.compare(operands, list(pairs.values()), tally, seen=sums.add if sums else None)
-    found = dict(zip(pairs, compared, strict=True))
-    change = Change(found["difference"], found.get("math"), found.get("lang"))
+    statistics = dict(zip(pairs, compared, strict=True))
+    change = Change(statistics["difference"], statistics.get("math"), statistics.get("lang"))
     return TensorChange(tensor.dtype, shape, change, sums.profiles() if sums else {})

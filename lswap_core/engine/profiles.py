@@ -1,4 +1,4 @@
-"""How much the rows and the columns of a matrix changed, summed while its elements pass."""
+"""Sums how much the rows and the columns of a matrix changed, as its elements pass."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class ProfileSums:
     """Mean changes of the rows and columns of one matrix, for several pairs of checkpoints."""
 
     def __init__(self, pairs: Mapping[Side, tuple[int, int]], shape: tuple[int, ...], dtype: DType, kernels: Kernels) -> None:
-        """pairs: which two of the operands that `add` is given, x and y."""
+        """pairs: indices of the operands x and y that `add` receives."""
         self._pairs = pairs
         self._dtype = dtype
         self._kernels = kernels
         self._sums = {side: _Sums(shape) for side in pairs}
 
     def add(self, first: int, data: Sequence[memoryview]) -> None:
-        """Every operand's elements from number `first` on."""
+        """Add a chunk: `operands` begin with element number `first`."""
         for side, (x, y) in self._pairs.items():
             self._sums[side].add(first, _distances(data[x], data[y], self._dtype, self._kernels))
 
     def profiles(self) -> dict[Side, Profile]:
-        """What came of all elements."""
+        """Return the profiles, once all elements were added."""
         return {side: sums.profile() for side, sums in self._sums.items()}
 
 
@@ -44,20 +44,20 @@ def _distances(x: memoryview, y: memoryview, dtype: DType, kernels: Kernels) -> 
 
 
 class _Sums:
-    """Sums in fp64 of the rows and columns of a matrix whose elements come in order, in pieces."""
+    """Sums in fp64 of the rows and columns of a matrix, whose elements come in order, in pieces."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._rows, self._columns = (np.zeros(length) for length in shape)
 
     def add(self, first: int, values: NDArray[Any]) -> None:
-        """Elements from number `first` on."""
+        """Add elements, from number `first` on."""
         width, begin = self._columns.size, 0
         while begin < values.size:
             row, column = divmod(first + begin, width)
             rows = 1 if column else max(1, (values.size - begin) // width)
             piece = values[begin : begin + rows * width - column].astype(np.float64)
             begin += piece.size
-            if piece.size < rows * width:  # a part of one row
+            if piece.size < rows * width:  # part of one row
                 self._rows[row] += piece.sum()
                 self._columns[column : column + piece.size] += piece
             else:

@@ -1,4 +1,4 @@
-"""An output held against its manifest and, where they are at hand, against the sources."""
+"""Verifies an output against its manifest and, where available, against the sources; and compares two checkpoints."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def differing_tensors(
     progress: Progress,
     workers: int,
 ) -> list[str]:
-    """One sentence for every tensor of `files` that is not what the manifest says or, given `sources`, not what they
-    give: copied tensors are compared byte for byte; blended ones, and their statistics, are computed again. A tensor
-    without a digest, one that shares its source's extents, is read only where `sources` are given.
+    """Return one sentence for every tensor of `files` that differs from the manifest or from what `sources` give.
+
+    With sources, copied tensors are compared byte for byte; blended ones, and their statistics, are computed again. A tensor
+    without a digest (it shares its source's extents) is read only with sources.
     """
     expected, buffers = Evaluator(sources or output, kernels), Buffers()
 
@@ -62,8 +63,8 @@ def differing_tensors(
         if record.file in files and (sources is not None or record.digest is not None)
     ]
     total_bytes = sum(record.end - record.begin for _, record in tensors)
-    found = run_all(check, tensors, total_bytes=total_bytes, progress=progress, workers=workers)
-    return [issue for issue in found if issue]
+    issues = run_all(check, tensors, total_bytes=total_bytes, progress=progress, workers=workers)
+    return [issue for issue in issues if issue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +80,19 @@ class Diff:
 
     @property
     def differing(self) -> int:
-        """How many tensors differ in any way."""
+        """Number of tensors that differ in any way."""
         return sum(map(len, (self.only_in_a, self.only_in_b, self.shapes, self.dtypes, self.bytes)))
 
     def to_json(self) -> dict[str, Any]:
-        """Field by field."""
+        """Return the fields as JSON."""
         return asdict(self)
 
 
 def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, kernels: Kernels, *, progress: Progress, workers: int) -> Diff:
-    """Compare catalogues, then the bytes of what could be equal, adapters applied. `source` reads both."""
-    import numpy as np  # of all that a merge loads, this module alone would need it at once
+    """Compare two checkpoints, adapters applied: first the catalogues, then the bytes of tensors that may be equal. `source`
+    reads both.
+    """
+    import numpy as np  # imported here: a merge loads this module but does not need it
 
     both = {name: (operand_of(a, name), operand_of(b, name)) for name in a.tensors if name in b.tensors}
     evaluator = Evaluator(source, kernels)
@@ -121,12 +124,12 @@ def tensor_diff(a: Checkpoint, b: Checkpoint, source: Source, kernels: Kernels, 
 
     total_bytes = sum(x.ref.size_bytes * x.dtype.bits // x.ref.dtype.bits for x, _ in comparable.values())
     results = run_all(equal, list(comparable.values()), total_bytes=total_bytes, progress=progress, workers=workers)
-    found = dict(zip(comparable, results, strict=True))
+    same_by_name = dict(zip(comparable, results, strict=True))
     return Diff(
         tuple(name for name in a.tensors if name not in both),
         tuple(name for name in b.tensors if name not in both),
         shapes,
         dtypes,
-        tuple(name for name, same in found.items() if not same),
-        tuple(name for name, same in found.items() if same),
+        tuple(name for name, same in same_by_name.items() if not same),
+        tuple(name for name, same in same_by_name.items() if same),
     )

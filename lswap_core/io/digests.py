@@ -1,4 +1,4 @@
-"""Digests of tensor bytes: `xxh3-128:<hex>`. Fast enough to take from every byte while it is in the cache."""
+"""Digests of tensor bytes, `xxh3-128:<hex>`: fast enough to take from all bytes while they are in the cache."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Digest:
         self._state.update(data)
 
     def text(self) -> str:
-        """`algorithm:hex` of all bytes so far."""
+        """The digest of all bytes so far, `algorithm:hex`."""
         return f"{ALGORITHM}:{self._state.hexdigest()}"
 
 
 class RunDigests:
-    """Digests of neighbouring steps, fed with their bytes from first to last; some may be left out."""
+    """Digests of neighbouring steps. The bytes are fed in order; some may be left out."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = steps
@@ -37,7 +37,7 @@ class RunDigests:
         self._fed = [0] * len(steps)
 
     def feed(self, at: int, data: memoryview) -> None:
-        """`data` lies at `at` in the output file."""
+        """Add `data`, whose offset in the output file is `at`."""
         end = at + len(data)
         number = bisect_right(self._begins, at) - 1
         while number < len(self._steps) and self._begins[number] < end:
@@ -48,7 +48,7 @@ class RunDigests:
             number += 1
 
     def records(self) -> list[StepRecord]:
-        """One for each step, without a digest where bytes were left out."""
+        """One record for each step. A step whose bytes were not all fed has no digest."""
         return [
             StepRecord(step.name, digest.text() if fed == step.size_bytes else None)
             for step, digest, fed in zip(self._steps, self._digests, self._fed, strict=True)

@@ -1,4 +1,4 @@
-"""What a thread keeps and uses again: buffers, and open files."""
+"""What each thread keeps for reuse: buffers and open files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ PAGE_BYTES = 4096
 
 
 class Buffers:
-    """Buffers by what they are for; every thread has its own.
+    """Reusable buffers, by their use. Every thread has its own.
 
-    Where they begin matters. Reading 5 GB from the page cache took 2.2 to 2.6 s of processor time where memory began 8, 16 or 24
-    bytes further on in its page than the bytes in theirs, and 0.5 to 0.6 s where both began alike and at all other distances
-    tried, from 40 on and below (AMD Milan): copying there, the processor seems to take loads to hang on the stores before them.
-    Tensors begin anywhere in a page, and so do objects of Python.
+    The alignment of a buffer matters. Reading 5 GB from the page cache took 2.2 to 2.6 s of processor time where the buffer's
+    offset in its page was 8, 16 or 24 bytes larger than that of the data. It took 0.5 to 0.6 s where both offsets were equal
+    and at all other distances tried, from 40 on and below (AMD Milan). At those three distances the processor seems to assume
+    that loads depend on the stores before them. Tensors begin anywhere in a page, and so do Python's objects.
     """
 
     def __init__(self) -> None:
         self._mine = local()
 
     def get(self, use: str, size: int, offset: int = 0) -> memoryview:
-        """`size` bytes of any content, valid until the next that are asked for that use. offset: where in a file they come from
-        or go to; they begin as far into a page of memory.
+        """Return `size` bytes of any content. They are valid until the next call of this thread for the same use.
+
+        offset: of the data in their file. The buffer begins at the same offset in a page of memory.
         """
         begin = offset % PAGE_BYTES
         kept: memoryview | None = self._mine.__dict__.get(use)
@@ -36,7 +37,7 @@ class Buffers:
 
 
 class Descriptors:
-    """File descriptors by (slot, name). A slot holds one file per thread; asking for another name closes the former.
+    """File descriptors by (slot, name). A slot holds one file per thread; a request for another name closes the file before.
 
     So the number of open files depends on threads and slots, never on the number of shards.
     """
@@ -48,7 +49,7 @@ class Descriptors:
         self._lock = Lock()
 
     def get(self, slot: str, name: str) -> int:
-        """A descriptor of that file, for this thread until it asks for another in that slot."""
+        """Return a descriptor of that file. It is valid for this thread until it requests another file in the same slot."""
         held: dict[str, tuple[str, int]] = self._mine.__dict__.setdefault("held", {})
         if slot in held and held[slot][0] == name:
             return held[slot][1]
@@ -62,7 +63,7 @@ class Descriptors:
         return fd
 
     def close(self) -> None:
-        """Close them all. No thread may be using one."""
+        """Close all descriptors. No thread may be using one."""
         with self._lock:
             while self._all:
                 os.close(self._all.pop())

@@ -1,4 +1,4 @@
-"""The small protocols between the executor and the world: where bytes come from, where they go, who computes."""
+"""The protocols between the executor and the outside: sources, sinks, kernels, progress."""
 
 from __future__ import annotations
 
@@ -14,63 +14,66 @@ from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run
 
 Tally = Callable[[int], None]
-"""Called with a number of bytes as they are done. It may raise to stop the work between two pieces."""
+"""Called with a number of bytes as they are done. It may raise, to stop the work between two pieces."""
 
 
 class Source(Protocol):
-    """Bytes of the source tensors. Safe to use from several threads."""
+    """Reads the bytes of the source tensors. Safe to use from several threads."""
 
     def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
-        """Runs, given in the output's order, in the order in which they are best begun."""
+        """Return the runs, given in the output's order, in the order in which this source prefers to begin them."""
 
     def expect(self, order: Sequence[Run]) -> None:
-        """Told what will be read, in the order in which it will be begun. Nothing that was not told of is refused."""
+        """Announce which runs will be read, in the order in which they will begin. Other reads stay allowed."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the file's bytes from `offset` after the tensor's first on. Raises StalePlanError where the
-        file is no longer what was planned, OSError where it cannot be read; never returns short.
+        """Fill `buffer` with the tensor's bytes from `offset` on; never returns short.
+
+        Raises StalePlanError where the file is no longer what was planned, and OSError where it cannot be read.
         """
 
     def descriptor(self, role: Role, file: str) -> int | None:
-        """A file descriptor that the kernel can copy from, valid for this thread until it asks for another file of that
-        role; None where there is no such thing. Raises as `read_into`.
+        """Return a file descriptor that the kernel can copy from, or None where this source has none.
+
+        It is valid for this thread until it requests another file of the same role. Raises as `read_into`.
         """
 
     def path_of(self, role: Role, file: str) -> str:
-        """Where the file is, for messages and links."""
+        """The path of the file, for messages and links."""
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """Raise StalePlanError where a file that this thread has just read, of one of `refs`, is no longer what was planned."""
+        """Raises StalePlanError where a file of `refs`, which this thread has just read, is no longer what was planned."""
 
 
 class Writer(Protocol):
-    """What is written to. Safe to use from several threads between `begin` and what ends it."""
+    """What the executor writes to. Safe to use from several threads after `begin`, until it is published or closed."""
 
     @property
     def in_order(self) -> bool:
-        """Runs are wanted in the output's order, whatever the source would like."""
+        """Whether runs must begin in the output's order, whatever order the source prefers."""
 
     @property
     def most_workers(self) -> int | None:
-        """How many threads may do runs at a time; None for any number."""
+        """The number of threads that may do runs at the same time, None for any number."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """Make every output file, as far as that goes without moving bytes, and go on from what an earlier run of the same
-        plan has finished; returns the records of the steps that are done.
+        """Create every output file, as far as that needs no moving of bytes, and resume an earlier run of the same plan.
+
+        Returns the records of the steps that are already done, by name.
         """
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
-        """Bring the tensors of a copied run over byte for byte."""
+        """Copy the tensors of a copied run byte for byte. Returns their records."""
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """Write `data` at `offset` within a computed run."""
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:
-        """Take note that a run is done."""
+        """Record that a run is done."""
 
 
 class Sink(Writer, Protocol):
-    """An output that is absent or complete."""
+    """An output that is either absent or complete."""
 
     def put(self, name: str, data: bytes) -> None:
         """Add a small file."""
@@ -79,18 +82,18 @@ class Sink(Writer, Protocol):
         """Make everything durable, then visible under the final name."""
 
     def close(self) -> None:
-        """Remove what is unpublished, unless it is worth going on from."""
+        """Remove what is unpublished, unless a later run can resume from it."""
 
 
 class Output(Protocol):
-    """Shards that are done, to which the rest is added."""
+    """Finished shards, to which the small files are added before publication."""
 
     @property
     def shard_sha256(self) -> Mapping[str, str]:
-        """Of whole shards, by name, as far as they were taken."""
+        """SHA-256 of whole shards by name, where one was taken."""
 
     def hash_shard(self, name: str) -> None:
-        """Take the SHA-256 of a whole shard, unless that was done."""
+        """Take the SHA-256 of a whole shard, unless it is known."""
 
     def put(self, name: str, data: bytes) -> None:
         """Add a small file."""
@@ -100,15 +103,15 @@ class Output(Protocol):
 
 
 class Kernels(Protocol):
-    """The arithmetic; `lswap_core.kernels` is one, and says what each does."""
+    """The arithmetic. `lswap_core.kernels` implements it and documents each function."""
 
     def blend_stats(
         self, x: memoryview, y: memoryview, weight: float, *, dtype: DType, out: memoryview, before: DifferenceStats = ...
     ) -> DifferenceStats:
-        """Blend one chunk into `out`; returns `before` with the chunk's statistics added."""
+        """Blend one chunk into `out`. Returns `before` with the chunk's statistics added."""
 
     def stats(self, x: memoryview, y: memoryview, *, dtype: DType, before: DifferenceStats = ...) -> DifferenceStats:
-        """`before` with the statistics of one chunk added."""
+        """Return `before` with the statistics of one chunk added."""
 
     def stats_of_files(
         self,
@@ -120,10 +123,10 @@ class Kernels(Protocol):
         before: Sequence[DifferenceStats],
         scratch: memoryview,
     ) -> list[DifferenceStats]:
-        """`before`, one for each pair of ranges, with the statistics of one chunk added; the files are read for it."""
+        """Read one chunk from the files. Returns `before`, one for each pair of ranges, with the chunk's statistics added."""
 
     def blend_many(self, inputs: Sequence[memoryview], weights: Sequence[float], *, dtype: DType, out: memoryview) -> None:
-        """The weighted average of one chunk of each input, into `out`."""
+        """Write the weighted average of one chunk of each input to `out`."""
 
     def cast(self, x: memoryview, *, dtype: DType, out: memoryview, to: DType) -> None:
         """Round one chunk from `dtype` to `to`."""
@@ -167,7 +170,7 @@ class Threshold(Protocol):
 
 
 class Progress(Protocol):
-    """Told how many bytes of the output are done."""
+    """Receives the number of output bytes that are done."""
 
     def begin(self, total_bytes: int) -> None: ...
 
@@ -177,7 +180,7 @@ class Progress(Protocol):
 
 
 class Silence:
-    """Progress that nobody watches."""
+    """A Progress that shows nothing."""
 
     def begin(self, total_bytes: int) -> None:
         """See `Progress`."""

@@ -1,4 +1,4 @@
-"""Work on many items with threads: how many, and a prompt stop when one fails or the user has had enough."""
+"""Runs work on many items in threads, and stops promptly when one fails or the user interrupts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
-from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import RecipeError
 from lswap_core.io.ports import Progress, Tally
 
@@ -23,13 +22,14 @@ Result = TypeVar("Result")
 
 
 class _StoppedError(Exception):
-    """Raised in workers once another has failed; never leaves this module."""
+    """Raised in workers once another has failed. It never leaves this module."""
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold signals back. One that interrupts `submit` can leave a lock of the pool taken, for which its threads would then
-    wait for ever; threads begun meanwhile leave signals to the main one.
+    """Block signals for the main thread and for threads that start meanwhile.
+
+    A signal that interrupts `submit` can leave a lock of the pool taken, and its threads would then wait for ever.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     try:
@@ -41,9 +41,9 @@ def _undisturbed() -> Iterator[None]:
 def run_all(
     work: Callable[[Item, Tally], Result], items: Sequence[Item], *, total_bytes: int, progress: Progress, workers: int
 ) -> list[Result]:
-    """`work(item, tally)` for every item; the results in the order of items.
+    """Call `work(item, tally)` for every item. Returns the results in the order of the items.
 
-    After an error or Ctrl-C no further item is begun, and those in flight end when they next call their tally.
+    After an error or Ctrl-C no further item begins, and those in progress end at their next call of `tally`.
     """
     stop = Event()
     finished: list[Item] = []
@@ -70,7 +70,7 @@ def run_all(
     try:
         with _undisturbed():
             futures = [pool.submit(begin, item) for item in items]
-        # Not concurrent.futures.wait: a signal in it can leave the futures locked, and their threads waiting for ever.
+        # Not concurrent.futures.wait: a signal in it can leave the futures locked, and their threads would wait for ever.
         while len(finished) < len(items) and not failed:
             time.sleep(_POLL_SECONDS)
         if failed:
@@ -83,27 +83,24 @@ def run_all(
 
 
 REMOTE_WORKERS = 16
-"""Threads for what comes over a network or goes there, which is mostly waiting."""
+"""Threads where bytes cross a network, which is mostly waiting."""
 
 _MOST_LOCAL_WORKERS = 8
 
 
 def default_workers(*, remote: bool = False, writing: bool = False) -> int:
-    """Threads by default: as many as this process may use processors, at most 8. remote: bytes cross a network. writing: an
-    output is written, and twice as many wait for the disk by turns: merges of 2.5 GB on 2 processors took 2.86 s with 2 threads,
-    2.42 s with 3, 2.28 s with 4, where a durable `cp` took 2.41 s (AMD Milan, ext4; medians of 5).
+    """The default number of threads: one for each processor that this process may use, at most 8.
+
+    remote: bytes cross a network; then REMOTE_WORKERS. writing: an output is written; then twice as many, since some wait for
+    the disk while others compute. Merges of 2.5 GB on 2 processors took 2.86 s with 2 threads, 2.42 s with 3, 2.28 s with 4,
+    where a durable `cp` took 2.41 s (AMD Milan, ext4; medians of 5).
     """
     processors = len(os.sched_getaffinity(0))
     return REMOTE_WORKERS if remote else min(_MOST_LOCAL_WORKERS, 2 * processors if writing else processors)
 
 
 def threads_for(workers: int | None, *, remote: bool = False, writing: bool = False) -> int:
-    """The number of threads asked for, or the usual one. RecipeError for less than one."""
+    """The number of threads asked for, or the default. Raises RecipeError for less than one."""
     if workers is not None and workers < 1:
         raise RecipeError(f"--workers is {workers}; expected 1 or more")
     return workers or default_workers(remote=remote, writing=writing)
-
-
-def are_remote(*checkpoints: Checkpoint | None) -> bool:
-    """Some of them do not lie on a local or mounted disk."""
-    return any(checkpoint is not None and "://" in checkpoint.root for checkpoint in checkpoints)

@@ -1,4 +1,4 @@
-"""How many bytes of an output came to it in which way: for people, never for what is published."""
+"""Counts how the bytes of an output got there, by method: for progress and summaries, never for published files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METHODS = {
     "resume": "there already",
     "fetch": "fetched",
 }
-"""Ways, and what people call them."""
+"""Methods, and their names in messages."""
 
 
 class Traffic:
@@ -33,5 +33,5 @@ class Traffic:
 
     @property
     def bytes_by_method(self) -> dict[str, int]:
-        """In the order of METHODS, without those that moved nothing."""
+        """In the order of METHODS, without methods that moved nothing."""
         return {method: self._bytes[method] for method in METHODS if self._bytes[method]}

@@ -1,12 +1,14 @@
-"""`blend_stats`, `stats`, `blend_many` and `cast`: the arithmetic of layer swapping; and the sums of its neighbours.
-`stats_of_files` is `stats` of tensors that lie in files.
+"""The arithmetic of layer swapping: `blend_stats`, `stats`, `stats_of_files`, `blend_many`, `cast`; and task vectors and
+TIES.
 
-Every backend gives the bytes of `reference`, bit for bit. `auto`, the default, takes the best that works here. Task vectors
-and TIES have one implementation, low-rank changes the native one and their definition, `low_rank`.
-Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order; `out` is always the
-caller's. Arguments are checked once, here, before a backend sees them.
+Every backend gives the same bytes as `reference`. The default, `auto`, takes the fastest backend that works on this machine.
+Task vectors and TIES have one implementation. Low-rank changes have two: the native kernels, and the definition in
+`low_rank`.
 
-Nothing is loaded before it is used, numpy included: a plan does without, and a merge loads it while others copy.
+Operands are raw buffers (anything with the buffer protocol) of one dtype, in little-endian order. The caller provides `out`.
+Arguments are checked once, here, before a backend gets them.
+
+Each module, numpy included, loads on first use: planning does without numpy, and a merge loads it while other threads copy.
 """
 
 from importlib import import_module
@@ -36,8 +38,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    return found
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

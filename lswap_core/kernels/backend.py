@@ -1,4 +1,4 @@
-"""What a backend is, and how one says that it cannot work here."""
+"""The protocol that every backend implements, and the error of a backend that cannot work on this machine."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Bytes: TypeAlias = "NDArray[np.uint8]"
 
 
 class BackendUnavailable(ValueError):  # noqa: N818 - it names a state of this machine
-    """A backend cannot work here: no library, no device, not this processor. The message is the reason, a clause."""
+    """The backend cannot run on this machine: no library, device or instruction set. The message is the reason, a clause."""
 
 
 class Backend(Protocol):
-    """What a backend implements; its arguments are sound. See `lswap_core.kernels` for what each does.
+    """What a backend implements. Its callers have checked the arguments. See `lswap_core.kernels` for each operation.
 
     A backend is a module with a function `load() -> Backend` that raises BackendUnavailable.
     """
@@ -41,7 +41,7 @@ class Backend(Protocol):
 
 
 def checked_dtype(name: str, value: DType | str) -> DType:
-    """`value` as a dtype that has arithmetic here; ValueError, with the name, for any other."""
+    """Return `value` as a dtype that the kernels compute with. Raises ValueError for any other, naming it."""
     dtype = DTYPES.get(str(value))
     if dtype is None or not dtype.blendable:
         known = ", ".join(d.name for d in DTYPES.values() if d.blendable)
@@ -50,19 +50,19 @@ def checked_dtype(name: str, value: DType | str) -> DType:
 
 
 def check_weight(name: str, weight: float) -> None:
-    """Raises ValueError, with the name, for what is no share."""
+    """Raises ValueError, naming the argument, where the value is not a weight from 0 to 1."""
     if not (type(weight) in (int, float) and 0 <= weight <= 1):
-        raise ValueError(f"{name} is {weight!r}; expected a share, from 0 to 1")
+        raise ValueError(f"{name} is {weight!r}; expected a weight, from 0 to 1")
 
 
 def check_before(before: DifferenceStats) -> None:
-    """Raises ValueError where the chunks before this one end inside a block."""
+    """Raises ValueError where `before` ends inside a block of 1,024 elements."""
     if before.count % BLOCK_ELEMENTS:
         raise ValueError(f"before covers {before.count} elements; a chunk begins at a multiple of {BLOCK_ELEMENTS}")
 
 
 class FileRange(NamedTuple):
-    """Where a tensor's bytes begin in an open file, and what messages call the file."""
+    """A tensor in an open file: the descriptor, the offset of the first byte, and the file's name for messages."""
 
     descriptor: int
     begin: int

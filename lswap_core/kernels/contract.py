@@ -1,4 +1,4 @@
-"""The kernels' contract: arguments are checked once, then handed to the backend that was asked for."""
+"""The public kernels: they check the arguments once, then call the backend that the caller chose."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def _load_triton() -> Backend:
 
 
 _LOADERS = {"native": _load_native, "reference": _load_reference, "cuda": _load_cuda, "triton": _load_triton}
-"""The backends, best first. Operands are in the host's memory, and moving them to a GPU takes longer than blending them
-(PCIe 55 GB/s: what 4 to 5 cores blend). `auto` takes the first that loads, so it never gets past the reference."""
+"""The backends, fastest first; `auto` takes the first that loads. The reference loads everywhere, so `auto` never takes a GPU
+backend: operands are in host memory, and moving them to a GPU takes longer than blending them (PCIe 55 GB/s: what 4 to 5
+cores blend)."""
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names that `backend` takes on this machine, best first."""
+    """Names that the argument `backend` accepts on this machine, fastest first."""
     return tuple(name for name in _LOADERS if not isinstance(_loaded(name), str))
 
 
@@ -60,12 +61,12 @@ def blend_stats(
     before: DifferenceStats = DifferenceStats(),
     backend: str = "auto",
 ) -> DifferenceStats:
-    """Out = round((1 - weight) * x + weight * y), element by element, and how x and y differ.
+    """Blend two tensors: out = round((1 - weight) * x + weight * y), element by element. Returns how x and y differ.
 
-    x, y, out: buffers of equal size holding elements of `dtype` (BF16, F16, F32, F64, F8_E4M3 or F8_E5M2); `out` is
-    writable and overlaps neither. weight: y's share, from 0 to 1. before: statistics of the chunks before this one;
-    the result continues them, so a tensor may be cut wherever a chunk begins at a multiple of 1,024 elements, and the
-    sums have the same bits as for the whole. Raises ValueError for anything else.
+    x, y, out: buffers of equal size with elements of `dtype` (BF16, F16, F32, F64, F8_E4M3 or F8_E5M2); `out` is writable and
+    overlaps neither input. weight: of y, from 0 to 1. before: statistics of the tensor's earlier chunks; the result includes
+    them. A tensor may be cut at any multiple of 1,024 elements: the sums then have the same bits as for the whole. Raises
+    ValueError for any other argument.
     """
     kind = checked_dtype("dtype", dtype)
     views = {"x": _view("x", x), "y": _view("y", y), "out": _view("out", out)}
@@ -79,7 +80,7 @@ def blend_stats(
 def stats(
     x: Buffer, y: Buffer, *, dtype: DType | str, before: DifferenceStats = DifferenceStats(), backend: str = "auto"
 ) -> DifferenceStats:
-    """How x and y differ, as `blend_stats` tells it, without writing anything."""
+    """Return how x and y differ, as `blend_stats` does, without an output."""
     kind = checked_dtype("dtype", dtype)
     views = {"x": _view("x", x), "y": _view("y", y)}
     _check_sizes(kind, views)
@@ -90,10 +91,12 @@ def stats(
 def blend_many(
     inputs: Sequence[Buffer], weights: Sequence[float], *, dtype: DType | str, out: Buffer, backend: str = "auto"
 ) -> None:
-    """Out = round(sum of weights[k] * inputs[k]): products and sums are rounded one by one to fp32 (F64: fp64), first
-    input first, then once to the dtype. Where all inputs have equal bits, out has those bits.
+    """Weighted sum of many tensors: out = round(sum of weights[k] * inputs[k]).
 
-    weights: from 0 to 1 each, 1 together (to 1e-6), as for a soup of models. Buffers as for `blend_stats`.
+    Each product and each sum is rounded to fp32 (F64: fp64), first input first; the result is rounded once to the dtype.
+    Where all inputs have equal bits, out has those bits.
+
+    weights: from 0 to 1 each, with sum 1 (within 1e-6), as in a model soup. Buffers as for `blend_stats`.
     """
     kind = checked_dtype("dtype", dtype)
     if not inputs or len(inputs) != len(weights):
@@ -112,8 +115,10 @@ def blend_many(
 
 
 def cast(x: Buffer, *, dtype: DType | str, out: Buffer, to: DType | str, backend: str = "auto") -> None:
-    """Out = x rounded from `dtype` to `to`, to nearest, ties to even; overflow gives infinity (NaN where the type has
-    none), NaN is canonical. Buffers as for `blend_stats`, as many elements in each. Raises ValueError.
+    """Round x from `dtype` to `to`, to nearest, ties to even. Overflow gives infinity, or NaN where `to` has no infinity;
+    every NaN becomes the canonical NaN.
+
+    x, out: buffers as for `blend_stats`, with equally many elements. Raises ValueError for any other argument.
     """
     source, target = checked_dtype("dtype", dtype), checked_dtype("to", to)
     x_view, out_view = _view("x", x), _view("out", out)
@@ -156,7 +161,7 @@ def _check_out(views: dict[str, Bytes]) -> None:
 
 @cache
 def _loaded(name: str) -> Backend | str:
-    """The backend, or why there is none."""
+    """Load the backend called `name`, or return the BackendUnavailable that says why it cannot be loaded."""
     try:
         return _LOADERS[name]()
     except BackendUnavailable as reason:
@@ -166,9 +171,9 @@ def _loaded(name: str) -> Backend | str:
 @cache
 def _chosen(name: str) -> Backend:
     for candidate in _LOADERS if name == "auto" else [name] if name in _LOADERS else []:
-        found = _loaded(candidate)
-        if not isinstance(found, str):
-            return found
+        backend = _loaded(candidate)
+        if not isinstance(backend, str):
+            return backend
     usable = available_backends()
     reasons = [f"{other} is not ({_loaded(other)})" for other in _LOADERS if other not in usable]
     raise BackendUnavailable(f"backend {name!r} is not available; {', '.join(usable)} are; {'; '.join(reasons)}".rstrip("; "))

@@ -1,4 +1,4 @@
-"""How two tensors differ: the statistics that every kernel computes in the pass that blends them."""
+"""Difference statistics of two tensors, which every kernel computes in the same pass as the blend."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 BLOCK_ELEMENTS = 1024
-"""Elements that are summed in the compute type before the sum goes to fp64. Chunks of one tensor are multiples of it."""
+"""Elements whose terms are summed in the compute type before the sum is added in fp64. Chunks of a tensor are multiples of
+it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DifferenceStats:
     """Difference of x (math) and y (lang), d = y - x, over `count` pairs of elements.
 
-    differing counts the pairs whose bits differ. The sums and the maximum are over pairs in which both are finite;
-    x_nonfinite and y_nonfinite count the rest. Order of summation: see `lswap_core.kernels.reference`.
+    differing: pairs whose bits differ. The sums and the maximum cover the pairs in which both elements are finite.
+    x_nonfinite and y_nonfinite count elements that are not finite. For the order of summation see
+    `lswap_core.kernels.reference`.
     """
 
     count: int = 0
@@ -29,7 +31,7 @@ class DifferenceStats:
     y_nonfinite: int = 0
 
     def __add__(self, other: DifferenceStats) -> DifferenceStats:
-        """Statistics of two tensors taken together (sums in fp64, left first)."""
+        """Statistics of both tensors together. The sums are added in fp64, left operand first."""
         totals = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         return DifferenceStats(**totals | {"max_abs": max(self.max_abs, other.max_abs)})
 
@@ -58,5 +60,5 @@ class DifferenceStats:
         return 0.0 if self.x_squares or self.y_squares else 1.0
 
     def to_json(self) -> dict[str, int | float | str]:
-        """Field by field; a sum that overflowed is the string `inf` or `nan`, since JSON has no such numbers."""
+        """Return the fields as JSON. A sum that overflowed is the string `inf` or `nan`, since JSON has no such numbers."""
         return {name: value if math.isfinite(value) else str(value) for name, value in asdict(self).items()}

@@ -1,6 +1,4 @@
-"""Statistics of tensors that lie in open files, whose bytes need not pass through Python. Needs no numpy where the native
-kernels are.
-"""
+"""Statistics of tensors in open files. With the native kernels the bytes do not pass through Python, and numpy is not needed."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 from lswap_core.kernels.native import Native, load
 
 MOST_RANGES, LINE_BYTES = 8, 64
-"""As the native kernels have it, which read where in a cache line the bytes lie in their file."""
+"""As in the native kernels. They place data at the same offset in a cache line in memory as in the file."""
 
 
 def stats_of_files(
@@ -28,12 +26,13 @@ def stats_of_files(
     scratch: memoryview,
     backend: str = "auto",
 ) -> list[DifferenceStats]:
-    """How pairs of ranges differ, `count` elements of `dtype` in each; every range is read once, in pieces.
+    """Compare pairs of file ranges, each of `count` elements of `dtype`. Returns one DifferenceStats per pair. Reads each
+    range once, in pieces.
 
-    pairs: numbers of ranges, x and y. before: for each pair the statistics of the chunks before this one, as for
-    `blend_stats`. scratch: writable memory to read into, shared out among the ranges, of which there are 1 to 8; at least 1,024
-    elements and 64 bytes for each, and best what stays in the second-level cache. Raises StalePlanError where a file ends too
-    soon, OSError where it cannot be read, ValueError for anything else. The files' offsets are neither used nor changed.
+    ranges: 1 to 8. pairs: indices into `ranges`, of x and y. before: for each pair the statistics of earlier chunks, as for
+    `blend_stats`. scratch: writable memory to read into, divided among the ranges: at least 1,024 elements and 64 bytes for
+    each; fastest where it fits into the L2 cache. Raises StalePlanError where a file ends too soon, OSError where it cannot
+    be read, and ValueError for any other argument. The file positions are neither used nor changed.
     """
     kind = checked_dtype("dtype", dtype)
     if count < 0:
@@ -77,17 +76,17 @@ def _in_pieces(
 
     block_bytes = BLOCK_ELEMENTS * dtype.bits // 8
     piece_bytes = scratch.nbytes // len(ranges) // block_bytes * block_bytes
-    found = list(before)
+    statistics = list(before)
     for begin in range(0, total_bytes, piece_bytes):
         size = min(piece_bytes, total_bytes - begin)
         data = [scratch[k * piece_bytes : k * piece_bytes + size] for k in range(len(ranges))]
         for each, buffer in zip(ranges, data, strict=True):
             _fill(buffer, each, begin)
-        found = [
+        statistics = [
             stats(data[x], data[y], dtype=dtype, before=earlier, backend=backend)
-            for (x, y), earlier in zip(pairs, found, strict=True)
+            for (x, y), earlier in zip(pairs, statistics, strict=True)
         ]
-    return found
+    return statistics
 
 
 def _fill(buffer: memoryview, place: FileRange, begin: int) -> None:

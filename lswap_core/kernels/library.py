@@ -1,4 +1,4 @@
-"""The compiled libraries of this package, found and opened by ctypes: one for the CPU, one for CUDA."""
+"""Finds and opens the compiled libraries of this package with ctypes: one for the CPU, one for CUDA."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Function = tuple[str, Any, list[Any]]
 
 
 def find_library(name: str, *, built_with: str) -> Path:
-    """The path of a library in this package. BackendUnavailable where it was not built; built_with: the compiler it needs."""
-    # An editable install has the library in site-packages and the modules elsewhere; the package's path names both.
+    """The path of a library in this package. Raises BackendUnavailable, naming the compiler `built_with`, where it was not
+    built.
+    """
+    # An editable install keeps the library in site-packages and the modules elsewhere; the package's path lists both.
     places = [Path(place) for place in kernels.__path__]
     for place in places:
         if (place / name).exists():
@@ -29,18 +31,18 @@ def find_library(name: str, *, built_with: str) -> Path:
 
 
 def open_library(path: Path, *, prefix: str, abi: int, functions: Sequence[Function]) -> ctypes.CDLL:
-    """The library at `path`, the types of its functions set. `prefix` begins the name of each function.
+    """Open the library at `path` and set the types of its functions. `prefix` begins the name of each function.
 
-    Raises BackendUnavailable where it does not load, or where its `abi` function returns another number: then it belongs to
-    another version of this package.
+    Raises BackendUnavailable where the library does not load, or where its function `abi` returns another number: it then
+    belongs to another version of this package.
     """
     try:
         library = ctypes.CDLL(str(path))
-        found = getattr(library, f"{prefix}abi")()
+        built_abi = getattr(library, f"{prefix}abi")()
     except (OSError, AttributeError) as error:
         raise BackendUnavailable(f"{path} does not load: {error}") from error
-    if found != abi:
-        raise BackendUnavailable(f"{path} has interface {found}, expected {abi}; reinstall the package")
+    if built_abi != abi:
+        raise BackendUnavailable(f"{path} has interface {built_abi}, expected {abi}; reinstall the package")
     for name, result, arguments in functions:
         function = getattr(library, prefix + name)
         function.restype, function.argtypes = result, arguments

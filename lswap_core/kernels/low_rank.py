@@ -2,13 +2,13 @@
 
     out = round(x + fp32(fp32(scale) * (left @ right)))
 
-Each element of left @ right is a chain of fused multiply-additions in fp32, s = fp32(s + left[i, k] * right[k, j]), from
-k = 0 on and from s = 0. More than MOST_TERMS ranks are divided into chains of `chain_terms(rank)`, whose sums are then added
-in fp32 from the first on. The change is added to x in fp32 (F64: in fp64) and rounded once. IEEE 754 leaves no choice in any of
-it, so every machine gives the same bits.
+Each element of left @ right is a chain of fused multiply-adds in fp32, s = fp32(s + left[i, k] * right[k, j]), which starts
+with k = 0 and s = 0. More than MOST_TERMS ranks are divided into chains of `chain_terms(rank)`; the chains' sums are added in
+fp32, first chain first. The change is added to x in fp32 (F64: in fp64) and rounded once. IEEE 754 defines each of these
+steps, so every machine gives the same bits.
 
-It is the order in which the libraries behind torch do their work, which is what PEFT's `merge_and_unload` calls:
-`(B @ A) * scale`, then the sum. A product of matrices by such a library itself would hang on the machine and on its threads.
+The libraries behind torch, which PEFT's `merge_and_unload` calls, add in this order too: `(B @ A) * scale`, then the sum. A
+matrix product from such a library would depend on the machine and on its number of threads.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from lswap_core.kernels.backend import BackendUnavailable
 from lswap_core.kernels.contract import cast
 
 MOST_TERMS = 192
-"""The most terms of one chain. As in torch 2.13.0 with MKL 2024.2 on an AMD EPYC with AVX2, whose products of fp32 matrices
-have these bits at each of the ranks tried from 1 to 768, with one thread and with two, unless an output has fewer than 12
-rows or columns. On an Intel Xeon with AVX-512, MKL divides ranks above 192 in another way."""
+"""The most terms in one chain. torch 2.13.0 with MKL 2024.2 on an AMD EPYC with AVX2 adds in the same order: its fp32 matrix
+products had these bits at every rank tried from 1 to 768, with one thread and with two, except for outputs with fewer than 12
+rows or columns. On an Intel Xeon with AVX-512, MKL divides ranks above 192 differently."""
 _TILE_ELEMENTS = 32 * 1024
-"""Elements that numpy works on at once, in fp64: 256 KiB, so that a sum and a product stay in an L2 cache of 512 KiB."""
+"""Elements that numpy processes at once, in fp64: 256 KiB, so that a sum and a product stay in an L2 cache of 512 KiB."""
 _SAFE = 2.0**-132
-"""Where no product is nearer to zero, no sum that fp64 rounds is subnormal in fp32."""
+"""Where no product is nearer to zero than this, no sum that fp64 rounds is subnormal in fp32."""
 
 Matrix = NDArray[np.float32]
 
 
 class ChangeOf(Protocol):
-    """What computes `scale * (left @ right)`, the elements from `first` on, row by row; see the module."""
+    """Computes elements of `scale * (left @ right)`, from `first` on, in row-major order. See the module for the rounding."""
 
     def __call__(self, left: Matrix, right: Matrix, scale: float, *, first: int, count: int) -> Matrix: ...
 
@@ -45,10 +45,10 @@ class ChangeOf(Protocol):
 def add_low_rank(
     x: memoryview, left: Matrix, right: Matrix, scale: float, *, first: int, dtype: DType, out: memoryview, to: DType
 ) -> None:
-    """Out = round(x + scale * (left @ right)) for the elements of a matrix from `first` on, in the order of its rows; see
-    the module for the rounding.
+    """Add a low-rank change: out = round(x + scale * (left @ right)), for the elements from `first` on in row-major order.
 
-    left: (rows, rank); right: (rank, columns). x, out: as many elements of `dtype` and `to`.
+    left: (rows, rank); right: (rank, columns). x: elements of `dtype`; out: equally many elements of `to`. See the module for
+    the rounding.
     """
     wide = DTYPES["F64" if dtype.name == "F64" else "F32"]
     count = len(x) * 8 // dtype.bits
@@ -60,19 +60,19 @@ def add_low_rank(
 
 
 def chain_terms(rank: int) -> int:
-    """How many ranks one chain of additions has; the last one may have fewer."""
+    """Number of ranks in one chain of additions; the last chain may have fewer."""
     return rank if rank <= MOST_TERMS else min(MOST_TERMS, rank // 2)
 
 
 def change_of(left: Matrix, right: Matrix, scale: float, *, first: int, count: int) -> Matrix:
-    """The definition, in numpy; see `ChangeOf`."""
+    """The definition in numpy. See `ChangeOf`."""
     columns = right.shape[1]
     change = np.empty(count, np.float32)
     begin = 0
     with np.errstate(all="ignore"):
         while begin < count:
             row, column = divmod(first + begin, columns)
-            if column or columns > min(_TILE_ELEMENTS, count - begin):  # the rest of a row, or a part of it
+            if column or columns > min(_TILE_ELEMENTS, count - begin):  # the rest of a row, or a section of it
                 rows, part = slice(row, row + 1), slice(column, min(columns, column + min(_TILE_ELEMENTS, count - begin)))
             else:
                 rows, part = slice(row, row + min(_TILE_ELEMENTS, count - begin) // columns), slice(0, columns)
@@ -92,9 +92,11 @@ def _tile(left: Matrix, right: Matrix) -> Matrix:
 
 
 def _chain(left: Matrix, right: Matrix) -> Matrix:
-    """In fp64 a product is exact, so that a sum is rounded twice, to fp64 and to fp32. That is not rounding once where the first
-    ends halfway between two values of fp32 without being exact, or where fp32 is subnormal, and halves lie elsewhere: there the
-    first is rounded to odd instead (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
+    """One chain of fused multiply-adds, emulated in fp64.
+
+    A product is exact in fp64, but the sum is rounded twice, to fp64 and then to fp32. The result differs from one rounding
+    where the fp64 sum is inexact and halfway between two fp32 values, or where fp32 is subnormal and its halves differ. There
+    the fp64 sum is rounded to odd instead (Boldo and Melquiond, Emulation of FMA and correctly rounded sums, 2008).
     """
     a, b = left.astype(np.float64), right.astype(np.float64)
     subnormal = _least(a) * _least(b) < _SAFE
@@ -117,9 +119,11 @@ def _least(values: NDArray[np.float64]) -> float:
 
 
 def _round_to_odd(total: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-    """Total = x + y, rounded to nearest, becomes what lies on the other side of x + y, where it is even and not exact."""
+    """Change `total` = x + y, rounded to nearest, to round-to-odd: an inexact, even total moves to its neighbour beyond x +
+    y.
+    """
     of_y = total - x
-    lost = (x - (total - of_y)) + (y - of_y)  # exactly (Knuth's TwoSum)
+    lost = (x - (total - of_y)) + (y - of_y)  # exact (Knuth's TwoSum)
     bits: Any = total.view(np.int64)
     even = (bits & 1 == 0) & (lost != 0) & np.isfinite(lost)
     bits += np.where(even, np.where((lost > 0) == (total > 0), 1, -1), 0)

@@ -1,4 +1,4 @@
-"""The kernels in C++ (`csrc/`), through ctypes, which lets other threads run meanwhile."""
+"""The kernels in C++ (`csrc/`), called with ctypes, which releases the interpreter lock meanwhile."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LIBRARY = "liblswap_cpu.so"
 _ABI = 3
 _FILE_ENDED, _READ_FAILED = 4, 5
 LARGE_FROM_BYTES = 8 << 20
-"""Bytes of an operand from which a call is large: it is split over the processors, and out, which no cache would hold, is
-written past them. Threads are started anew for each call, which takes about as long as 0.3 MiB of work; the pipeline's
-chunks, which have threads of their own and use their buffers again at once, must stay far below."""
+"""Operands of this size make a call large: it is split over the processors, and writes `out`, which no cache would hold, with
+non-temporal stores. Each large call starts its threads, which takes about as long as 0.3 MiB of work. The pipeline has its
+own threads and soon reuses its buffers, so its chunks must stay far below this size."""
 
 
 class _Stats(ctypes.Structure):
@@ -64,9 +64,9 @@ class _Pair(ctypes.Structure):
 
 
 class Native:
-    """The kernels with one instruction set.
+    """The kernels for one instruction set.
 
-    A call whose operands have `large_from_bytes` each or more is split over `threads`, and writes past the caches.
+    A call whose operands have `large_from_bytes` each or more is split over `threads`, and writes with non-temporal stores.
     """
 
     def __init__(self, library: ctypes.CDLL, isa: int, *, threads: int, large_from_bytes: int = LARGE_FROM_BYTES) -> None:
@@ -95,13 +95,13 @@ class Native:
         scratch: memoryview,
     ) -> list[DifferenceStats]:
         """See `lswap_core.kernels.stats_of_files`; arguments are checked there."""
-        found = (_Stats * len(pairs))(*map(_Stats.of, before))
+        statistics = (_Stats * len(pairs))(*map(_Stats.of, before))
         failed, error = ctypes.c_uint32(), ctypes.c_int32()
         status = self._library.lswap_stats_files(
             self._isa, DTYPE_NUMBERS[dtype.name],
             (_Range * len(ranges))(*(_Range(each.begin, each.descriptor) for each in ranges)), len(ranges),
             (_Pair * len(pairs))(*(_Pair(x, y) for x, y in pairs)), len(pairs), count,
-            ctypes.byref(ctypes.c_uint8.from_buffer(scratch)), scratch.nbytes, found,
+            ctypes.byref(ctypes.c_uint8.from_buffer(scratch)), scratch.nbytes, statistics,
             ctypes.byref(failed), ctypes.byref(error),
         )  # fmt: skip
         if status == _FILE_ENDED:
@@ -109,7 +109,7 @@ class Native:
         if status == _READ_FAILED:
             raise OSError(error.value, os.strerror(error.value), ranges[failed.value].path)
         _check(status)
-        return [one.value(earlier.count + count) for one, earlier in zip(found, before, strict=True)]
+        return [one.value(earlier.count + count) for one, earlier in zip(statistics, before, strict=True)]
 
     def blend_many(self, inputs: Sequence[Bytes], weights: Sequence[float], dtype: DType, out: Bytes) -> None:
         """See `lswap_core.kernels.blend_many`; arguments are checked there."""
@@ -130,7 +130,7 @@ class Native:
         self, left: NDArray[np.float32], right: NDArray[np.float32], scale: float, *, first: int, count: int
     ) -> NDArray[np.float32]:
         """See `lswap_core.kernels.low_rank.ChangeOf`."""
-        import numpy as np  # here, since statistics of files do without
+        import numpy as np  # imported here, since statistics of files do without it
 
         sides = np.ascontiguousarray(left), np.ascontiguousarray(right)
         change = np.empty(count, np.float32)
@@ -156,8 +156,8 @@ class Native:
 
 
 def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
-    """The kernels with the best instruction set that this processor has, and as many threads as it has processors,
-    unless told otherwise. Raises BackendUnavailable.
+    """The kernels for the best instruction set of this processor. Threads: by default one per processor. Raises
+    BackendUnavailable.
     """
     opened = open_library()
     isa = next(number for number in range(len(instruction_sets())) if opened.lswap_isa_runs(number))
@@ -165,7 +165,7 @@ def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES
 
 
 def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
-    """The kernels with the instruction set named, to test and to measure. Raises BackendUnavailable."""
+    """The kernels for the named instruction set, for tests and measurements. Raises BackendUnavailable."""
     opened = open_library()
     known = instruction_sets()
     if isa not in known:
@@ -177,7 +177,7 @@ def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Those that the library was built with, best first. Raises BackendUnavailable."""
+    """Instruction sets that the library was built with, best first. Raises BackendUnavailable."""
     opened = open_library()
     names: list[str] = []
     while name := opened.lswap_isa_name(len(names)):
@@ -187,7 +187,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 @cache
 def open_library() -> ctypes.CDLL:
-    """The library. Raises BackendUnavailable where it was not built, or is not this package's."""
+    """Open the library. Raises BackendUnavailable where it was not built or belongs to another version of this package."""
     if sys.byteorder != "little":
         raise BackendUnavailable("this machine is big-endian")
     pointer, i32, u32, u64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64

@@ -1,13 +1,13 @@
-"""The definition of the arithmetic, in numpy. Other backends must give these bytes.
+"""The definition of the arithmetic, in numpy. Other backends must give the same bytes.
 
-Blend: with w1 = fp32(weight) and w0 = fp32(1 - w1), out = round(fp32(w0 * x) + fp32(w1 * y)): both products and their
-sum are rounded to fp32 one by one (no fused multiply-add), then once to the dtype, to nearest, ties to even. F64 does
-the same in fp64. Where x and y have equal bits, out has those bits; any other NaN is the canonical one. Overflow gives
-infinity, and NaN in F8_E4M3, which has none.
+Blend: with w1 = fp32(weight) and w0 = fp32(1 - w1), out = round(fp32(w0 * x) + fp32(w1 * y)). Both products and their sum are
+rounded to fp32 one by one (no fused multiply-add), then once to the dtype, to nearest, ties to even. F64 does the same in
+fp64. Where x and y have equal bits, out has those bits; any other NaN is the canonical one. Overflow gives infinity, or NaN
+in F8_E4M3, which has no infinity.
 
-Statistics: blocks of 1,024 elements, the last one filled up with zeros; in a block element i belongs to lane i mod 16,
-and each lane adds up its 64 terms in order, in the compute type. A block's sum is its lanes added in order in fp64, and
-the tensor's is its blocks added in order in fp64. Pairs in which either is not finite are counted and add nothing.
+Statistics: blocks of 1,024 elements, the last one padded with zeros. In a block element i belongs to lane i mod 16. Each lane
+adds up its 64 terms in order, in the compute type. A block's sum is its lanes added in order in fp64, and the tensor's is its
+blocks added in order in fp64. Pairs in which either is not finite are counted and add nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 
 Bits = NDArray[Any]
 Floats = NDArray[Any]
-"""Unsigned integers as wide as an element; fp32, or fp64 for F64."""
+"""`Bits` are unsigned integers as wide as an element; `Floats` are fp32, or fp64 for F64."""
 _LANES = 16
 CANONICAL_NAN = {
     "F64": 0x7FF8_0000_0000_0000, "F32": 0x7FC0_0000, "F16": 0x7E00, "BF16": 0x7FC0, "F8_E4M3": 0x7F, "F8_E5M2": 0x7F,
@@ -33,7 +33,7 @@ CANONICAL_NAN = {
 
 
 def load() -> Backend:
-    """Available everywhere."""
+    """Return the backend, which works on every machine."""
     return sys.modules[__name__]
 
 
@@ -92,7 +92,7 @@ def decode(bits: Bits, dtype: DType) -> Floats:
 
 
 def encode(values: Floats, dtype: DType) -> Bits:
-    """fp32 or fp64 values as elements: rounded to nearest, ties to even, NaN canonical."""
+    """Round fp32 or fp64 values to elements, to nearest, ties to even. Every NaN becomes the canonical NaN."""
     nan = np.isnan(values)
     bits: Bits
     if dtype.name == "F64":
@@ -114,7 +114,7 @@ def _bits(raw: Bytes, dtype: DType) -> Bits:
 
 
 def _f8_values(exponent_bits: int, mantissa_bits: int, *, infinities: bool) -> NDArray[np.float32]:
-    """Value of each of the 256 bit patterns (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433)."""
+    """The values of the 256 bit patterns (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433)."""
     codes = np.arange(128)
     exponent, mantissa = codes >> mantissa_bits, codes & ((1 << mantissa_bits) - 1)
     bias = (1 << (exponent_bits - 1)) - 1
@@ -133,11 +133,11 @@ _F8_VALUES = {
     "F8_E5M2": _f8_values(5, 2, infinities=True),
 }
 _F8_FINITE = {"F8_E4M3": 0x7F, "F8_E5M2": 0x7C}
-"""How many patterns from 0 on are finite; the next one is what overflow gives (NaN, infinity)."""
+"""Number of finite patterns from 0 on. The next pattern is the result of overflow (NaN or infinity)."""
 
 
 def _encode_f8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
-    """Nearest pattern by the midpoints between neighbouring values; a tie goes to the even pattern."""
+    """Find the nearest pattern by the midpoints between neighbouring values. A tie goes to the even pattern."""
     finite = _F8_VALUES[name][: _F8_FINITE[name]].astype(np.float64)
     beyond = 2 * finite[-1] - finite[-2]
     midpoints = (finite + np.append(finite[1:], beyond)) / 2
@@ -145,13 +145,15 @@ def _encode_f8(values: NDArray[np.float32], name: str) -> NDArray[np.uint8]:
     below = np.searchsorted(midpoints, magnitude, side="left")
     above = np.searchsorted(midpoints, magnitude, side="right")
     code = np.where(below % 2 == 0, below, above)
-    signed = np.signbit(values) & (code != CANONICAL_NAN[name])  # overflow of F8_E4M3 is NaN, which has one form
+    signed = np.signbit(values) & (code != CANONICAL_NAN[name])  # F8_E4M3 overflows to NaN, which has one form
     return (code + np.where(signed, 0x80, 0)).astype(np.uint8)
 
 
 def _to_odd_float32(values: Floats) -> Floats:
-    """fp64 to fp32 with the last bit set where anything was lost, so that rounding once more, to a type with at least
-    two bits less, gives what rounding once would (Boldo and Melquiond, Emulation of FMA and Correctly Rounded Sums).
+    """Round fp64 to fp32 and set the last bit where the result is inexact (round to odd).
+
+    A second rounding, to a type with at least two bits less, then gives the same result as one rounding (Boldo and Melquiond,
+    Emulation of FMA and Correctly Rounded Sums).
     """
     if values.dtype == np.float32:
         return values
@@ -175,7 +177,7 @@ def _add_statistics(before: DifferenceStats, x: Floats, y: Floats, differing: in
     for lane in range(_LANES):
         blocks += lanes[:, :, lane]
     sums = (before.sum_abs, before.sum_squares, before.dot, before.x_squares, before.y_squares)
-    # accumulate, unlike sum, is one addition after the other
+    # `accumulate` adds one element after the other; `sum` does not
     totals = [float(np.add.accumulate(np.append(start, row))[-1]) for start, row in zip(sums, blocks, strict=True)]
     return DifferenceStats(
         count=before.count + x.size,

@@ -1,5 +1,6 @@
-"""Sums over sources that are no averages: task vectors and TIES. In numpy, in one order, so that every machine gives the same
-bits; buffers are sound, the evaluator's own.
+"""Task vectors and TIES, in numpy. The order of operations is fixed, so every machine gives the same bits.
+
+The caller, the evaluator, has checked the buffers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ _DIGIT_BITS = 16
 def add_task_vectors(
     base: memoryview, experts: Sequence[memoryview], scales: Sequence[float], *, dtype: DType, out: memoryview
 ) -> None:
-    """Out = round(base + sum of scales[k] * (experts[k] - base)), every operation rounded to fp32 (F64: fp64), first expert
-    first. Where all experts have base's bits, out has them. As many elements of `dtype` in each buffer.
+    """Add task vectors: out = round(base + sum of scales[k] * (experts[k] - base)).
+
+    Every operation is rounded to fp32 (F64: fp64), first expert first. Where all experts have base's bits, out has them.
+    Every buffer holds equally many elements of `dtype`.
     """
     with np.errstate(all="ignore"):
         base_bits, sides = _bits(base, dtype), [_bits(expert, dtype) for expert in experts]
@@ -40,9 +43,10 @@ def merge_ties(
     dtype: DType,
     out: memoryview,
 ) -> None:
-    """Out = round(base + strength * mean of scales[k] * change[k]), where change[k] = experts[k] - base counts where its
-    magnitude, as bits, reaches thresholds[k] and its sign is that of the sum of all that do (TIES, Yadav et al.,
-    arXiv 2306.01708). Rounding and equal bits as for `add_task_vectors`.
+    """Merge with TIES (Yadav et al., arXiv 2306.01708): out = round(base + strength * mean of scales[k] * change[k]).
+
+    change[k] = experts[k] - base. A change is kept where its magnitude, as bits, is at least thresholds[k]. Of these, the
+    mean takes the ones whose sign is that of the kept changes' sum. Rounding and equal bits as for `add_task_vectors`.
     """
     with np.errstate(all="ignore"):
         base_bits, sides = _bits(base, dtype), [_bits(expert, dtype) for expert in experts]
@@ -62,8 +66,11 @@ def merge_ties(
 
 
 class Largest:
-    """Finds the magnitude, as bits, that the `keep` largest changes of a tensor reach; equal ones all count. Every element is
-    to be shown once in each of `passes` rounds: the digits of the threshold are found from the highest on.
+    """Finds the threshold that the `keep` largest changes of a tensor reach: a magnitude, as bits. Equal magnitudes all
+    count.
+
+    Call `see` for every element once in each of `passes` rounds. Each round finds some digits of the threshold, highest
+    first.
     """
 
     def __init__(self, keep: int, dtype: DType) -> None:
@@ -76,7 +83,7 @@ class Largest:
         self.passes = self._width // _DIGIT_BITS if keep > 0 else 0
 
     def see(self, base: memoryview, expert: memoryview) -> None:
-        """Count a chunk."""
+        """Count the changes of one chunk."""
         with np.errstate(all="ignore"):
             change = decode(_bits(expert, self._dtype), self._dtype) - decode(_bits(base, self._dtype), self._dtype)
             magnitude = _magnitude(change)
@@ -87,7 +94,7 @@ class Largest:
         self._counts += np.bincount(digits.astype(np.int64), minlength=1 << _DIGIT_BITS)
 
     def end_round(self) -> None:
-        """Every chunk of the tensor was shown."""
+        """End the round. The caller has passed every chunk of the tensor to `see`."""
         from_above = np.cumsum(self._counts[::-1])
         reaching = int(np.searchsorted(from_above, self._left))
         digit = min(len(self._counts) - 1, reaching)
@@ -98,12 +105,12 @@ class Largest:
 
     @property
     def threshold(self) -> int:
-        """The least magnitude that counts; above all where none does."""
+        """The smallest magnitude that counts; larger than every magnitude where `keep` is 0."""
         return self._found if self.passes else 1 << self._width
 
 
 def to_fp32(data: memoryview, dtype: DType) -> NDArray[np.float32]:
-    """Elements as fp32; F64 is rounded."""
+    """Return elements as fp32. F64 is rounded."""
     return decode(_bits(data, dtype), dtype).astype(np.float32)
 
 
@@ -113,7 +120,7 @@ def _store(out: memoryview, mixed: Floats, base: Bits, sides: Sequence[Bits], dt
 
 
 def _magnitude(change: Floats) -> Bits:
-    """Bits of |change|, whose order is that of the magnitudes."""
+    """Magnitudes of changes as bits, which have the same order as the magnitudes."""
     bits: Bits = np.abs(change).view(np.uint64 if change.dtype == np.float64 else np.uint32)
     return bits
 

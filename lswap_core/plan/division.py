@@ -1,4 +1,4 @@
-"""A plan's work in parts, one for each of several workers. Who does what follows from the plan and the number of parts alone."""
+"""Divides a plan's work into parts, one for each worker. The division depends only on the plan and the number of parts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import RUN_BYTES, is_plain, runs
 
 _FINENESS = 8
-"""Runs that a part's share of the copies has at least, as far as tensors are small enough: how even parts are."""
+"""Each part gets at least this many runs of copies, where tensors are small enough. More runs make the parts more even."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The `number`-th of `count` parts, counted from 1. RecipeError where there is no such part."""
+    """Part `number` of `count`, counted from 1. Raises RecipeError where `number` is not from 1 to `count`."""
 
     number: int
     count: int
@@ -29,11 +29,11 @@ class Part:
 
 
 def divide(plan: Plan, count: int) -> list[tuple[Step, ...]]:
-    """The steps of each of `count` parts, in the plan's order; together they are all steps, each once.
+    """Divide the steps into `count` parts, each in the plan's order. Every step is in exactly one part.
 
-    Copied runs are divided by the bytes that they move, computed ones by those that they read and write, each kind by itself
-    and into neighbours. So parts are even whether or not copying costs anything, which hangs on the filesystem, and a file
-    has few places where two parts meet. A tensor is never divided.
+    Copied runs are divided by the bytes that they move, computed ones by the bytes that they read and write. Each kind is
+    divided by itself, so the parts are even whether or not the filesystem copies for free. A part's runs of one kind are
+    neighbours, so few files have work of several parts. A tensor is never divided.
     """
     most_bytes = min(RUN_BYTES, max(1, sum(step.size_bytes for step in plan.steps) // (count * _FINENESS)))
     every = list(runs(plan.steps, most_bytes=most_bytes))
@@ -49,15 +49,16 @@ def divide(plan: Plan, count: int) -> list[tuple[Step, ...]]:
 
 
 def spread(sizes: Sequence[int], count: int) -> list[int]:
-    """For each of a row of things of these sizes, to which of `count` neighbours it goes, from 0 on: evenly, in their order."""
+    """Distribute a sequence of items evenly, in order, over `count` groups. Returns each item's group, from 0 on."""
     total, at, numbers = sum(sizes), 0, []
     for size in sizes:
-        # By its middle, in whole numbers: no machine rounds otherwise. What has no bytes at the very end is the last one's.
+        # The item's middle decides, in integers, so that no machine rounds differently. Empty items at the very end go to
+        # the last group.
         numbers.append(min((2 * at + size) * count // max(2 * total, 1), count - 1))
         at += size
     return numbers
 
 
 def work_bytes(steps: Iterable[Step]) -> int:
-    """Bytes that the steps write, and of computed ones those that they read."""
+    """Bytes that the steps write, plus the bytes that computed steps read."""
     return sum(step.size_bytes + (0 if is_plain(step) else sum(ref.size_bytes for ref in step.made_of.refs)) for step in steps)

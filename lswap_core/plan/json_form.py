@@ -14,13 +14,17 @@ from lswap_core.checkpoint.header import Header, size_in_bytes
 from lswap_core.errors import RecipeError
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors, are_shares, in_fp32
-from lswap_core.strict_json import Node
+from lswap_core.text.strict_json import Node
 
 
 def expression_to_json(made_of: Expression) -> dict[str, Any]:
-    """`{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded; the same with "adapt": [a, b], their
-    "shapes", "scale" and "transposed"; `{"blend": [x, y], "weight": w}`; `{"average": [x, y, z, ...], "weights": [...]}`; or
-    `{"task_vectors": [base, expert, ...], ...}`.
+    """Return the JSON of an expression.
+
+    - a copy: `{"copy": [role, file, dtype, begin, end]}`, with "cast" where it is rounded;
+    - an adapted matrix: the same with "adapt": [a, b], their "shapes", "scale" and "transposed";
+    - a blend: `{"blend": [x, y], "weight": w}`;
+    - an average: `{"average": [x, y, z, ...], "weights": [...]}`;
+    - task vectors: `{"task_vectors": [base, expert, ...], "scales": [...], "density": d, "strength": s}`.
     """
     if isinstance(made_of, Blend):
         return {"blend": [expression_to_json(made_of.x), expression_to_json(made_of.y)], "weight": made_of.weight}
@@ -42,8 +46,9 @@ _TYPES_IN_COPY = [str, str, str, int, int]
 
 
 def expressions_to_text(made_of: Iterable[tuple[str, Expression]], depth: int) -> str:
-    """What `json.dumps` with indent=1 gives of an object of expressions that is `depth` levels deep in a document. Copies, of
-    which there are many, are filled into a form: the module has no code in C for text with indents.
+    """Return what `json.dumps` with indent=1 gives for an object of expressions, `depth` levels deep in a document.
+
+    Copies, of which there are many, are formatted by a template: the json module has no C code for indented text.
     """
     pad = "\n" + " " * (depth + 1)
     form = f'%s: {{{pad} "copy": [{pad}  %s,{pad}  %s,{pad}  "%s",{pad}  %d,{pad}  %d{pad} ]{pad}}}'
@@ -59,19 +64,20 @@ def expressions_to_text(made_of: Iterable[tuple[str, Expression]], depth: int) -
 
 
 def to_text(value: Any, depth: int = 0) -> str:
-    """What `json.dumps` with indent=1 gives of a value that is `depth` levels deep in a document: no string in it is broken."""
+    """Return what `json.dumps` with indent=1 gives for a value, `depth` levels deep in a document. No string spans lines."""
     return json.dumps(value, indent=1, ensure_ascii=False).replace("\n", "\n" + " " * depth)
 
 
-Place = tuple[Role, str, int]
+FileKey = tuple[Role, str, int]
 """A source file: its role, its name, its size."""
 
 
-def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping[tuple[Role, str], Place]) -> dict[str, Copy]:
-    """Those of a file's expressions that are plain copies out of `places` and right in every way. All others, right or wrong,
-    are for `expression_from_json`, which takes ten times as long.
+def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping[tuple[Role, str], FileKey]) -> dict[str, Copy]:
+    """Parse those of a file's expressions that are valid plain copies out of `places`.
+
+    The rest, valid or not, is left to `expression_from_json`, which takes ten times as long.
     """
-    found: dict[str, Copy] = {}
+    copies: dict[str, Copy] = {}
     for name, (dtype, shape, begin, end) in header.tensors.items():
         entry = entries.get(name)
         copied = entry.get("copy") if type(entry) is dict and len(entry) == 1 else None
@@ -81,17 +87,17 @@ def copies_from_json(entries: Mapping[str, Any], header: Header, places: Mapping
         if dtype_name == dtype.name and last - first == end - begin and first >= 0:
             place = places.get((role, file))
             if place is not None and last <= place[2]:
-                found[name] = Copy(TensorRef(place[0], place[1], dtype, shape, first, last))
-    return found
+                copies[name] = Copy(TensorRef(place[0], place[1], dtype, shape, first, last))
+    return copies
 
 
 def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> Expression:
-    """The inverse of `expression_to_json` for a tensor of that dtype and shape; FormatError for anything else."""
+    """The inverse of `expression_to_json` for a tensor of that dtype and shape. Raises FormatError for anything else."""
     if "blend" in entry:
         x, y = (_operand_from_json(side, shape) for side in entry["blend"].elements(2))
         weight = entry["weight"].number(0, 1)
         if in_fp32(weight) in (0, 1):
-            raise entry["weight"].refuse("a blend's weight lies between 0 and 1; at either end it is a copy")
+            raise entry["weight"].refuse("a blend's weight is between 0 and 1; at either end it is a copy")
         _check_alike(entry, (x, y), "blended")
         made_of: Expression = Blend(x, y, weight)
     elif "average" in entry:
@@ -162,14 +168,14 @@ def _ref_from_json(entry: Node, shape: tuple[int, ...]) -> TensorRef:
 
 
 def parse_dtype(entry: Node) -> DType:
-    """A dtype by name."""
+    """Parse the name of a dtype. Raises FormatError."""
     if (dtype := DTYPES.get(entry.text())) is None:
         raise entry.refuse(f"unknown dtype {entry.value!r:.60}")
     return dtype
 
 
 def read_role(entry: Node) -> Role:
-    """A role by name."""
+    """Parse the name of a role. Raises FormatError."""
     try:
         return parse_role(entry.text())
     except RecipeError as error:
@@ -177,7 +183,7 @@ def read_role(entry: Node) -> Role:
 
 
 def holds(dtype: DType, shape: tuple[int, ...], size: int) -> bool:
-    """`size` bytes are what such a tensor takes."""
+    """Whether a tensor of that dtype and shape takes `size` bytes."""
     try:
         return size_in_bytes(dtype, shape) == size
     except ValueError:
@@ -185,29 +191,29 @@ def holds(dtype: DType, shape: tuple[int, ...], size: int) -> bool:
 
 
 def check_format(document: Node, expected: str) -> None:
-    """Refuse a document of another kind or version."""
-    found = document.value.get("format")
-    if found != expected:
-        raise document.refuse(f"not a document of this kind and version: 'format' is {found!r:.60}, expected {expected!r}")
+    """Raises FormatError for a document of another kind or version."""
+    actual = document.value.get("format")
+    if actual != expected:
+        raise document.refuse(f"not a document of this kind and version: 'format' is {actual!r:.60}, expected {expected!r}")
 
 
 GIVERS = ("math", "lang", "blend")
 
 
 def swap_to_json(swap: SwapRecord) -> dict[str, Any]:
-    """The record as JSON."""
+    """Return the record as JSON."""
     base = {} if swap.base is None else {"base": swap.base}
     return {
         "options": dict(swap.options),
         "prefix": swap.prefix,
-        "shares": list(swap.shares),
+        "shares": list(swap.weights),
         "outside": {part: {"from": who, "tensors": list(names)} for part, (who, names) in swap.outside.items()},
         "notes": list(swap.notes),
     } | base
 
 
 def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
-    """The inverse of `swap_to_json` for an output of these tensors; FormatError for anything else."""
+    """The inverse of `swap_to_json` for an output with these tensors. Raises FormatError for anything else."""
     outside = {}
     for part, said in entry["outside"].items():
         names = tuple(name.text() for name in said["tensors"].elements())
@@ -218,22 +224,22 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
         outside[part] = (said["from"].text(), names)
     options = {name: option.value for name, option in entry["options"].items()}
     if options.get("method") == "soup":
-        from lswap_core.recipe.baselines import Soup  # brings the recipes, which most plans are read without
+        from lswap_core.recipe.baselines import Soup  # loads the recipes, which most plans do not need
 
         try:
             Soup.from_json(options)
         except RecipeError as error:
             raise entry["options"].refuse(str(error)) from None
-    shares = tuple(share.number(0, 1) for share in entry["shares"].elements())
-    if not shares and "method" not in options:
+    weights = tuple(share.number(0, 1) for share in entry["shares"].elements())
+    if not weights and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
     notes = tuple(note.text() for note in entry["notes"].elements())
     base = entry["base"].line() if "base" in entry else None
-    return SwapRecord(options, entry["prefix"].line(), shares, outside, notes, base)
+    return SwapRecord(options, entry["prefix"].line(), weights, outside, notes, base)
 
 
 def unique_by(nodes: Node, key: str) -> list[Node]:
-    """Elements of a list of objects, in which `key` differs from one to the next."""
+    """Elements of a list of objects. Raises FormatError where two have the same `key`."""
     elements = nodes.elements()
     seen: set[Any] = set()
     for element in elements:

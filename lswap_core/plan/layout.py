@@ -1,4 +1,4 @@
-"""From a draft to a plan: which tensor goes into which output file, and where in it."""
+"""Lays out a draft: decides the output file of each tensor, and its offset in it. The result is a plan."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ _METADATA_FIRST = re.compile(r'\s*\{\s*"metadata"\s*:\s*')
 
 
 def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
-    """The plan for `draft`.
+    """Return the plan for `draft`. Raises RecipeError for a `shard_size` below 1.
 
-    Without `shard_size`, the host's own layout: same files, same order, same header bytes, so that a shard in which
-    nothing is swapped equals the host's file. A draft whose names, dtypes or shapes are not the host's is laid out
-    anew, in the reference serialiser's order: `model-0000k-of-0000n.safetensors`. So is any draft when `shard_size` (bytes
-    of tensors per file, at most, unless one tensor is larger) is given; order and padding are then those that let
-    filesystems share most with the sources, see `lswap_core.plan.shareable_layout.arrange`. RecipeError for a size below 1.
+    Without `shard_size` the output has the primary source's layout: the same files, order and header bytes. A shard in which
+    nothing is swapped then equals the primary source's file. Where the draft's names, dtypes or shapes are not those of the
+    primary source, the output has files named `model-0000k-of-0000n.safetensors`, in the reference serialiser's order.
+
+    With `shard_size`, a file has at most that many bytes of tensors, unless one tensor is larger. Order and padding then let
+    the filesystem share as much as possible with the sources; see `lswap_core.plan.shareable_layout.arrange`.
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
@@ -36,8 +37,8 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
         for role in in_order(draft.sources)
         for source in (draft.sources[role],)
     )
-    sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.host.sidecars)
-    return Plan(draft.host.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
+    sidecars = tuple(PlanSidecar(s.name, s.size, s.sha256) for s in draft.primary.sidecars)
+    return Plan(draft.primary.role, sources, files, sidecars, _index(draft, files), shard_size, draft.swap)
 
 
 def _source_file(shard: Shard) -> SourceFile:
@@ -45,27 +46,27 @@ def _source_file(shard: Shard) -> SourceFile:
 
 
 def _keeps_shapes(draft: Draft) -> bool:
-    """Names, dtypes and shapes are the host's."""
-    host, refs, plain = draft.host, draft.host.tensors, draft.host.adapter is None
+    """Whether names, dtypes and shapes are the primary source's."""
+    primary, refs, plain = draft.primary, draft.primary.tensors, draft.primary.adapter is None
     return draft.tensors.keys() == refs.keys() and all(
-        (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is refs[name])  # most are
-        or (made_of.shape == refs[name].shape and made_of.dtype == host.dtype_of(name))
+        (plain and isinstance(made_of, Copy) and made_of.cast is None and made_of.ref is refs[name])  # most tensors
+        or (made_of.shape == refs[name].shape and made_of.dtype == primary.dtype_of(name))
         for name, made_of in draft.tensors.items()
     )
 
 
 def _metadata(draft: Draft, of_file: Mapping[str, str]) -> dict[str, str]:
-    # transformers 4 refuses a shard without this entry; it says "saved from torch".
+    # transformers 4 refuses a shard without this entry, which says "saved from torch".
     return {**of_file, **draft.tags, "format": "pt"}
 
 
 def _like_host(draft: Draft) -> Iterator[OutputFile]:
-    shards = draft.host.shards
+    shards = draft.primary.shards
     for shard in shards:
         header = shard.header
         if (metadata := _metadata(draft, header.metadata)) != header.metadata:
             header = build_header({n: (i.dtype, i.shape) for n, i in header.tensors.items()}, metadata)
-        name = SINGLE_FILE if len(shards) == 1 and draft.host.index is None else shard.name
+        name = SINGLE_FILE if len(shards) == 1 and draft.primary.index is None else shard.name
         yield _output(draft, name, header)
 
 
@@ -86,25 +87,27 @@ def _output(draft: Draft, name: str, header: Header) -> OutputFile:
 
 
 def _index(draft: Draft, files: tuple[OutputFile, ...]) -> str | None:
-    """The index in the form in which transformers writes it; the host's own text where that says the same."""
+    """The index as transformers writes it, or the primary source's own text where it says the same. None for a single file."""
     if len(files) == 1 and files[0].name == SINGLE_FILE:
         return None
     total_size = sum(file.header.file_size - file.header.data_begin for file in files)
-    if draft.host.index is not None:  # it was held against the host's shards when the checkpoint was opened
-        alike = {f.name: f.header.tensors.keys() for f in files} == {s.name: s.header.tensors.keys() for s in draft.host.shards}
-        stated = _stated_size(draft.host.index)
+    if draft.primary.index is not None:  # it was checked when the checkpoint was opened
+        alike = {f.name: f.header.tensors.keys() for f in files} == {
+            s.name: s.header.tensors.keys() for s in draft.primary.shards
+        }
+        stated = _stated_size(draft.primary.index)
         if alike and type(stated) is int and stated == total_size:
-            return draft.host.index
+            return draft.primary.index
     weight_map: dict[str, str] = {}
     for file in files:
         weight_map |= dict.fromkeys(file.header.tensors, file.name)
-    # What json.dumps gives with indent=2, but for the time: with an indent it has no code in C.
+    # What json.dumps gives with indent=2, but faster: the json module has no C code for indented text.
     entries = json.dumps(weight_map, sort_keys=True, separators=(",\n    ", ": "))[1:-1]
     return f'{{\n  "metadata": {{\n    "total_size": {total_size}\n  }},\n  "weight_map": {{\n    {entries}\n  }}\n}}\n'
 
 
 def _stated_size(index: str) -> object:
-    """What a valid index says that all tensors take, None where it does not. Most begin with it, and the rest is long."""
+    """The `total_size` that a valid index states, or None. In most indexes it comes first; parsing the rest would take long."""
     first = _METADATA_FIRST.match(index)
     metadata = json.loads(index).get("metadata") if first is None else json.JSONDecoder().raw_decode(index, first.end())[0]
     return (metadata or {}).get("total_size")

@@ -1,4 +1,4 @@
-"""The manifest: what was done, tensor by tensor, as published beside the output."""
+"""The manifest: the record of a merge, tensor by tensor, which is published beside the output."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from lswap_core.plan.json_form import (
 from lswap_core.plan.plan import Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-manifest/1"
 
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What executing one step gave: the digest of its bytes (`algorithm:hex`; None where none was taken, as of bytes that
-    are shared with the source) and, for a blend, statistics.
+    """The result of executing one step.
+
+    digest: of the tensor's bytes, `algorithm:hex`. None where none was taken, as for bytes that are shared with the source.
+    statistics: of a blend.
     """
 
     name: str
@@ -44,7 +46,7 @@ class StepRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file: its size, and the SHA-256 of header and sample (a shard of a source) or of all of it (a small file)."""
+    """A file and its size in bytes. sha256: of header and sample for a source's shard, of all bytes for a small file."""
 
     name: str
     size: int
@@ -53,7 +55,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class ShardRecord:
-    """A shard of the output: its size, the SHA-256 of its header and, where one was asked for, of all of it."""
+    """A shard of the output: its size in bytes, the SHA-256 of its header and, where one was asked for, of the whole shard."""
 
     name: str
     size: int
@@ -63,7 +65,7 @@ class ShardRecord:
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """One output tensor: where it is, what it was made of, and its record."""
+    """One output tensor: its place, its expression, and the results of computing it."""
 
     file: str
     dtype: DType
@@ -77,7 +79,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceRecord:
-    """A source as it was: its name and its shards. No location; revision: the commit of one on the hub."""
+    """A source as it was: its name and its shards, no location. revision: the commit of a source on the hub."""
 
     role: Role
     name: str
@@ -89,12 +91,13 @@ class SourceRecord:
 class Manifest:
     """The record of one merge. Equal plans give equal manifests: it holds no time, machine or location.
 
-    host: the source that gave layout and sidecars. shard_size: bytes per shard that were asked for, None for its own layout.
+    primary: the source that gave layout and sidecars. shard_size: bytes per shard that were asked for, None for the
+    primary source's layout.
     """
 
     tool: str
     plan_digest: str
-    host: Role
+    primary: Role
     swap: SwapRecord | None
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
@@ -104,17 +107,17 @@ class Manifest:
 
     @property
     def undigested(self) -> tuple[str, ...]:
-        """Tensors of which no digest was taken: their bytes are their source's, shared, or nobody asked for one."""
+        """Tensors without a digest: their bytes are shared with the source, or no digest was asked for."""
         hashed = {shard.name for shard in self.shards if shard.sha256 is not None}
         return tuple(n for n, record in self.tensors.items() if record.digest is None and record.file not in hashed)
 
     def to_json(self) -> str:
-        """The manifest as JSON text."""
+        """Return the manifest as JSON text."""
         document = {
             "format": FORMAT,
             "tool": self.tool,
             "plan_sha256": self.plan_digest,
-            "host": self.host,
+            "host": self.primary,
             **({} if self.shard_size is None else {"shard_size": self.shard_size}),
             "swap": None if self.swap is None else swap_to_json(self.swap),
             "sources": [_source_to_json(source) for source in self.sources],
@@ -126,7 +129,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: bytes, *, path: str) -> Manifest:
-        """The inverse of `to_json`; FormatError names `path` for anything else."""
+        """The inverse of `to_json`. Raises FormatError, which names `path`, for anything else."""
         document = Node(parse_object(text, path=path, blame=_tensor_to_blame), path=path)
         check_format(document, FORMAT)
         shards = tuple(_shard(entry) for entry in unique_by(document["shards"], "name"))
@@ -151,8 +154,9 @@ class Manifest:
 def compile_manifest(
     plan: Plan, records: Iterable[StepRecord], *, tool: str, shard_sha256: Mapping[str, str] = MappingProxyType({})
 ) -> Manifest:
-    """The manifest of an executed plan. shard_sha256: of whole output shards, by name, as far as they were taken.
-    KeyError if a step has no record.
+    """Return the manifest of an executed plan. Raises KeyError where a step has no record.
+
+    shard_sha256: SHA-256 of whole output shards by name, where one was taken.
     """
     by_name = {record.name: record for record in records}
     sidecars = [FileRecord(s.name, s.size, s.sha256) for s in plan.sidecars]
@@ -162,7 +166,7 @@ def compile_manifest(
     return Manifest(
         tool,
         plan.digest,
-        plan.host,
+        plan.primary,
         plan.swap,
         tuple(map(_source_record, plan.sources)),
         tuple(
@@ -248,7 +252,7 @@ def _tensor(entry: Node, sizes: Mapping[str, int], readable: Mapping[tuple[Role,
 
 
 def parse_statistics(entry: Node) -> DifferenceStats:
-    """The inverse of `DifferenceStats.to_json`."""
+    """The inverse of `DifferenceStats.to_json`. Raises FormatError for anything else."""
     counts = {name: entry[name].integer() for name in ("count", "differing", "x_nonfinite", "y_nonfinite")}
     names = ("sum_abs", "sum_squares", "max_abs", "dot", "x_squares", "y_squares")
     # a sum that overflowed is written as text, since JSON has no such numbers
@@ -259,12 +263,12 @@ def parse_statistics(entry: Node) -> DifferenceStats:
 
 
 def record_to_json(record: StepRecord) -> list[Any]:
-    """A step's record as JSON: name, digest, statistics."""
+    """Return a step's record as JSON: name, digest, statistics."""
     return [record.name, record.digest, None if record.statistics is None else record.statistics.to_json()]
 
 
 def record_from_json(entry: Node) -> StepRecord:
-    """The inverse of `record_to_json`; FormatError for anything else."""
+    """The inverse of `record_to_json`. Raises FormatError for anything else."""
     name, digest, statistics = entry.elements(3)
     return StepRecord(
         name.text(),

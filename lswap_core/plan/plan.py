@@ -1,7 +1,7 @@
 """The plan: byte-exact instructions for one merge, as a value with a JSON form.
 
-An output file is its complete header and, for every tensor in that header, what it is made of; offsets are the
-header's. So a plan whose tensors overlap or leave holes cannot be built: `parse_header` refuses it.
+An output file is its complete header and one expression for each tensor in that header. The header gives the offsets, so no
+plan can hold tensors that overlap or leave holes: `parse_header` refuses such a header.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lswap_core.checkpoint.header import Header, parse_header
 from lswap_core.plan import json_form
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.recipe.expressions import Expression
-from lswap_core.strict_json import MAX_SIZE, Node, parse_object
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
+from lswap_core.text.strict_json import MAX_SIZE, Node, parse_object
 
 FORMAT = "lswap-plan/1"
 
@@ -31,12 +31,12 @@ MANIFEST_FILE = "lswap_manifest.json"
 CARD_FILE = "README.md"
 
 CLAIM_FILE = ".lswap-partial"
-"""Marks a directory under construction as ours."""
+"""Marks a directory under construction as one of this package."""
 
 _PINNED = re.compile(r"hf://[^@]+@([0-9a-f]{40})")
 
 RESERVED = frozenset({INDEX_FILE, MANIFEST_FILE, CARD_FILE, CLAIM_FILE})
-"""Names in an output that no sidecar can have."""
+"""Names in an output that no sidecar may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
-    """A source checkpoint: where it was, what it is called in what is published, its files."""
+    """A source checkpoint: its location, its name in published files, and its files."""
 
     role: Role
     name: str
@@ -60,14 +60,14 @@ class PlanSource:
 
     @property
     def revision(self) -> str | None:
-        """The commit that its location pins, of a source on the hub."""
-        found = _PINNED.fullmatch(self.location)
-        return None if found is None else found[1]
+        """The commit that its location pins, for a source on the hub; else None."""
+        pinned = _PINNED.fullmatch(self.location)
+        return None if pinned is None else pinned[1]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanSidecar:
-    """A small file copied from math."""
+    """A small file that is copied from the host."""
 
     name: str
     size: int
@@ -75,7 +75,7 @@ class PlanSidecar:
 
 
 class Step(NamedTuple):
-    """One tensor of the output: bytes [begin, end) of `file` (absolute) and what they are made of."""
+    """One tensor of the output: bytes [begin, end) of `file` (absolute), and the expression that gives them."""
 
     name: str
     file: str
@@ -92,7 +92,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputFile:
-    """One output shard: its header and one expression per tensor of it, in the same order."""
+    """One output shard: its header and one expression per tensor, in the same order."""
 
     name: str
     header: Header
@@ -110,12 +110,12 @@ class OutputFile:
 class Plan:
     """Everything that a merge will do.
 
-    host: the source that gives layout and sidecars. index: the text of the output's index, None for a single file.
-    shard_size: bytes per shard that were asked for, None for the host's own layout. swap: what a recipe decided, None for
-    hand-made surgery.
+    primary: the source that gives layout and sidecars. index: the text of the output's index, None for a single file.
+    shard_size: bytes per shard that were asked for, None for the primary source's layout. swap: what a recipe decided, None for
+    surgery by hand.
     """
 
-    host: Role
+    primary: Role
     sources: tuple[PlanSource, ...]
     files: tuple[OutputFile, ...]
     sidecars: tuple[PlanSidecar, ...]
@@ -125,27 +125,27 @@ class Plan:
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
-        """Every step, in the order of files and offsets. They are independent: any order gives the same output."""
+        """Every step, in the order of files and offsets. Steps are independent: any order of execution gives the same output."""
         return tuple(step for file in self.files for step in file.steps())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every tensor of the output, by name, in the order of `steps`."""
+        """Size in bytes of every output tensor, by name, in the order of `steps`."""
         return {name: info.end - info.begin for file in self.files for name, info in file.header.tensors.items()}
 
     @cached_property
     def read_bytes(self) -> int:
-        """Tensor bytes that executing reads."""
+        """Tensor bytes that the merge reads."""
         return sum(ref.end - ref.begin for file in self.files for made_of in file.made_of for ref in made_of.refs)
 
     @cached_property
     def write_bytes(self) -> int:
-        """Bytes of the output's shards, index and sidecars; the manifest and the card come on top."""
+        """Size in bytes of the output's shards, index and sidecars, without manifest and card."""
         index = 0 if self.index is None else len(self.index.encode())
         return index + sum(file.header.file_size for file in self.files) + sum(sidecar.size for sidecar in self.sidecars)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the plan without what may differ between two machines: locations and modification times."""
+        """SHA-256 of the plan, as hex, without what differs between machines: locations and modification times."""
         document = self._document()
         for source in document["sources"]:
             del source["location"]
@@ -156,19 +156,19 @@ class Plan:
     def summary(self) -> str:
         """One line: `28 layers: 6 lang, 4 blended, 18 math; reads 3.4 GB, writes 3.1 GB`."""
         what = counted(sum(len(file.made_of) for file in self.files), "tensor")
-        if self.swap is not None and not self.swap.shares:
+        if self.swap is not None and not self.swap.weights:
             what = f"{self.swap.options['method']} of {what}"
         elif self.swap is not None:
-            lang = sum(share == 1 for share in self.swap.shares)
-            maths = sum(share == 0 for share in self.swap.shares)
-            blended = len(self.swap.shares) - lang - maths
+            lang = sum(weight == 1 for weight in self.swap.weights)
+            maths = sum(weight == 0 for weight in self.swap.weights)
+            blended = len(self.swap.weights) - lang - maths
             reverted = len(set(self.swap.options.get("revert_layers", ())))
-            what = f"{counted(len(self.swap.shares), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
+            what = f"{counted(len(self.swap.weights), 'layer')}: {lang} lang, {blended} blended, {maths - reverted} math"
             what += f", {reverted} base" if reverted else ""
         return f"{what}; reads {format_size(self.read_bytes)}, writes {format_size(self.write_bytes)}"
 
     def to_json(self) -> str:
-        """The plan as JSON text; equal plans give equal text."""
+        """Return the plan as JSON text. Equal plans give equal text."""
         files = []
         for file in self.files:
             name, header = json_form.to_text(file.name), json_form.to_text(file.header.raw.decode())
@@ -180,17 +180,17 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str | bytes, *, path: str) -> Plan:
-        """The inverse of `to_json`. `path` is named in the FormatError for anything that is not a sound plan."""
+        """The inverse of `to_json`. Raises FormatError, which names `path`, for anything that is not a valid plan."""
         raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
         document = Node(parse_object(raw, path=path), path=path)
         json_form.check_format(document, FORMAT)
         return _parse_plan(document, path)
 
     def _document(self, files: tuple[OutputFile, ...] | None = None) -> dict[str, Any]:
-        """The plan as JSON has it; `files` instead of its own."""
+        """The plan as a JSON document, with `files` in place of its own where given."""
         return {
             "format": FORMAT,
-            "host": self.host,
+            "host": self.primary,
             "swap": None if self.swap is None else json_form.swap_to_json(self.swap),
             "sources": [
                 {
@@ -227,7 +227,7 @@ def _parse_plan(document: Node, path: str) -> Plan:
         )
         for s in json_form.unique_by(document["sources"], "role")
     )
-    places: dict[tuple[Role, str], json_form.Place] = {
+    places: dict[tuple[Role, str], json_form.FileKey] = {
         (s.role, f.name): (s.role, f.name, f.size) for s in sources for f in s.files
     }
     files = tuple(_output_file(entry, places, path) for entry in json_form.unique_by(document["files"], "name"))
@@ -244,11 +244,11 @@ def _parse_plan(document: Node, path: str) -> Plan:
     elif len(files) != 1:
         raise document["index"].refuse(f"{len(files)} output files need an index")
     swap, shard_size = document["swap"].optional(), document["shard_size"].optional()
-    host = json_form.read_role(document["host"])
-    if host not in {source.role for source in sources}:
-        raise document["host"].refuse(f"the plan has no source {host!r}")
+    primary = json_form.read_role(document["host"])
+    if primary not in {source.role for source in sources}:
+        raise document["host"].refuse(f"the plan has no source {primary!r}")
     plan = Plan(
-        host,
+        primary,
         sources,
         files,
         sidecars,
@@ -276,7 +276,7 @@ def _sidecar(entry: Node) -> PlanSidecar:
     return PlanSidecar(name, entry["size"].integer(), entry["sha256"].text())
 
 
-def _output_file(entry: Node, places: Mapping[tuple[Role, str], json_form.Place], path: str) -> OutputFile:
+def _output_file(entry: Node, places: Mapping[tuple[Role, str], json_form.FileKey], path: str) -> OutputFile:
     name = entry["name"].file_name()
     if not name.endswith(SHARD_SUFFIX):
         raise entry["name"].refuse(f"{name!r} does not end in {SHARD_SUFFIX}")

@@ -1,4 +1,4 @@
-"""What can be copied together: runs of tensors whose bytes are neighbours in the source and in the output alike."""
+"""Runs: tensors that can be copied together, since their bytes are neighbours both in the source and in the output."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lswap_core.plan.plan import OutputFile, Step
 from lswap_core.recipe.expressions import Copy
 
 BLOCK_BYTES = 4096
-"""What filesystems share, at offsets that are equal modulo this. Those with larger blocks share less."""
+"""Filesystems share blocks of this size, where offsets are equal modulo this size. Those with larger blocks share less."""
 RUN_BYTES = 64 * 1024 * 1024
-"""Most bytes in a run of several tensors: enough for copying to pay no heed to calls, little enough to share among threads."""
+"""Most bytes in a run of several tensors: large enough that calls cost little, small enough to divide among threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Steps that are done together: neighbouring copies from one source file, or one step that is computed."""
+    """Steps that are done together: neighbouring copies from one source file, or one computed step."""
 
     steps: tuple[Step, ...]
 
@@ -31,12 +31,12 @@ class Run:
 
     @property
     def begin(self) -> int:
-        """Where it begins in the output file."""
+        """Offset of the first byte in the output file."""
         return self.steps[0].begin
 
     @property
     def end(self) -> int:
-        """Where it ends in the output file."""
+        """Offset after the last byte in the output file."""
         return self.steps[-1].end
 
     @property
@@ -45,18 +45,20 @@ class Run:
 
     @property
     def copied(self) -> bool:
-        """Its bytes are the source's."""
+        """Whether its bytes are copied from a source without change."""
         return is_plain(self.steps[0])
 
     @property
     def source(self) -> TensorRef:
-        """Where its first byte comes from; for a computed step, that of its first operand."""
+        """The tensor that its first byte comes from; for a computed step, its first operand."""
         return self.steps[0].made_of.refs[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The source file that an output file was made after: `shared` steps have in both the same bytes at the same place."""
+    """The source file that an output file is most like. shared: steps that have the same bytes at the same offsets in both.
+    whole: these are all steps of the file.
+    """
 
     role: Role
     file: str
@@ -65,17 +67,17 @@ class Base:
 
 
 def is_plain(step: Step) -> bool:
-    """It copies bytes, without rounding."""
+    """Whether the step copies bytes without rounding."""
     return isinstance(step.made_of, Copy) and step.made_of.cast is None
 
 
 def is_shareable(step: Step) -> bool:
-    """It copies bytes, which lie in their blocks as they do in the source."""
+    """Whether the step copies bytes that begin at the same offset within a filesystem block as in the source."""
     return is_plain(step) and (step.made_of.refs[0].begin - step.begin) % BLOCK_BYTES == 0
 
 
 def base_of(file: OutputFile) -> Base | None:
-    """The source file with most bytes at the same offsets, if there is one. Headers are for the caller to compare."""
+    """The source file with most bytes at the same offsets, None where no byte is. The caller compares the headers."""
     in_place = [step for step in file.steps() if is_plain(step) and step.made_of.refs[0].begin == step.begin]
     weights: Counter[tuple[Role, str]] = Counter()
     for step in in_place:
@@ -88,7 +90,9 @@ def base_of(file: OutputFile) -> Base | None:
 
 
 def runs(steps: Iterable[Step], *, apart: Collection[str] = (), most_bytes: int = RUN_BYTES) -> Iterator[Run]:
-    """Steps, given in the order of files and offsets, as runs. Those named in `apart` do not share a run with others."""
+    """Group steps, given in the order of files and offsets, into runs. A step named in `apart` is not grouped with other
+    steps.
+    """
     for _, of_file in groupby(steps, key=attrgetter("file")):
         pending: list[Step] = []
         for step in of_file:

@@ -1,5 +1,7 @@
-"""The tensors of files that are laid out anew, their order and the headers' padding: such that filesystems that can share
-extents have as much as possible to share. Decided from catalogues alone, so that it is the same on every machine.
+"""Tensor order and header padding of files with a new layout, chosen so that filesystems can share most extents with the
+sources.
+
+Only catalogues decide, so the layout is the same on every machine.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from lswap_core.plan.runs import BLOCK_BYTES, runs
 from lswap_core.recipe.expressions import Copy, Expression
 
 _ALIGNMENT = 8
-"""Of the data in a file, and the size of the largest dtype."""
+"""Alignment of the data in a file, and the size of the largest dtype, in bytes."""
 
 
 def split(made_of: Mapping[str, Expression], most_bytes: int) -> list[list[str]]:
-    """The names, in order, cut into as few files of at most `most_bytes` of tensors as can be (a larger tensor has one of its
-    own). A cut is made where copies go over to another source file, or where one of them is left out, if that makes no
-    file more: a file has one phase, and what is of another cannot be shared.
+    """Divide the names, in order, into as few files as possible of at most `most_bytes` of tensors each. A larger tensor gets
+    a file of its own.
+
+    The copies that a file can share all have one phase: their offset in the source minus that in the output, modulo the block
+    size. A cut is therefore made where the phase changes (at another source file, or at a tensor that was left out), if the
+    number of files stays the same.
     """
     names = list(made_of)
     begins = list(accumulate((_size(made_of[name]) for name in names), initial=0))
@@ -50,11 +55,11 @@ def split(made_of: Mapping[str, Expression], most_bytes: int) -> list[list[str]]
 
 
 def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str, str]) -> OutputFile:
-    """The file that holds these tensors, each aligned to its dtype's size, the first one to 8 bytes.
+    """Return the file that holds these tensors, each aligned to the size of its dtype, the first one to 8 bytes.
 
-    Runs of a source stay together and the header is padded, by 4,095 spaces at most, so that the whole blocks of as many
-    bytes as possible lie as in their source. Where an order of our own gains nothing the file has the reference
-    serialiser's, and where no block can be shared it is the reference's byte for byte.
+    Runs of a source stay together. Up to 4,095 spaces pad the header, so that as many whole blocks as possible are at the
+    same offset within a block as in their source. Where another order than the reference serialiser's gains nothing, the file
+    has the reference's order. Where no block can be shared, the file has the reference's bytes.
     """
     orders = [reference_order({t: (e.dtype, e.shape) for t, e in made_of.items()}), run_order(made_of)]
     choices = [_file(name, order, made_of, metadata) for order in (orders if orders[0] != orders[1] else orders[:1])]
@@ -63,7 +68,9 @@ def arrange(name: str, made_of: Mapping[str, Expression], metadata: Mapping[str,
 
 
 def best_padding(file: OutputFile) -> tuple[int, int]:
-    """Spaces to add to a header, and the bytes in whole blocks that then lie as in their source; the fewest that gain most."""
+    """Return the number of spaces that lets most bytes be shared in whole blocks, and that number of bytes. Of equal gains,
+    the fewest spaces.
+    """
     gains = Counter({0: 0})
     for run in runs(file.steps()):
         padding = (run.source.begin - run.begin) % BLOCK_BYTES
@@ -74,8 +81,11 @@ def best_padding(file: OutputFile) -> tuple[int, int]:
 
 
 def run_order(made_of: Mapping[str, Expression]) -> list[str]:
-    """Names in an order in which neighbours in a source stay neighbours, as far as every tensor can be aligned to its dtype's
-    size where there are no holes: among pieces of runs, those of the roundest size come first, else those named first.
+    """Names in an order that keeps neighbours in a source together, as far as every tensor stays aligned to the size of its
+    dtype.
+
+    Runs are cut into pieces where alignment requires it. Pieces whose size divides by the largest power of two come first,
+    then the order of names decides.
     """
     pieces = [piece for chain in _chains(made_of) for piece in _aligned_pieces(chain, made_of)]
     pieces.sort(key=lambda piece: -_roundness(sum(_size(made_of[name]) for name in piece)))
@@ -88,8 +98,8 @@ def _file(name: str, order: Sequence[str], made_of: Mapping[str, Expression], me
 
 
 def _chains(made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
-    """Copied tensors whose bytes are neighbours in a source, in its order; any other tensor by itself. The chain of the first
-    name comes first.
+    """Chains of copied tensors whose bytes are neighbours in a source, in the source's order. Every other tensor is a chain
+    of its own. Chains are in the order of their first names.
     """
     place = {name: number for number, name in enumerate(made_of)}
     copied = [(e.refs[0], name) for name, e in made_of.items() if _is_copied(e)]
@@ -106,7 +116,9 @@ def _chains(made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
 
 
 def _aligned_pieces(chain: Sequence[str], made_of: Mapping[str, Expression]) -> Iterator[list[str]]:
-    """The chain in as few pieces as it takes for each to be aligned within, if its beginning is, and as round as that."""
+    """Cut the chain into as few pieces as possible such that each tensor is aligned where its piece begins aligned, and such
+    that the size of each piece keeps the next one aligned.
+    """
     at = 0
     while at < len(chain):
         size, alignment, cut = 0, 1, at + 1
@@ -126,7 +138,7 @@ def _is_copied(expression: Expression) -> bool:
 
 
 def _roundness(size: int) -> int:
-    """The largest power of two that divides it, if it is at most 8."""
+    """The largest power of two, at most 8, that divides `size`."""
     return _ALIGNMENT if size % _ALIGNMENT == 0 else size & -size
 
 

@@ -1,6 +1,6 @@
-"""What layer swapping is compared with: soups, task arithmetic and TIES, over the same drafts and kernels.
+"""The methods that layer swapping is compared with: soups, task arithmetic and TIES, with the same drafts and kernels.
 
-All of math's floating-point tensors are merged, inside the layers and outside; the rest is math's.
+They merge all floating-point tensors of math, inside the layers and outside. Other tensors are math's.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ from typing import Any, Literal
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, parse_role
 from lswap_core.checkpoint.names import classify_outside, modules_with_scale
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.options import METHODS, Part
+from lswap_core.options import METHODS, OutsideChoice
 from lswap_core.recipe.compatibility import check_roles, compare, tensor_issues
 from lswap_core.recipe.draft import Draft, SwapRecord
 from lswap_core.recipe.expressions import in_fp32
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.recipe.selectors import one_of
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 SCALES = {"task-arithmetic": 0.4, "ties": 1.0}
 DENSITY = 0.2
-"""What Yadav et al. (arXiv 2306.01708) recommend where there is nothing to tune them on."""
+"""The recommendation of Yadav et al. (arXiv 2306.01708) where there is no data to tune it."""
 _MOST_WEIGHT = 1e100
-"""Of an expert in a soup: sums of such weights are finite."""
+"""Largest weight of an expert in a soup: sums of such weights are finite."""
 
 
 def soup(math: Checkpoint, options: LayerSwap = LayerSwap()) -> LayerSwap:
-    """The average of two experts (Wortsman et al., arXiv 2203.05482) as the layer swap that blends every layer, and all that
-    is recognised outside them, by the options' weight or ramp.
+    """Return the average of two experts (Wortsman et al., arXiv 2203.05482) as a layer swap. It blends every layer, and every
+    part outside the layers that is recognised, with the weight or ramp of `options`.
     """
     if options.explicit or options.bottom or options.top or options.transition:
         raise RecipeError("--method soup blends every layer; leave out what chooses layers")
     stack = math.stack(options.layer_prefix)
     outside = classify_outside(math.tensors, stack)
-    embed: Part = "blend" if outside.embed else "math"
-    norm: Part = "blend" if outside.norm else "math"
-    head: Part = "blend" if outside.head and not math.tied else embed
+    embed: OutsideChoice = "blend" if outside.embed else "math"
+    norm: OutsideChoice = "blend" if outside.norm else "math"
+    head: OutsideChoice = "blend" if outside.head and not math.tied else embed
     return replace(options, blend_layers=tuple(range(stack.count)), embed=embed, norm=norm, head=head)
 
 
 @dataclass(frozen=True, slots=True)
 class Soup:
     """The weighted average of all floating-point tensors of two or more experts (Wortsman et al., arXiv 2203.05482), which
-    mergekit calls `linear`. What holds no such numbers, layout and sidecars are the first expert's.
+    mergekit calls `linear`. Other tensors, layout and sidecars are the first expert's.
 
-    weights: by role, above 0, in any unit: they are divided by their sum. None: equal ones. cast: round the other experts'
-    tensors to the first's dtypes. Raises RecipeError.
+    weights: by role, above 0, in any unit, since they are divided by their sum. None: equal weights. cast: round the other
+    experts' tensors to the first's dtypes. Raises RecipeError for invalid values.
     """
 
     weights: Mapping[Role, float] | None = None
@@ -63,13 +63,13 @@ class Soup:
             raise RecipeError("a soup has two experts at least; give each a weight")
 
     def to_json(self) -> dict[str, Any]:
-        """The method, and the options that were given."""
+        """Return the method, and the options that were given, as JSON."""
         weights = {} if self.weights is None else {"weights": dict(self.weights)}
         return {"method": "soup", **weights, **({"cast": True} if self.cast else {})}
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> Soup:
-        """The inverse of `to_json` for a soup with weights, as a plan has it. RecipeError for anything else."""
+        """The inverse of `to_json` for a soup with weights, as in a plan. Raises RecipeError for anything else."""
         if unknown := options.keys() - {"method", "weights", "cast"}:
             raise RecipeError(f"unknown option {min(unknown)!r}")
         weights, cast = options.get("weights"), options.get("cast", False)
@@ -78,8 +78,10 @@ class Soup:
         return cls(weights, cast)
 
     def draft(self, *experts: Checkpoint) -> Draft:
-        """The draft of the soup. MismatchError lists everything that keeps the experts from being combined; RecipeError where
-        they are not those that the weights name.
+        """Return the draft of the soup.
+
+        Raises MismatchError, which lists everything that prevents the merge, and RecipeError where the weights name other
+        experts.
         """
         roles = [expert.role for expert in experts]
         weights = dict.fromkeys(roles, 1.0) if self.weights is None else self.weights
@@ -105,8 +107,10 @@ class Soup:
 
 
 def _floating(first: Checkpoint) -> tuple[list[str], list[str]]:
-    """The floating-point tensors of a checkpoint, and what to say of the rest. MismatchError where there are quantised weights:
-    the average of codes times the average of scales is not the average of the weights.
+    """Return the floating-point tensors of a checkpoint, and notes about the others.
+
+    Raises MismatchError for quantised weights: the average of codes times the average of scales is not the average of the
+    weights.
     """
     floating = [name for name, ref in first.tensors.items() if ref.dtype.blendable]
     with_scale = modules_with_scale(first.tensors)
@@ -121,10 +125,10 @@ def _floating(first: Checkpoint) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class TaskSum:
-    """Task arithmetic, or TIES where `method` says so: base, with what each expert changed of it added.
+    """Task arithmetic or TIES, as `method` says: base plus what each expert changed.
 
-    scale: what the changes are multiplied by; the method's usual one by default. density: the share of each change that
-    TIES keeps. cast: round the other sources' tensors to math's dtypes. Raises RecipeError.
+    scale: the factor of the changes; by default the method's usual one. density: the fraction of each change that TIES keeps.
+    cast: round the other sources' tensors to math's dtypes. Raises RecipeError for invalid values.
     """
 
     method: Literal["task-arithmetic", "ties"]
@@ -143,18 +147,18 @@ class TaskSum:
             raise RecipeError(f"--density is {self.density!r}; expected a share above 0, 1 at most")
 
     def to_json(self) -> dict[str, Any]:
-        """The options that were given."""
+        """Return the options that were given, as JSON."""
         return {name: value for name, value in asdict(self).items() if value not in (None, False)}
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> TaskSum:
-        """The inverse of `to_json`. RecipeError for anything else."""
+        """The inverse of `to_json`. Raises RecipeError for anything else."""
         if unknown := options.keys() - {field.name for field in fields(cls)}:
             raise RecipeError(f"unknown option {min(unknown)!r}")
         return cls(**options)
 
     def draft(self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None) -> Draft:
-        """The draft. MismatchError lists everything that keeps the three from being combined."""
+        """Return the draft. Raises MismatchError, which lists everything that prevents the merge."""
         if base is None:
             raise RecipeError(f"--method {self.method} needs --base, the model that both experts were tuned from")
         check_roles(math=math, lang=lang, base=base)

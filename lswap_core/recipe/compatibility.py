@@ -1,9 +1,9 @@
-"""What keeps two checkpoints from being combined: their tensors, configs and vocabularies, compared.
+"""Compares two checkpoints before a merge: tensors, configs and vocabularies.
 
-Pure comparison; every difference is collected before anything is raised. Structural, and so an issue, are: names,
-shapes and dtypes of tensors; values that both config.json files state and state differently; a rotary encoding or a
-quantisation that only one states; the vocabulary. Values that fine-tuning changes without changing the network, and
-values that only one file states (another version of transformers wrote it), are notes.
+Every difference is collected before anything is raised. These are issues, which prevent the merge: names, shapes and dtypes
+of tensors; values that both config.json files state differently; a rotary encoding or a quantisation that only one states;
+the vocabulary. These are notes: values that fine-tuning changes without changing the network, and values that only one file
+states (another version of transformers wrote it).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import parse_object
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
+from lswap_core.text.strict_json import parse_object
 
 _IGNORED = frozenset({"_name_or_path", "_commit_hash", "transformers_version", "torch_dtype", "dtype"})
-"""Say nothing of the network; the dtypes are compared tensor by tensor."""
+"""These do not describe the network; dtypes are compared tensor by tensor."""
 _TRAINING = frozenset(
     {
         "use_cache", "unsloth_version", "unsloth_fixed", "attn_implementation", "_attn_implementation", "attention_dropout",
@@ -27,32 +27,32 @@ _TRAINING = frozenset(
         "output_router_logits", "router_aux_loss_coef", "task_specific_params", "gradient_checkpointing",
     }
 )  # fmt: skip
-"""Leave the computation of given weights as it is."""
+"""These do not change what the network computes with given weights."""
 _STRUCTURAL_ALONE = frozenset({"quantization_config"})
 _RAW_VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 _TOKENIZER_PARTS = ("type", "merges", "normalizer", "pre_tokenizer", "decoder")
 _ROPE_DEFAULTS = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-"""What transformers takes where a config says nothing."""
+"""transformers' defaults where a config does not say."""
 _ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """issues: why the two cannot be combined. notes: differences that do not matter; math's value is taken."""
+    """issues: why the two cannot be combined. notes: differences that do not matter; the output takes math's value."""
 
     issues: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 def check_roles(**sources: Checkpoint) -> None:
-    """RecipeError where a source was not opened in the role in which a recipe takes it."""
+    """Raises RecipeError where a source has another role than the recipe expects."""
     if any(role != source.role for role, source in sources.items()):
         opened, expected = ([repr(role) for role in roles] for roles in ([s.role for s in sources.values()], sources))
         raise RecipeError(f"the sources are opened as {listed(opened)}; expected {listed(expected)}")
 
 
 def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> Comparison:
-    """Everything that differs between two experts. With `allow_cast`, a dtype that a cast can bridge is no issue."""
+    """Return all differences between two experts. With `allow_cast`, a different dtype is no issue where a cast is possible."""
     configs = _compare_configs(math, lang)
     issues = (*configs.issues, *_tokenizer_issues(math, lang), *tensor_issues(math, lang, allow_cast))
     adapters = (note for side in (math, lang) if side.adapter is not None for note in side.adapter.notes)
@@ -60,10 +60,10 @@ def compare(math: Checkpoint, lang: Checkpoint, *, allow_cast: bool = False) -> 
 
 
 def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iterator[str]:
-    """What keeps the tensors of two checkpoints from being combined, one sentence each."""
+    """Yield the differences between two checkpoints' tensors that prevent a merge, one sentence each."""
     adapted = math.adapter is not None or other.adapter is not None
     if not adapted and [s.header.raw for s in math.shards] == [s.header.raw for s in other.shards]:
-        return  # fine-tunes of one base mostly have its headers, to the byte
+        return  # fine-tunes of one base mostly have equal headers
     role, ours = other.role, math.role
     for name in other.tensors:
         if name not in math.tensors:
@@ -86,8 +86,8 @@ def tensor_issues(math: Checkpoint, other: Checkpoint, allow_cast: bool) -> Iter
 
 
 def _facts(config: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, Any]:
-    """config.json flattened to dotted keys. Rotary settings become one fact, whichever way they were spelled:
-    transformers 4 writes rope_theta and rope_scaling, transformers 5 the same values as rope_parameters.
+    """Flatten config.json to dotted keys. Rotary settings become one fact in either spelling: transformers 4 writes
+    rope_theta and rope_scaling, transformers 5 writes the same values as rope_parameters.
     """
     facts: dict[str, Any] = {}
     rope: dict[str, Any] = {}
@@ -108,7 +108,7 @@ def _facts(config: Mapping[str, Any], path: str, prefix: str = "") -> dict[str, 
 
 
 def _by_layer_type(rope: Mapping[str, Any]) -> bool:
-    """Rotary settings for each type of layer apart, as transformers 5 has them for some models."""
+    """Rotary settings by type of layer, as transformers 5 has them for some models."""
     return any(isinstance(value, dict) for value in rope.values())
 
 
@@ -156,7 +156,7 @@ def _tokenizer_issues(math: Checkpoint, lang: Checkpoint) -> Iterator[str]:
 
 
 def _tokenizer(raw: bytes, path: str) -> dict[str, Any]:
-    """What decides which ids a text becomes, of a tokenizer.json (tokenizers' own format); added tokens included."""
+    """The parts of a tokenizer.json (tokenizers' own format) that decide the token ids of a text, with added tokens."""
     document = parse_object(raw, path=path)
     try:
         model = document["model"]

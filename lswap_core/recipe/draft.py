@@ -1,6 +1,6 @@
-"""A draft: which tensors the output has and what each is made of. Names and expressions, no bytes; a value.
+"""A draft: the output's tensors, and an expression for each. A value: names and expressions, no bytes.
 
-Every verb returns a new draft. A selector that matches nothing raises, so that a misspelt name is never a silent no-op.
+Every method returns a new draft. A selector that matches nothing raises, so that a misspelt name is never a silent no-op.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from lswap_core.recipe.expressions import (
     rounded_to,
 )
 from lswap_core.recipe.selectors import Selector, chosen_by
-from lswap_core.strict_json import is_unicode
+from lswap_core.text.strict_json import is_unicode
 
 
 @dataclass(frozen=True, slots=True)
 class SwapRecord:
-    """What a recipe decided, kept for people: it goes into the plan, the manifest and the model card.
+    """What a recipe decided, for people: the plan, the manifest and the model card include it.
 
-    options: the recipe as JSON. prefix: where the layers are. shares: lang's share of each layer (0 is math, 1 lang);
-    none for a method that does not go by layers, which `options` then names.
-    outside: part of the model outside the layers -> (who gives it, its tensors). notes: one sentence each. base: what the
-    base is called that shares were computed from, None where none was needed.
+    options: the recipe as JSON. prefix: where the layers are. shares: lang's weight in each layer (0 is math, 1 lang); empty
+    for a method that does not go by layers, which `options` then names. outside: part of the model outside the layers -> (its
+    source, its tensors). notes: one sentence each. base: name of the base from which shares were computed, None where none
+    was needed.
     """
 
     options: Mapping[str, Any]
     prefix: str
-    shares: tuple[float, ...]
+    weights: tuple[float, ...]
     outside: Mapping[str, tuple[str, tuple[str, ...]]]
     notes: tuple[str, ...]
     base: str | None = None
@@ -54,17 +54,17 @@ class SwapRecord:
 
 @dataclass(frozen=True)
 class Draft:
-    """Output tensor name -> expression. `host` is the checkpoint that gives layout, config and tokenizer."""
+    """Output tensor name -> expression. `primary` is the checkpoint whose layout, config and tokenizer the output takes."""
 
     tensors: MappingProxyType[str, Expression]
-    host: Checkpoint
+    primary: Checkpoint
     sources: Mapping[Role, Checkpoint]
     tags: Mapping[str, str]
     swap: SwapRecord | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, *others: Checkpoint) -> Draft:
-        """All of `checkpoint`, copied; `others` are sources too, though nothing is taken from them yet."""
+        """Return a draft that copies all of `checkpoint`. `others` become sources, from which nothing is taken yet."""
         refs = checkpoint.tensors
         plain = checkpoint.adapter is None
         taken = dict(zip(refs, copies(refs.values()), strict=True)) if plain else {n: operand_of(checkpoint, n) for n in refs}
@@ -72,23 +72,23 @@ class Draft:
         return cls(MappingProxyType(taken), checkpoint, MappingProxyType(sources), MappingProxyType({}))
 
     def select(self, selector: Selector) -> list[str]:
-        """Names that `selector` matches, in order; SelectionError where there are none."""
+        """Names that `selector` matches, in order. Raises SelectionError where there are none."""
         chosen = chosen_by(selector, self.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(self.tensors)} tensors")
         return chosen
 
     def keep(self, selector: Selector) -> Draft:
-        """Only the tensors that match."""
+        """Keep only the tensors that match."""
         return self._with({name: self.tensors[name] for name in self.select(selector)})
 
     def drop(self, selector: Selector) -> Draft:
-        """All but the tensors that match."""
+        """Drop the tensors that match."""
         gone = set(self.select(selector))
         return self._with({name: made_of for name, made_of in self.tensors.items() if name not in gone})
 
     def rename(self, selector: Selector, new_name: Callable[[str], str]) -> Draft:
-        """The tensors that match under the name that `new_name` gives; a name that is taken is a RecipeError."""
+        """Rename the tensors that match to what `new_name` returns. Raises RecipeError for a name that is taken or invalid."""
         chosen = set(self.select(selector))
         renamed: dict[str, Expression] = {}
         for name, made_of in self.tensors.items():
@@ -100,15 +100,17 @@ class Draft:
         return self._with(renamed)
 
     def replace(self, selector: Selector, source: Checkpoint, *, cast: bool = False) -> Draft:
-        """The tensors that match, taken from `source` under the same name. Shapes must agree; so must dtypes, unless
-        `cast` rounds the source's to what the draft has. One MismatchError lists all that do not.
+        """Replace the tensors that match by those of `source` with the same names.
+
+        Shapes must agree. Dtypes must agree too, unless `cast` rounds the source's tensors to the draft's dtypes. Raises one
+        MismatchError, which lists all that do not agree.
         """
         chosen = self.select(selector)
         taken = self._taken(chosen, source, cast)
         return self._with(self.tensors | taken, source)
 
     def graft(self, selector: Selector, source: Checkpoint) -> Draft:
-        """Tensors of `source` that match, added; one that the draft has already is a RecipeError."""
+        """Add the tensors of `source` that match. Raises RecipeError where the draft has one already."""
         chosen = chosen_by(selector, source.tensors)
         if not chosen:
             raise SelectionError(f"{selector} matches none of the {len(source.tensors)} tensors of {source.location}")
@@ -124,12 +126,12 @@ class Draft:
         *more: tuple[Checkpoint, float],
         cast: bool = False,
     ) -> Draft:
-        """The tensors that match become a weighted average of the same tensors in two or more checkpoints: a `Blend` of two,
-        an `Average` of more; see `lswap_core.recipe.expressions` for the arithmetic.
+        """Replace the tensors that match by a weighted average of the same tensors in two or more checkpoints.
 
-        The weights must add up to 1, to 1e-6. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain
-        copy; of several sources, those with a weight of 0 are left out. Integers, packed sub-byte types and weights with a
-        quantisation scale beside them cannot be blended. A MismatchError lists every obstacle of a source.
+        Two sources give a `Blend`, more an `Average`; for the arithmetic see `lswap_core.recipe.expressions`. The weights
+        must add up to 1, to 1e-6. A weight of exactly 0 or 1 (in fp32, in which the blend is computed) is a plain copy; of
+        several sources, those with a weight of 0 are left out. Integers, packed sub-byte types and weights with a
+        quantisation scale beside them cannot be blended. Raises MismatchError, which lists every obstacle of a source.
         """
         if more:
             return self._average(selector, (first, second, *more), cast)
@@ -171,8 +173,9 @@ class Draft:
         strength: float = 1.0,
         cast: bool = False,
     ) -> Draft:
-        """The tensors that match become base's, with what each expert changed of them added; see
-        `lswap_core.recipe.expressions.TaskVectors` for the arithmetic, scales and density. Obstacles as for `blend`.
+        """Replace the tensors that match by base's plus what each expert changed.
+
+        For arithmetic, scales and density see `lswap_core.recipe.expressions.TaskVectors`. Raises MismatchError as `blend`.
         """
         if density is not None and not 0 < density <= 1:
             raise RecipeError(f"add_task_vectors: the density is {density!r}; expected a share above 0, 1 at most")
@@ -187,14 +190,14 @@ class Draft:
         return self._with(self.tensors | made, base, *(source for source, _ in experts))
 
     def cast(self, selector: Selector, dtype: DType) -> Draft:
-        """The tensors that match, rounded to `dtype`. Blends are computed in the dtype of their first operand."""
+        """Round the tensors that match to `dtype`. Blends are computed in the dtype of their first operand."""
         chosen = self.select(selector)
         if refused := [f"tensor {n!r} is {d}" for n in chosen for d in (self.tensors[n].dtype, dtype) if not d.blendable]:
             raise MismatchError(f"cast to {dtype}: only floating-point tensors can be cast", refused)
         return self._with(self.tensors | {name: rounded_to(self.tensors[name], dtype) for name in chosen})
 
     def tag(self, **tags: str) -> Draft:
-        """Entries for the `__metadata__` of every output file. Only text; `format` is always `pt`."""
+        """Add entries to the `__metadata__` of every output file. Only text is allowed; `format` is always `pt`."""
         for key, value in tags.items():
             if not (isinstance(value, str) and is_unicode(value)) or (key == "format" and value != "pt"):
                 raise RecipeError(
@@ -203,7 +206,7 @@ class Draft:
         return replace(self, tags=MappingProxyType({**self.tags, **tags}))
 
     def record(self, swap: SwapRecord) -> Draft:
-        """The same draft, with what a recipe decided."""
+        """Return the same draft with the record of a recipe."""
         return replace(self, swap=swap)
 
     def _taken(self, names: list[str], source: Checkpoint, cast: bool) -> dict[str, Operand]:
@@ -224,7 +227,9 @@ class Draft:
         return taken
 
     def _refuse_uncomputable(self, chosen: list[str], side: Mapping[str, Operand]) -> None:
-        """MismatchError for what must not be averaged or added up: integers, packed types, and weights with a scale."""
+        """Raises MismatchError for tensors that must not be averaged or added: integers, packed types, and weights with a
+        scale.
+        """
         if refused := [f"tensor {name!r} is {side[name].dtype}" for name in chosen if not side[name].dtype.blendable]:
             raise MismatchError("only floating-point tensors can be blended; copy these whole, as with --transition 0", refused)
         # The average of two quantised weights times the average of their scales is not the average of the weights.
@@ -240,12 +245,12 @@ class Draft:
         for source in sources:
             if known.setdefault(source.role, source) is not source and known[source.role] != source:
                 raise RecipeError(f"two sources are both {source.role}: {known[source.role].location} and {source.location}")
-        # What a recipe recorded is no longer what the draft says.
+        # A recipe's record does not describe the changed draft.
         return replace(self, tensors=MappingProxyType(tensors), sources=MappingProxyType(known), swap=None)
 
 
 def operand_of(source: Checkpoint, name: str) -> Operand:
-    """A tensor of a checkpoint, adapted where the checkpoint has an adapter for it."""
+    """A tensor of a checkpoint as an operand, with the change of the checkpoint's adapter, if it has one."""
     return _operand(source, name, source.tensors[name])
 
 

@@ -1,4 +1,4 @@
-"""What an output tensor can be made of. Values: references to bytes and what to compute from them, no bytes."""
+"""The expressions that output tensors are made of. Values: references to bytes and an operation on them, no bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lswap_core.checkpoint.dtypes import DType
 
 
 class Copy(NamedTuple):
-    """The tensor at `ref`, byte for byte, or rounded to `cast`."""
+    """The tensor at `ref`, copied byte for byte, or rounded to `cast`."""
 
     ref: TensorRef
     cast: DType | None = None
@@ -30,16 +30,16 @@ class Copy(NamedTuple):
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return (self.ref,)
 
 
 @dataclass(frozen=True, slots=True)
 class Adapted:
-    """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once; see
-    `lswap_core.kernels.low_rank` for the exact arithmetic.
+    """The matrix at `ref` with a low-rank change: ref + scale * (b @ a), or its transpose, computed in fp32 and rounded once.
 
-    a: (rank, n), b: (m, rank); `ref` is (m, n), or (n, m) where `transposed`. See Hu et al., LoRA, arXiv 2106.09685.
+    For the exact arithmetic see `lswap_core.kernels.low_rank`. a: (rank, n), b: (m, rank); `ref` is (m, n), or (n, m) where
+    `transposed`. See Hu et al., LoRA, arXiv 2106.09685.
     """
 
     ref: TensorRef
@@ -59,7 +59,7 @@ class Adapted:
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return (self.ref, self.a, self.b)
 
 
@@ -69,7 +69,7 @@ Operand = Copy | Adapted
 
 @dataclass(frozen=True, slots=True)
 class Blend:
-    """(1 - weight) * x + weight * y, rounded once; see `lswap_core.kernels.reference` for the exact arithmetic."""
+    """(1 - weight) * x + weight * y, rounded once. For the exact arithmetic see `lswap_core.kernels.reference`."""
 
     x: Operand
     y: Operand
@@ -85,7 +85,7 @@ class Blend:
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return (*self.x.refs, *self.y.refs)
 
 
@@ -93,10 +93,10 @@ class Blend:
 class Average:
     """The weighted average of three or more operands of one dtype and shape: round(sum of weights[k] * operands[k]).
 
-    Each weight is rounded to fp32, then every product and every sum, first operand first (F64: all in fp64); the result is
-    rounded once to the dtype. Where all operands have equal bits the average has those bits; NaN is canonical otherwise. See
-    `lswap_core.kernels.blend_many`. Weights are above 0 (in fp32) and add up to 1, to 1e-6. Two operands are a `Blend`, whose
-    first weight follows from the second.
+    Each weight is rounded to fp32, then every product and every sum, first operand first (F64: all in fp64). The result is
+    rounded once to the dtype. Where all operands have equal bits the average has those bits; any other NaN is the canonical
+    one. See `lswap_core.kernels.blend_many`. Weights are above 0 (in fp32) and add up to 1, to 1e-6. Two operands are a
+    `Blend`, whose first weight follows from the second.
     """
 
     operands: tuple[Operand, ...]
@@ -112,17 +112,17 @@ class Average:
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return tuple(ref for operand in self.operands for ref in operand.refs)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskVectors:
-    """`base` and what each expert changed of it: base + sum of scales[k] * (experts[k] - base), in fp32, rounded once.
+    """`base` plus what each expert changed: base + sum of scales[k] * (experts[k] - base), in fp32, rounded once.
 
-    density: None, as in task arithmetic (Ilharco et al., arXiv 2212.04089); or the share of elements that each change
-    keeps, the largest, as in TIES (Yadav et al., arXiv 2306.01708): signs are elected by mass, and the kept changes of the
-    elected sign averaged; `scales` are then the experts' weights, and `strength` that of the average.
+    density: None for task arithmetic (Ilharco et al., arXiv 2212.04089). For TIES (Yadav et al., arXiv 2306.01708), the
+    fraction of elements that each change keeps, the largest. TIES takes the sign with the larger sum, and averages the kept
+    changes of that sign. `scales` are then the experts' weights, and `strength` that of the average.
     """
 
     base: Operand
@@ -141,7 +141,7 @@ class TaskVectors:
 
     @property
     def refs(self) -> tuple[TensorRef, ...]:
-        """What it reads."""
+        """The tensors that it reads."""
         return (*self.base.refs, *(ref for expert in self.experts for ref in expert.refs))
 
 
@@ -149,15 +149,15 @@ Expression = Copy | Adapted | Blend | Average | TaskVectors
 
 
 def copies(refs: Iterable[TensorRef]) -> Iterator[Copy]:
-    """Plain copies of them, made without a call in Python for each: most of a merge is copied."""
-    return map(_copy, zip(refs, repeat(None)))  # the second has no end
+    """Plain copies of the tensors, made in C: most of a merge is copied."""
+    return map(_copy, zip(refs, repeat(None)))  # the second is infinite
 
 
 _copy = partial(tuple.__new__, Copy)
 
 
 def rounded_to(made_of: Expression, dtype: DType) -> Expression:
-    """The same, rounded to `dtype`. What is computed of several operands is computed in that dtype."""
+    """The same expression, rounded to `dtype`. An expression of several operands is computed in that dtype."""
     if isinstance(made_of, Blend):
         return Blend(operand_in(made_of.x, dtype), operand_in(made_of.y, dtype), made_of.weight)
     if isinstance(made_of, Average):
@@ -169,16 +169,16 @@ def rounded_to(made_of: Expression, dtype: DType) -> Expression:
 
 
 def operand_in(operand: Operand, dtype: DType) -> Operand:
-    """The operand rounded to `dtype`, or as it is where it has that dtype."""
+    """The operand rounded to `dtype`, or unchanged where it has that dtype."""
     cast = None if dtype == operand.ref.dtype else dtype
     return Copy(operand.ref, cast) if isinstance(operand, Copy) else replace(operand, cast=cast)
 
 
 def in_fp32(weight: float) -> float:
-    """`weight` rounded to fp32, in which blends are computed."""
+    """Round a weight to fp32, in which blends are computed."""
     return float(struct.unpack("<f", struct.pack("<f", weight))[0])
 
 
 def are_shares(weights: Sequence[float]) -> bool:
-    """Every weight is from 0 to 1, and together they are 1, to 1e-6."""
+    """Whether every weight is from 0 to 1, and their sum is 1, to 1e-6."""
     return all(0 <= weight <= 1 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=1e-6)

@@ -1,7 +1,7 @@
-"""Layer swapping as a recipe: which layers come from which expert, checked, and turned into a draft.
+"""Layer swapping as a recipe: decides the source of each layer, checks it, and turns it into a draft.
 
-Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language Models, ICLR 2025
-(arXiv 2410.01335). Layers are numbered 0..L-1; ranges are half-open.
+Method: Bandarkar et al., Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language Models, ICLR 2025 (arXiv
+2410.01335). Layers are numbered 0..L-1; ranges are half-open.
 """
 
 from __future__ import annotations
@@ -14,62 +14,62 @@ from typing import Any, NamedTuple
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import MODULES, Outside, Stack, classify_outside, module_of
 from lswap_core.errors import MismatchError, RecipeError
-from lswap_core.options import PARTS, RAMPS, Part, Ramp
+from lswap_core.options import OUTSIDE_CHOICES, RAMPS, OutsideChoice, Ramp
 from lswap_core.recipe.compatibility import check_roles, compare, tensor_issues
 from lswap_core.recipe.draft import Draft, SwapRecord
 from lswap_core.recipe.selectors import one_of
-from lswap_core.text import counted
+from lswap_core.text.plain import counted
 
 _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Zones:
-    """Lang's share of each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is blended."""
+    """Lang's weight in each layer: 0 is math byte for byte, 1 is lang byte for byte, anything between is a blend."""
 
-    shares: tuple[float, ...]
+    weights: tuple[float, ...]
 
     @property
     def lang(self) -> tuple[int, ...]:
         """Layers that are lang's."""
-        return tuple(n for n, share in enumerate(self.shares) if share == 1)
+        return tuple(n for n, weight in enumerate(self.weights) if weight == 1)
 
     @property
     def blended(self) -> tuple[int, ...]:
         """Layers of the transition zones."""
-        return tuple(n for n, share in enumerate(self.shares) if 0 < share < 1)
+        return tuple(n for n, weight in enumerate(self.weights) if 0 < weight < 1)
 
     @property
     def math(self) -> tuple[int, ...]:
         """Layers that are math's."""
-        return tuple(n for n, share in enumerate(self.shares) if share == 0)
+        return tuple(n for n, weight in enumerate(self.weights) if weight == 0)
 
 
-class MeasuredShares(NamedTuple):
-    """Lang's share of each blended layer where the change from a base decides it (`ramp="mav"`)."""
+class MeasuredWeights(NamedTuple):
+    """Lang's weight in each blended layer where the change from a base decides it (`ramp="mav"`)."""
 
-    shares: Mapping[int, float]
+    weights: Mapping[int, float]
     """By layer number."""
     base: str
     """The base's name."""
     notes: tuple[str, ...]
-    """What to say about them in the plan."""
+    """Notes about the weights, for the plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSwap:
-    """What the user wants.
+    """The options of a layer swap. Raises RecipeError for values that no checkpoint could satisfy.
 
     bottom, top: layers from lang at either end. transition: blended layers at both seams; transition_bottom and
-    transition_top set one seam each. lang_layers, blend_layers: explicit layer numbers in place of all of these.
-    weight: lang's share in blended layers, from 0 to 1; with `ramp="linear"` the k-th of t layers counted from the
-    language side has 1 - (k + 1) / (t + 1) instead, with `ramp="mav"` what the change maps give. embed, norm, head: who
-    gives what lies outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix:
-    where the layers are, if that is unclear.
-    swap: kinds of modules (`attn`, `mlp`, `norms`) to which all of this is confined; the rest of every layer stays math's.
-    revert_layers: layers that go back to base's, which none of the zones may hold.
+    transition_top set one seam each. lang_layers, blend_layers: layer numbers, in place of all of these.
 
-    Raises RecipeError for values that no checkpoint could satisfy.
+    weight: lang's weight in blended layers, from 0 to 1. With `ramp="linear"`, the k-th of t layers counted from the language
+    side has 1 - (k + 1) / (t + 1) instead; with `ramp="mav"`, the change maps decide. embed, norm, head: the source of each
+    part outside the layers; `blend` uses `weight`. cast: round lang's tensors to math's dtypes. layer_prefix: where the
+    layers are, if that is ambiguous.
+
+    swap: the kinds of modules (`attn`, `mlp`, `norms`) that are swapped; the rest of every layer stays math's. revert_layers:
+    layers that become base's; no zone may contain them.
     """
 
     bottom: int = 0
@@ -81,9 +81,9 @@ class LayerSwap:
     blend_layers: tuple[int, ...] | None = None
     weight: float = 0.5
     ramp: Ramp = "constant"
-    embed: Part = "math"
-    norm: Part = "math"
-    head: Part | None = None
+    embed: OutsideChoice = "math"
+    norm: OutsideChoice = "math"
+    head: OutsideChoice | None = None
     cast: bool = False
     layer_prefix: str | None = None
     swap: tuple[str, ...] | None = None
@@ -108,7 +108,7 @@ class LayerSwap:
         if both := sorted(set(self.lang_layers or ()) & set(self.blend_layers or ())):
             raise RecipeError(f"layers {_listed(both)} are in --lang-layers and in --blend-layers")
         if not (isinstance(self.weight, int | float) and 0 <= self.weight <= 1):
-            raise RecipeError(f"--weight is {self.weight!r}; expected lang's share, from 0 to 1")
+            raise RecipeError(f"--weight is {self.weight!r}; expected lang's weight, from 0 to 1")
         if self.ramp not in RAMPS:
             raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
         if self.ramp == "linear" and self.weight != 0.5 and "blend" not in (self.embed, self.norm, self.head):
@@ -116,12 +116,12 @@ class LayerSwap:
         if self.swap is not None and (not self.swap or not set(self.swap) <= set(MODULES)):
             raise RecipeError(f"--swap is {','.join(self.swap)!r}; expected some of {', '.join(MODULES)}")
         for name in ("embed", "norm", "head"):
-            if getattr(self, name) not in (*PARTS, *((None,) if name == "head" else ())):
-                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(PARTS)}")
+            if getattr(self, name) not in (*OUTSIDE_CHOICES, *((None,) if name == "head" else ())):
+                raise RecipeError(f"{_flag(name)} is {getattr(self, name)!r}; expected one of {', '.join(OUTSIDE_CHOICES)}")
 
     @property
     def explicit(self) -> bool:
-        """Layers are named one by one."""
+        """Whether the layers are given by number."""
         return self.lang_layers is not None or self.blend_layers is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class LayerSwap:
 
     @classmethod
     def from_json(cls, options: Mapping[str, Any]) -> LayerSwap:
-        """The inverse of `to_json`. RecipeError for anything else."""
+        """The inverse of `to_json`. Raises RecipeError for anything else."""
         if unknown := options.keys() - {field.name for field in fields(cls)}:
             raise RecipeError(f"unknown option {min(unknown)!r}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
@@ -141,19 +141,20 @@ class LayerSwap:
         return cls(**given)
 
     def seams(self, layer_count: int) -> tuple[int, ...]:
-        """Layers that are to be blended, whatever their shares."""
+        """The blended layers, whatever their weights."""
         return replace(self, ramp="constant", weight=0.5).zones(layer_count).blended
 
-    def zones(self, layer_count: int, shares: Mapping[int, float] | None = None) -> Zones:
-        """Lang's share of each of `layer_count` layers; RecipeError where they do not fit. shares: those of the blended
-        layers, for `ramp="mav"`.
+    def zones(self, layer_count: int, weights: Mapping[int, float] | None = None) -> Zones:
+        """Return lang's weight in each of `layer_count` layers. Raises RecipeError where the zones do not fit.
+
+        shares: the weights in blended layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
-            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).shares)
+            resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).weights)
             for number in self.seams(layer_count):
-                if shares is None or number not in shares:
+                if weights is None or number not in weights:
                     raise RecipeError("--ramp mav needs what changed from the base: give --base, or --changes of an analysis")
-                resolved[number] = shares[number]
+                resolved[number] = weights[number]
             return Zones(tuple(resolved))
         if self.explicit:
             return self._explicit_zones(layer_count)
@@ -170,38 +171,39 @@ class LayerSwap:
         return Zones(tuple(from_bottom))
 
     def draft(
-        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredShares | None = None
+        self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None, measured: MeasuredWeights | None = None
     ) -> Draft:
-        """The draft of this swap. base: needed to revert layers. measured: needed for `ramp="mav"`. MismatchError lists
-        everything that keeps the sources from being combined.
+        """Return the draft of this swap. Raises MismatchError, which lists everything that prevents the merge.
+
+        base: needed to revert layers. measured: needed for `ramp="mav"`.
         """
         check_roles(math=math, lang=lang)
         comparison = compare(math, lang, allow_cast=self.cast)
         if comparison.issues:
             raise MismatchError(f"{math.location} and {lang.location} cannot be combined", comparison.issues)
         stack = math.stack(self.layer_prefix)
-        zones = self.zones(stack.count, None if measured is None else measured.shares)
+        zones = self.zones(stack.count, None if measured is None else measured.weights)
         changed: list[tuple[str, int]] = []
         others: list[str] = []
         for name, number in zip(math.tensors, stack.layers_of(math.tensors), strict=True):
             if number is None:
                 others.append(name)
-            elif zones.shares[number] > 0:
+            elif zones.weights[number] > 0:
                 changed.append((name, number))
         outside = classify_outside(others, stack)
         givers = self._givers(outside, tied=math.tied)
         draft = Draft.of(math, lang)
-        by_share: dict[float, list[str]] = {}
+        by_weight: dict[float, list[str]] = {}
         for name, number in changed:
             if self.swap is None or module_of(name) in self.swap:
-                by_share.setdefault(zones.shares[number], []).append(name)
-        if self.swap is not None and any(zones.shares) and not by_share:
+                by_weight.setdefault(zones.weights[number], []).append(name)
+        if self.swap is not None and any(zones.weights) and not by_weight:
             raise RecipeError(f"--swap {','.join(self.swap)}: no tensor of these layers is recognised as such")
-        for share, names in by_share.items():
-            if share == 1:
+        for weight, names in by_weight.items():
+            if weight == 1:
                 draft = draft.replace(one_of(names), lang, cast=self.cast)
             else:
-                draft = draft.blend(one_of(names), (math, 1 - share), (lang, share), cast=self.cast)
+                draft = draft.blend(one_of(names), (math, 1 - weight), (lang, weight), cast=self.cast)
         if self.revert_layers:
             draft = self._reverted(draft, base, stack, zones)
         parts = {part: (giver, getattr(outside, part)) for part, giver in givers.items()}
@@ -213,32 +215,32 @@ class LayerSwap:
         parts["other"] = ("math", outside.other)
         notes = (*(measured.notes if measured else ()), *self._notes(outside), *comparison.notes)
         base_name = measured.base if measured and measured.notes else None
-        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.shares, parts, notes, base_name))
+        return draft.record(SwapRecord(self.to_json(), stack.prefix, zones.weights, parts, notes, base_name))
 
     def _reverted(self, draft: Draft, base: Checkpoint | None, stack: Stack, zones: Zones) -> Draft:
-        """The layers to revert, from base."""
+        """Replace the layers to revert by base's."""
         numbers = sorted(set(self.revert_layers or ()))
         if base is None:
             raise RecipeError("--revert-layers needs --base, the model that both experts were tuned from")
         check_roles(base=base)
         if outside := [number for number in numbers if number >= stack.count]:
             raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {stack.count - 1}")
-        if taken := [number for number in numbers if zones.shares[number] > 0]:
+        if taken := [number for number in numbers if zones.weights[number] > 0]:
             raise RecipeError(f"layers {_listed(taken)} are in --revert-layers, but they are lang's or blended")
-        if issues := tuple(tensor_issues(draft.host, base, self.cast)):
-            raise MismatchError(f"{draft.host.location} and {base.location} cannot be combined", issues)
+        if issues := tuple(tensor_issues(draft.primary, base, self.cast)):
+            raise MismatchError(f"{draft.primary.location} and {base.location} cannot be combined", issues)
         chosen = set(numbers)
         of_layers = zip(draft.tensors, stack.layers_of(draft.tensors), strict=True)
         return draft.replace(one_of([name for name, number in of_layers if number in chosen]), base, cast=self.cast)
 
     def _seams(self) -> tuple[int, int]:
-        """Blended layers at the bottom and at the top; a seam vanishes with its end."""
+        """Number of blended layers at the bottom and at the top. An end without layers from lang has no seam."""
         bottom = self.transition if self.transition_bottom is None else self.transition_bottom
         top = self.transition if self.transition_top is None else self.transition_top
         return (bottom if self.bottom else 0), (top if self.top else 0)
 
     def _ramp(self, count: int) -> list[float]:
-        """Lang's shares in a seam of `count` layers, from the language side on."""
+        """Lang's weights in a seam of `count` layers, starting at the language side."""
         if self.ramp == "linear":
             return [1 - (k + 1) / (count + 1) for k in range(count)]
         return [float(self.weight)] * count
@@ -247,7 +249,7 @@ class LayerSwap:
         lang, blended = set(self.lang_layers or ()), sorted(set(self.blend_layers or ()))
         if outside := sorted(n for n in lang | set(blended) if not 0 <= n < layer_count):
             raise RecipeError(f"layers {_listed(outside)} do not exist; the model has layers 0 to {layer_count - 1}")
-        shares = [1.0 if n in lang else 0.0 for n in range(layer_count)]
+        weights = [1.0 if n in lang else 0.0 for n in range(layer_count)]
         for begin, end in _contiguous(blended):
             ramp = self._ramp(end - begin)
             below, above = begin - 1 in lang, end in lang
@@ -256,11 +258,11 @@ class LayerSwap:
                 raise RecipeError(
                     f"--ramp linear: blended layers {begin} to {end - 1} have language layers {where}; use constant"
                 )
-            shares[begin:end] = ramp if below else ramp[::-1]
-        return Zones(tuple(shares))
+            weights[begin:end] = ramp if below else ramp[::-1]
+        return Zones(tuple(weights))
 
-    def _givers(self, outside: Outside, *, tied: bool) -> dict[str, Part]:
-        """Who gives embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
+    def _givers(self, outside: Outside, *, tied: bool) -> dict[str, OutsideChoice]:
+        """The source of embeddings, norm and head. Tied embeddings are one tensor, so the head follows them."""
         for part in ("embed", "norm"):
             if getattr(self, part) != "math" and not getattr(outside, part):
                 raise RecipeError(f"{_flag(part)} {getattr(self, part)}: no tensor outside the layers is recognised as {part}")
@@ -296,7 +298,7 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _contiguous(numbers: list[int]) -> Iterator[tuple[int, int]]:
-    """Runs of neighbouring numbers, half-open."""
+    """Ranges of neighbouring numbers, half-open."""
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
         yield members[0], members[-1] + 1

@@ -9,7 +9,7 @@ from lswap_core.checkpoint.names import split_layer
 
 
 class Selector:
-    """A predicate on tensor names, combined by `~s`, `s & t` and `s | t`. Its `str` is what error messages show."""
+    """A predicate on tensor names, combined with `~s`, `s & t` and `s | t`. Error messages show its `str`."""
 
     def __init__(self, matches: Callable[[str], bool], text: str) -> None:
         self._matches = matches
@@ -32,12 +32,12 @@ class Selector:
 
 
 def chosen_by(selector: Callable[[str], bool], names: Iterable[str]) -> list[str]:
-    """Those of `names` that a selector, or any other predicate, matches, in their order."""
+    """Names that a selector, or any other predicate, matches, in order."""
     return list(filter(selector._matches if isinstance(selector, Selector) else selector, names))
 
 
 def named(*patterns: str) -> Selector:
-    """Names that match one of the shell patterns, case and all.
+    """Select names that match one of the shell patterns, case-sensitively.
 
     >>> named("*.mlp.*", "lm_head.*")("model.layers.3.mlp.up_proj.weight")
     True
@@ -46,20 +46,20 @@ def named(*patterns: str) -> Selector:
 
 
 def one_of(names: Collection[str]) -> Selector:
-    """Exactly these names."""
+    """Select exactly these names."""
     chosen = frozenset(names)
     return Selector(chosen.__contains__, f"one_of({len(chosen)} names)")
 
 
 def layers(begin: int, end: int, prefix: str | None = None) -> Selector:
-    """Tensors of layers [begin, end) of the stack at `prefix`; without one, of every stack in the checkpoint.
+    """Select tensors of layers [begin, end) of the stack at `prefix`; without a prefix, of every stack in the checkpoint.
 
     >>> layers(2, 4)("model.layers.3.mlp.up_proj.weight"), layers(2, 4, "vision.blocks")("model.layers.3.a")
     (True, False)
     """
 
     def matches(name: str) -> bool:
-        found = split_layer(name)
-        return found is not None and begin <= found[1] < end and prefix in (None, found[0])
+        at = split_layer(name)
+        return at is not None and begin <= at[1] < end and prefix in (None, at[0])
 
     return Selector(matches, f"layers({begin}, {end})" if prefix is None else f"layers({begin}, {end}, {prefix!r})")

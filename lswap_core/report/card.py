@@ -1,4 +1,4 @@
-"""The model card of an output, the command that repeats its merge, and the name it has by default."""
+"""The model card of an output, the command that repeats its merge, and its default name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import MANIFEST_FILE, Plan, PlanSource
 from lswap_core.recipe.draft import SwapRecord
 from lswap_core.report.tables import layer_table, seam_table
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 _NAMED = 3
-"""Sources that a default name names: file names have an end."""
+"""Most sources in a default name, since the length of file names is limited."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -23,12 +23,12 @@ def plan_notes(plan: Plan) -> list[str]:
     swap = plan.swap
     if swap is None:
         return []
-    if not swap.shares:
+    if not swap.weights:
         return list(swap.notes)
     outside = [
         f"{part}: {', '.join(names)} ({giver})" for part, (giver, names) in swap.outside.items() if names and part != "other"
     ]
-    notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.shares) - 1}"]
+    notes = [f"layers found at {swap.prefix}.0 to {swap.prefix}.{len(swap.weights) - 1}"]
     if outside:
         notes.append("outside the layers: " + "; ".join(outside))
     if len({source.name for source in plan.sources}) < len(plan.sources):
@@ -37,7 +37,7 @@ def plan_notes(plan: Plan) -> list[str]:
 
 
 def default_name(plan: Plan) -> str:
-    """Name of the output where none is given: `<math>+<lang>-b4u2t2`; of many sources, the first and how many more."""
+    """The default name of an output: `<math>+<lang>-b4u2t2`; of many sources, the first and the number of others."""
     names = {
         source.role: "+".join(part.rpartition("/")[2].removesuffix(SHARD_SUFFIX) for part in _parts(source))
         for source in plan.sources
@@ -49,7 +49,7 @@ def default_name(plan: Plan) -> str:
 
 
 def _parts(source: PlanSource) -> tuple[str, ...]:
-    """What a source is put together from, by name: itself, or base and adapter."""
+    """The sources' parts by name: the source itself, or base and adapter."""
     base, plus, adapter = source.name.rpartition("+")
     adapted = plus and any(file.name == ADAPTER_FILE for file in source.files)
     return (base, adapter) if adapted else (source.name,)
@@ -72,7 +72,7 @@ def _setting(swap: SwapRecord | None) -> str:
 
 
 def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
-    """The command line that makes the same plan from the same sources, called by their names."""
+    """The command line that makes the same plan from the same sources, with their names as arguments."""
     words = ["lswap-core", "merge"]
     if swap.options.get("method") == "soup":
         return shlex.join([*words, *_soup(plan, swap), *_shard_size(plan)])
@@ -90,7 +90,7 @@ def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
 
 
 def _soup(plan: Plan | Manifest, swap: SwapRecord) -> list[str]:
-    """The options of a soup. The first expert, which gives the layout, is the plan's host."""
+    """The options of a soup. The first expert, whose layout the output takes, is the plan's host."""
     weights = swap.options["weights"]
     names = {source.role: source.name for source in plan.sources}
     words = ["--method", "soup"]
@@ -106,14 +106,19 @@ def _shard_size(plan: Plan | Manifest) -> list[str]:
 
 
 def model_card(plan: Plan, manifest: Manifest) -> str:
-    """A model card with front matter as the hub reads it. Strings are quoted as JSON, which is YAML."""
+    """Return a model card with front matter as the hub reads it. Strings are quoted as JSON, which is valid YAML."""
     bases = dict.fromkeys(part for source in plan.sources for part in _parts(source) if _HUB_ID.fullmatch(part))
     front = [*(["base_model:", *(f"- {json.dumps(base)}" for base in bases), "base_model_relation: merge"] if bases else ())]
-    front += ["library_name: transformers", "tags:", "- merge", *(["- layer-swapping"] if plan.swap and plan.swap.shares else ())]
+    front += [
+        "library_name: transformers",
+        "tags:",
+        "- merge",
+        *(["- layer-swapping"] if plan.swap and plan.swap.weights else ()),
+    ]
     lines = ["---", *front, "---", "", f"# {default_name(plan)}", ""]
     how = "surgery on its tensors"
     if plan.swap is not None:
-        by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.shares else str(plan.swap.options["method"])
+        by_layers = "layer swapping (arXiv 2410.01335)" if plan.swap.weights else str(plan.swap.options["method"])
         how = f"{by_layers}, without training"
     lines += [f"Made with `lswap_core` by {how}, from:", ""]
     for source in plan.sources:

@@ -1,7 +1,7 @@
-"""Results of an evaluation that lie beside an output: read, never computed here.
+"""Reads evaluation results beside an output; nothing is computed here.
 
-Two forms are known, both JSON: what `lswap-eval score LOG --json` prints (one model, a score per language), and the
-`results.json` of `lswap-eval compare` (format `lswap-eval-results/1`: several settings). Fractions of one throughout.
+It knows two forms, both JSON: the output of `lswap-eval score LOG --json` (one model, a score per language), and the
+`results.json` of `lswap-eval compare` (format `lswap-eval-results/1`: several settings). All accuracies are fractions of one.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 COMPARISON = "lswap-eval-results/1"
 RESULTS_SUFFIX = ".eval.json"
 LOG_SUFFIX = ".jsonl"
 SHARED_FILE = "eval.json"
 ALL = "all"
-"""In place of a language: all of them taken together."""
+"""In place of a language: all languages together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Share of right answers and its confidence interval, as fractions of one. setting: None in the results of one model."""
+    """Fraction of right answers and its confidence interval, as fractions of one. setting: None in the results of one model."""
 
     setting: str | None
     language: str
@@ -35,7 +35,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One file of results. rule: how answers were read from outputs, None where the file does not say."""
+    """One file of results. rule: how answers were read from the model's outputs, None where the file does not say."""
 
     name: str
     rule: str | None
@@ -43,21 +43,21 @@ class Evaluation:
 
     @property
     def settings(self) -> tuple[str | None, ...]:
-        """Settings, in order."""
+        """The settings, in order."""
         return tuple(dict.fromkeys(accuracy.setting for accuracy in self.accuracies))
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Languages, in order."""
+        """The languages, in order."""
         return tuple(dict.fromkeys(accuracy.language for accuracy in self.accuracies))
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the results as JSON."""
         return asdict(self)
 
 
 def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
-    """The results in a file, in either form. FormatError for anything else."""
+    """Read the results in a file, in either form. Raises FormatError for anything else."""
     where = os.fspath(path)
     document = Node(parse_object(Path(path).read_bytes(), path=where), path=where)
     name = Path(path).name
@@ -65,30 +65,30 @@ def read_evaluation(path: str | os.PathLike[str]) -> Evaluation:
         if "scores" not in document:
             raise document.refuse(f"no results: expected 'scores', as `score --json` prints, or the format {COMPARISON!r}")
         rows = [_score(entry) for entry in document["scores"].elements()]
-        found = Evaluation(name, document["rule"].line(), tuple(rows))
+        evaluation = Evaluation(name, document["rule"].line(), tuple(rows))
     elif document["format"].value == COMPARISON:
-        found = Evaluation(name, None, tuple(_compared(entry) for entry in document["accuracies"].elements()))
+        evaluation = Evaluation(name, None, tuple(_compared(entry) for entry in document["accuracies"].elements()))
     else:
         raise document["format"].refuse(f"{document['format'].value!r:.60} is unknown; expected {COMPARISON!r}")
-    if not found.accuracies:
+    if not evaluation.accuracies:
         raise document.refuse("it holds no scores")
-    if len({(row.setting, row.language) for row in found.accuracies}) < len(found.accuracies):
+    if len({(row.setting, row.language) for row in evaluation.accuracies}) < len(evaluation.accuracies):
         raise document.refuse("a language is there twice")
-    return found
+    return evaluation
 
 
 def find_evaluations(output: Path) -> tuple[Path, ...]:
-    """Results beside an output: `<output>.eval.json`, `<output>.*.eval.json` and, in the same directory, `eval.json`."""
+    """Find results beside an output: `<output>.eval.json`, `<output>.*.eval.json` and, in the same directory, `eval.json`."""
     return _beside(output, RESULTS_SUFFIX) + tuple(file for file in (output.parent / SHARED_FILE,) if file.is_file())
 
 
 def find_logs(output: Path) -> tuple[Path, ...]:
-    """Logs of an evaluation beside an output, `<output>.jsonl` or `<output>.*.jsonl`."""
+    """Find logs of an evaluation beside an output: `<output>.jsonl` or `<output>.*.jsonl`."""
     return _beside(output, LOG_SUFFIX)
 
 
 def _beside(output: Path, suffix: str) -> tuple[Path, ...]:
-    # by the dot behind the name, so that results of `swap2` are not taken for those of `swap`
+    # with the dot after the name, so that results of `swap2` do not count for `swap`
     return tuple(
         sorted(
             file
@@ -109,7 +109,7 @@ def _compared(entry: Node) -> Accuracy:
 
 
 def _ordered(entry: Node, row: Accuracy) -> Accuracy:
-    slack = 1e-9  # an estimate of 0 or 1 is an end of its interval, up to rounding
+    slack = 1e-9  # an estimate of 0 or 1 equals an end of its interval, up to rounding
     if not row.low - slack <= row.estimate <= row.high + slack:
         raise entry.refuse(f"accuracy {row.estimate} is not between {row.low} and {row.high}")
     return row

@@ -1,4 +1,4 @@
-"""Heat maps as plotly figures, with what the page's script needs to fill their cells, label their axes and colour them."""
+"""Heat maps as plotly figures, with the data that the page's script needs to fill cells, label axes and choose colours."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from lswap_core.report.heatmaps import HeatMap, Origins, Rows
+from lswap_core.report.heatmaps import HeatMap, OriginMap, Rows
 from lswap_core.report.page import Page
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 
 MOST_CELLS = 20_000
-"""In one heat map: 126 layers of 9 matrices have 1,134. More could not be told apart, and would not fit into the page."""
+"""Most cells in one heat map: 126 layers of 9 matrices have 1,134. More could not be distinguished, and would not fit on the
+page."""
 _MOST_LABEL = 30
 TITLES = {
     "mean_abs": "mean |change|",
@@ -23,16 +24,14 @@ TITLES = {
     "changed": "share of elements changed",
     "cosine": "cosine",
     "change_cosine": "cosine of the changes",
-    "lang_share": "lang's share",
+    "lang_share": "lang's weight",
 }
 _SHADES = {"cosine": "sequence", "change_cosine": "diverging", "lang_share": "share"}
 _FIXED = {"change_cosine": (-1.0, 1.0), "lang_share": (0.0, 1.0)}
 
 
 def draw_maps(page: Page) -> dict[str, Any]:
-    """By the id of the element that it is drawn in: the figure, and what its cells may show. Maps that are too large for a
-    picture are left out.
-    """
+    """Return figure and cell data for each element id. Maps with more than MOST_CELLS cells are left out."""
     experts = [one for one in page.maps if one.key in ("math", "lang")]
     drawn = {}
     if page.origins is not None and page.origins.cells <= MOST_CELLS:
@@ -40,20 +39,20 @@ def draw_maps(page: Page) -> dict[str, Any]:
         drawn["origins"] = _drawing(page.origins, [shares]) | {"givers": page.origins.giver}
     for one in page.maps:
         if one.cells <= MOST_CELLS:
-            beside = experts if one in experts else [one]  # both experts' colours mean the same
+            beside = experts if one in experts else [one]  # both experts share one colour scale
             measures = [_measure(name, rows, [other.measures[name] for other in beside]) for name, rows in one.measures.items()]
             drawn[f"map-{one.key}"] = _drawing(one, measures)
     return drawn
 
 
 def _measure(name: str, rows: Rows, beside: Sequence[Rows]) -> dict[str, Any]:
-    """What cells may show. beside: the tables that have one colour scale."""
+    """The data of one measure. beside: the tables that share its colour scale."""
     low, high = _FIXED.get(name) or _range(name, beside)
     return {"name": name, "title": TITLES[name], "rows": rows, "low": low, "high": high, "shade": _SHADES.get(name, "sequence")}
 
 
 def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
-    """Ends of the colour scale: from 0, but for a cosine, which is near 1 where there is anything to see."""
+    """Ends of the colour scale. It begins at 0, except for a cosine, whose values are near 1 wherever it is useful."""
     seen = [cell for rows in tables for row in rows for cell in row if isinstance(cell, float | int) and math.isfinite(cell)]
     if name == "cosine":
         low = min(seen, default=0.0)
@@ -61,10 +60,10 @@ def _range(name: str, tables: Sequence[Rows]) -> tuple[float, float]:
     return 0.0, max(seen, default=0.0) or 1.0
 
 
-def _drawing(one: HeatMap | Origins, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _drawing(one: HeatMap | OriginMap, measures: Sequence[dict[str, Any]]) -> dict[str, Any]:
     import plotly.graph_objects as go
 
-    # Places are numbers and their names tick labels: as categories, names would be read as numbers or dates where they look so.
+    # Positions are numbers, and names are tick labels: as categories, plotly would read some names as numbers or dates.
     figure = go.Figure(
         go.Heatmap(
             z=[[cell if isinstance(cell, float) else None for cell in row] for row in measures[0]["rows"]],
@@ -99,7 +98,7 @@ def _drawing(one: HeatMap | Origins, measures: Sequence[dict[str, Any]]) -> dict
 
 
 def _label(name: str) -> str:
-    """A name for plotly, which reads a markup of its own in all text."""
+    """Escape a name for plotly, which interprets markup in every text."""
     return escape(one_line(name), quote=False)
 
 

@@ -1,4 +1,4 @@
-"""Heat maps as values: figures of change maps or of a manifest by layer and matrix, and who gives what."""
+"""Heat maps as values: figures of change maps or of a manifest by layer and matrix, and the source of each cell."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
 from lswap_core.recipe.expressions import Average, Blend, Expression, TaskVectors
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 Cell = float | str | None
-"""A figure; `inf` or `nan` as text, since JSON has no such numbers; None where there is no tensor, or no figure of it."""
+"""A figure. `inf` or `nan` as text, since JSON has no such numbers. None where there is no tensor or no figure."""
 Rows = tuple[tuple[Cell, ...], ...]
-Place = tuple[int, str]
+CellKey = tuple[int, str]
 """Layer and matrix."""
 Value = TypeVar("Value")
 MEASURES = ("mean_abs", "rms", "max_abs", "relative_norm", "changed", "cosine")
@@ -32,7 +32,7 @@ _SIDES: Mapping[Side, str] = {
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """Figures by layer (down) and matrix (across). measures: name -> one row per layer, one cell per matrix."""
+    """Figures by layer (rows) and matrix (columns). measures: name -> one row per layer, one cell per matrix."""
 
     key: str
     title: str
@@ -42,14 +42,16 @@ class HeatMap:
 
     @property
     def cells(self) -> int:
-        """Cells of one measure."""
+        """Number of cells of one measure."""
         return len(self.layers) * len(self.matrices)
 
 
 @dataclass(frozen=True, slots=True)
-class Origins:
-    """Who gives what, by layer and matrix. giver: `math`, `lang`, `base`, `blend` and so on, None where there is no tensor.
-    share: lang's share, None where it has no meaning.
+class OriginMap:
+    """The source of each cell, by layer and matrix.
+
+    giver: `math`, `lang`, `base`, `blend` and so on, None where there is no tensor. share: lang's weight, None where it has
+    no meaning.
     """
 
     layers: tuple[int, ...]
@@ -59,12 +61,13 @@ class Origins:
 
     @property
     def cells(self) -> int:
-        """Layers times matrices."""
+        """Number of cells: layers times matrices."""
         return len(self.layers) * len(self.matrices)
 
 
 def gather(matrix: str) -> str:
-    """A matrix's name with numbers left open, so that the experts of a layer, of which there may be hundreds, are one.
+    """Replace the numbers in a matrix's name by `*`, so that the experts of a layer, which may be hundreds, become one
+    matrix.
 
     >>> gather("mlp.experts.7.w1.weight"), gather("mlp.up_proj.weight")
     ('mlp.experts.*.w1.weight', 'mlp.up_proj.weight')
@@ -72,21 +75,21 @@ def gather(matrix: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in matrix.split("."))
 
 
-def _grouped(entries: Iterable[tuple[str, Value]], stack: Stack, add: Callable[[Value, Value], Value]) -> dict[Place, Value]:
-    """Tensors by layer and matrix, those that `gather` makes one added up; what lies outside the layers is left out."""
-    groups: dict[Place, list[Value]] = {}
+def _grouped(entries: Iterable[tuple[str, Value]], stack: Stack, add: Callable[[Value, Value], Value]) -> dict[CellKey, Value]:
+    """Sum values by layer and matrix, with names shortened by `gather`. Tensors outside the layers are left out."""
+    groups: dict[CellKey, list[Value]] = {}
     for name, value in entries:
         if (number := stack.layer_of(name)) is not None:
             groups.setdefault((number, gather(name.removeprefix(f"{stack.prefix}.{number}."))), []).append(value)
     return {place: reduce(add, values) for place, values in groups.items()}
 
 
-def _axes(places: Iterable[Place]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _axes(places: Iterable[CellKey]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     held = list(places)
     return tuple(sorted({number for number, _ in held})), tuple(dict.fromkeys(matrix for _, matrix in held))
 
 
-def _heat_map(key: str, title: str, cells: Mapping[Place, Mapping[str, Cell]], measures: Iterable[str]) -> HeatMap:
+def _heat_map(key: str, title: str, cells: Mapping[CellKey, Mapping[str, Cell]], measures: Iterable[str]) -> HeatMap:
     layers, matrices = _axes(cells)
     nothing: Mapping[str, Cell] = {}
     return HeatMap(
@@ -104,8 +107,8 @@ def _heat_map(key: str, title: str, cells: Mapping[Place, Mapping[str, Cell]], m
 def blended_maps(manifest: Manifest, stack: Stack | None) -> tuple[HeatMap, ...]:
     if stack is None:
         return ()
-    found = [(name, record.statistics) for name, record in manifest.tensors.items() if record.statistics is not None]
-    sums: dict[Place, DifferenceStats] = _grouped(found, stack, operator.add)
+    blended = [(name, record.statistics) for name, record in manifest.tensors.items() if record.statistics is not None]
+    sums: dict[CellKey, DifferenceStats] = _grouped(blended, stack, operator.add)
     if not sums:
         return ()
     title = "Difference of math and lang where they are blended"
@@ -113,7 +116,7 @@ def blended_maps(manifest: Manifest, stack: Stack | None) -> tuple[HeatMap, ...]
 
 
 def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
-    sums: dict[Place, Change] = _grouped(
+    sums: dict[CellKey, Change] = _grouped(
         ((name, tensor.change) for name, tensor in changes.tensors.items()), changes.stack, operator.add
     )
     maps = []
@@ -122,22 +125,22 @@ def change_maps(changes: ChangeMaps) -> tuple[HeatMap, ...]:
         if cells:
             maps.append(_heat_map(side, title, cells, MEASURES))
     if changes.base is not None and sums:
-        both: dict[Place, dict[str, Cell]] = {
+        both: dict[CellKey, dict[str, Cell]] = {
             place: {"change_cosine": change.cosine, "lang_share": change.lang_share} for place, change in sums.items()
         }
-        difference = maps.pop()  # last, as it is the widest on a page
+        difference = maps.pop()  # last, as it is the widest on the page
         maps.append(_heat_map("agreement", "Cosine of the two changes", both, ["change_cosine"]))
         maps.append(_heat_map("balance", "Blend by inverse change", both, ["lang_share"]))
         maps.append(difference)
     return tuple(maps)
 
 
-def find_origins(manifest: Manifest, stack: Stack) -> Origins:
+def find_origins(manifest: Manifest, stack: Stack) -> OriginMap:
     given = ((name, (*_origin(record.made_of), math.prod(record.shape))) for name, record in manifest.tensors.items())
     cells = _grouped(given, stack, _together)
     layers, matrices = _axes(cells)
     table = [[cells.get((number, matrix), (None, None)) for matrix in matrices] for number in layers]
-    return Origins(
+    return OriginMap(
         layers,
         matrices,
         tuple(tuple(cell[0] for cell in row) for row in table),
@@ -146,7 +149,7 @@ def find_origins(manifest: Manifest, stack: Stack) -> Origins:
 
 
 _Origin = tuple[str, float | None, int]
-"""Giver, lang's share, elements."""
+"""Source, lang's weight, number of elements."""
 
 
 def _together(a: _Origin, b: _Origin) -> _Origin:

@@ -1,7 +1,7 @@
-"""A page as one HTML file that needs no network: tables as HTML, heat maps as plotly figures, plotly's script inlined.
+"""Renders a page as one HTML file that needs no network: HTML tables, heat maps as plotly figures, plotly's script inlined.
 
-Names come from files, so every text is escaped for where it stands: HTML, a script's data, plotly's own markup. Should one
-slip through, the content security policy lets no script run but the two that are here, and nothing be loaded.
+Names come from files, so every text is escaped for its context: HTML, a script's data, or plotly's markup. Should one slip
+through, the content security policy allows only the two scripts of this page, and no loading of anything.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from lswap_core.errors import RecipeError
 from lswap_core.options import ROLES
 from lswap_core.report.evaluations import ALL, Accuracy, Evaluation
 from lswap_core.report.figures import MOST_CELLS, TITLES, draw_maps
-from lswap_core.report.heatmaps import HeatMap, Origins
+from lswap_core.report.heatmaps import HeatMap, OriginMap
 from lswap_core.report.page import Page
 from lswap_core.report.tables import Table
-from lswap_core.text import format_size, one_line
+from lswap_core.text.plain import format_size, one_line
 
 _ABOUT = {
     "math": "Both experts are on one colour scale.",
     "lang": "Both experts are on one colour scale.",
     "difference": "x is math, y is lang: relative norm is |y - x| / |x|.",
     "agreement": "1: both moved the same way; 0: ways that have nothing to do with each other; -1: opposite ways.",
-    "balance": "Lang's share where weights are inverse to each expert's mean |change|: low where lang changed more.",
+    "balance": "Lang's weight where weights are inverse to each expert's mean |change|: low where lang changed more.",
 }
 
 
 def render(page: Page) -> str:
-    """The page as HTML text, the same for equal pages. RecipeError where plotly is not installed."""
+    """Return the page as HTML text. Equal pages give equal text. Raises RecipeError where plotly is not installed."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
@@ -71,7 +71,7 @@ def _text(text: str) -> str:
 
 
 def _data(value: Any) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -96,7 +96,7 @@ def _section(key: str, title: str, *inner: str) -> str:
 
 
 def _table(table: Table, *, left: int = 1, roles: int | None = None) -> str:
-    """A table in a box of its own, in which it scrolls. left: columns of text. roles: the column that says who gives."""
+    """A table in a box that scrolls. left: left-aligned columns of text. roles: the column that names the source."""
     head = "".join(f"<th{'' if n < left else ' class=n'}>{_text(title)}</th>" for n, title in enumerate(table.columns))
     rows = []
     for row in table.rows:
@@ -113,7 +113,7 @@ def _box(table: str) -> str:
 
 
 def _role(giver: str) -> str:
-    """The class that colours it: of its own for math, lang and base, one for what is made of several, none for other sources."""
+    """CSS class of a source: its own for math, lang and base, one for tensors made from several sources, none for others."""
     return giver if giver in ROLES else "blend" if " " in giver else ""
 
 
@@ -127,7 +127,7 @@ def _plot(key: str, title: str, about: str = "") -> str:
     return f'<figure class="card">{said}<div class="plot" id="{key}" role="img" aria-label="{_text(title)}"></div></figure>'
 
 
-def _too_many(one: HeatMap | Origins) -> str:
+def _too_many(one: HeatMap | OriginMap) -> str:
     size = f"{len(one.layers)} layers and {len(one.matrices)} matrices"
     return f'<p class="card hint">{size} are too many for a picture; <code>--json</code> has the figures.</p>'
 
@@ -137,11 +137,11 @@ def _layers(page: Page) -> str:
     if page.origins is not None:
         fits = page.origins.cells <= MOST_CELLS
         shared = any(share is not None for row in page.origins.share for share in row)
-        title = "Lang's share, layer by layer" if shared else "Who gives what, layer by layer"
+        title = "Lang's weight, layer by layer" if shared else "Who gives what, layer by layer"
         plot = _plot("origins", title, "Layer 0 is at the bottom.") if fits else _too_many(page.origins)
     table = "" if page.parts is None else f'<div class="card">{_table(page.parts, left=2, roles=1)}{_notes(page.notes)}</div>'
     if not plot and not table:
-        table = '<p class="card hint">These tensors were put together by hand and are in no layers that could be told.</p>'
+        table = '<p class="card hint">These tensors were put together by hand; no layers were recognised among them.</p>'
     return _section("layers", "Layers", f'<div class="pair">{table}{plot}</div>')
 
 
@@ -203,11 +203,11 @@ def _evaluation(one: Evaluation) -> str:
             rows.append(f"<tr><td>{_language(row.language)}</td>{shown}<td>{bar}</td></tr>")
         head = "<th>language</th><th class=n>answers</th><th class=n>% right</th><th class=n>interval</th><th>0 to 100</th>"
         return note + _box(f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>")
-    found: Mapping[tuple[str | None, str], Accuracy] = {(row.setting, row.language): row for row in one.accuracies}
+    accuracies: Mapping[tuple[str | None, str], Accuracy] = {(row.setting, row.language): row for row in one.accuracies}
     head = "<th>setting</th>" + "".join(f"<th class=n>{_language(language)}</th>" for language in one.languages)
     lines = []
     for setting in one.settings:
-        cells_of = [_percent(found.get((setting, language))) for language in one.languages]
+        cells_of = [_percent(accuracies.get((setting, language))) for language in one.languages]
         lines.append(f"<tr><td>{_text(setting or '')}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells_of)}</tr>")
     return note + _box(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as `inspect` shows it: layers, parts outside them, dtypes, sizes."""
+"""Summarises a checkpoint for `inspect`: layers, parts outside them, dtypes, sizes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.checkpoint.names import Stack, classify_outside
 from lswap_core.errors import RecipeError
 from lswap_core.report.tables import Table
-from lswap_core.text import counted, format_size
+from lswap_core.text.plain import counted, format_size
 
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What a checkpoint holds, in short."""
+    """Summary of a checkpoint."""
 
     location: str
     shards: int
@@ -31,13 +31,13 @@ class Overview:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, layer_prefix: str | None = None) -> Overview:
-        """Of any checkpoint; where the layers cannot be told, `unclear` says why."""
+        """Summarise any checkpoint. Where the layers are ambiguous, `unclear` says why."""
         stack, unclear, outside = None, "", {}
         try:
             stack = checkpoint.stack(layer_prefix)
             outside = asdict(classify_outside(checkpoint.tensors, stack))
         except RecipeError as error:
-            if layer_prefix is not None:  # asked for by name
+            if layer_prefix is not None:  # the user chose it
                 raise
             unclear = str(error)
         dtypes: dict[str, tuple[int, int]] = {}
@@ -70,17 +70,17 @@ class Overview:
         return said
 
     def dtype_table(self) -> Table:
-        """Tensors and bytes by dtype."""
+        """Number of tensors and bytes by dtype."""
         rows = [(dtype, str(count), format_size(size)) for dtype, (count, size) in self.dtypes.items()]
         return Table(("dtype", "tensors", "size"), tuple(rows))
 
     def to_json(self) -> dict[str, Any]:
-        """The overview as JSON."""
+        """Return the overview as JSON."""
         return {**asdict(self), "dtypes": {d: {"tensors": n, "bytes": b} for d, (n, b) in self.dtypes.items()}}
 
 
 def tensor_table(checkpoint: Checkpoint) -> Table:
-    """Every tensor: name, file, dtype, shape, size; where there is an adapter, what it does."""
+    """Every tensor: name, file, dtype, shape, size; with an adapter, also its effect."""
     rows = [
         (name, ref.file, ref.dtype.name, "x".join(map(str, ref.shape)) or "scalar", format_size(ref.size_bytes))
         for name, ref in checkpoint.tensors.items()

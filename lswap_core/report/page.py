@@ -1,6 +1,6 @@
-"""What a report shows, as a value: a manifest, change maps and results of an evaluation, arranged for looking at.
+"""The content of a report, as a value: a manifest, change maps and evaluation results, arranged for display.
 
-Nothing is measured here. `Page.to_json` is the same data for programs; `lswap_core.report.html` draws it.
+Nothing is measured here. `Page.to_json` gives the same data to programs; `lswap_core.report.html` renders it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lswap_core.analysis.changes import ChangeMaps
-from lswap_core.analysis.kinship import find_kinship
+from lswap_core.analysis.shared_base import check_shared_base
 from lswap_core.analysis.suggestion import suggest
 from lswap_core.checkpoint.names import Stack, find_stack
 from lswap_core.errors import RecipeError
 from lswap_core.plan.manifest import Manifest
 from lswap_core.report.card import repeat_command
 from lswap_core.report.evaluations import Evaluation
-from lswap_core.report.heatmaps import HeatMap, Origins, blended_maps, change_maps, find_origins
+from lswap_core.report.heatmaps import HeatMap, OriginMap, blended_maps, change_maps, find_origins
 from lswap_core.report.tables import Table, findings, layer_changes, layer_table, matrix_changes, seam_table
 
 FORMAT = "lswap-report/1"
@@ -25,7 +25,7 @@ FORMAT = "lswap-report/1"
 
 @dataclass(frozen=True, slots=True)
 class SourceSummary:
-    """A source of the merge, in short."""
+    """Summary of a source of the merge."""
 
     role: str
     name: str
@@ -35,12 +35,12 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """All that a report shows.
+    """Everything that a report shows.
 
-    command: what repeats the merge, None for surgery by hand. parts: who gives what. seams: how the experts differ where
-    they are blended. maps: heat maps; from change maps if there were any (`base` is then what these call the base), else of
-    the blended layers alone. figures: tables of the change maps by layer and by matrix. findings: what the change maps say of
-    the pair, one sentence each. unscored: logs of an evaluation without results.
+    command: repeats the merge, None for surgery by hand. parts: the source of each part. seams: how the experts differ in the
+    blended layers. maps: heat maps, of the change maps if there are any, else of the blended layers. base: the base's name in
+    the change maps. figures: tables of the change maps by layer and by matrix. findings: conclusions from the change maps,
+    one sentence each. unscored: logs of an evaluation without results.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Page:
     shares: tuple[float, ...]
     parts: Table | None
     seams: Table | None
-    origins: Origins | None
+    origins: OriginMap | None
     maps: tuple[HeatMap, ...]
     measured: bool
     base: str | None
@@ -66,7 +66,7 @@ class Page:
     unscored: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; fractions of one, sizes in bytes."""
+        """Return the page as JSON. Fractions of one, sizes in bytes."""
         said = {field.name: getattr(self, field.name) for field in fields(self)}
         said |= {
             "options": dict(self.options),
@@ -88,18 +88,18 @@ def compile_page(
     evaluations: Iterable[Evaluation] = (),
     unscored: Iterable[str] = (),
 ) -> Page:
-    """The page of an output called `name`. RecipeError where `changes` were measured on other experts than were merged."""
+    """Return the page of the output called `name`. Raises RecipeError where `changes` were measured on other experts."""
     swap = manifest.swap
     if changes is not None:
         _check_sources(manifest, changes)
     stack = _stack_of(manifest)
-    by_layers = swap is not None and bool(swap.shares)
+    by_layers = swap is not None and bool(swap.weights)
     sizes = {tensor: record.end - record.begin for tensor, record in manifest.tensors.items()}
     return Page(
         name=name,
         tool=manifest.tool,
         plan_sha256=manifest.plan_digest,
-        host=manifest.host,
+        host=manifest.primary,
         command=None if swap is None else repeat_command(manifest, swap),
         sources=tuple(
             SourceSummary(source.role, source.name, len(source.files), sum(file.size for file in source.files))
@@ -109,7 +109,7 @@ def compile_page(
         notes=() if swap is None else swap.notes,
         tensors=len(sizes),
         size_bytes=sum(shard.size for shard in manifest.shards),
-        shares=() if swap is None else swap.shares,
+        shares=() if swap is None else swap.weights,
         parts=None if swap is None else layer_table(swap, sizes),
         seams=seam_table(manifest, swap) if swap is not None and by_layers else None,
         origins=None if stack is None else find_origins(manifest, stack),
@@ -134,11 +134,11 @@ def _check_sources(manifest: Manifest, changes: ChangeMaps) -> None:
 
 def _stack_of(manifest: Manifest) -> Stack | None:
     swap = manifest.swap
-    if swap is not None and swap.shares:
-        return Stack(swap.prefix, len(swap.shares))
+    if swap is not None and swap.weights:
+        return Stack(swap.prefix, len(swap.weights))
     try:
         return find_stack(manifest.tensors, prefix=swap.prefix if swap is not None and swap.prefix else None)
-    except RecipeError:  # made by hand, of whatever there was: then there are no layers to show
+    except RecipeError:  # surgery by hand, of any checkpoint: then there may be no layers
         return None
 
 
@@ -149,7 +149,7 @@ def _findings(changes: ChangeMaps) -> tuple[str, ...]:
             proposed = suggest(changes)
         except RecipeError as error:  # a finding about these experts
             unclear = str(error)
-    return tuple(findings(changes, find_kinship(changes), proposed, unclear))
+    return tuple(findings(changes, check_shared_base(changes), proposed, unclear))
 
 
 def _table_to_json(table: Table | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Plans and manifests for people: tables, the model card, the command that repeats a merge."""
+"""Tables of plans, manifests and change maps, for people."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lswap_core.analysis.changes import Change, ChangeMaps
-from lswap_core.analysis.kinship import Kinship
+from lswap_core.analysis.shared_base import SharedBaseCheck
 from lswap_core.analysis.suggestion import Suggestion
 from lswap_core.checkpoint.names import Stack
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import Manifest
 from lswap_core.recipe.draft import SwapRecord
-from lswap_core.text import format_size, listed
+from lswap_core.text.plain import format_size, listed
 
-_LAYER_COLUMNS = ("part", "from", "lang's share", "tensors", "size")
+_LAYER_COLUMNS = ("part", "from", "lang's weight", "tensors", "size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,57 +26,57 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def to_markdown(self) -> str:
-        """A GitHub table."""
+        """Return a GitHub table."""
         lines = [self.columns, tuple("---" for _ in self.columns), *self.rows]
         return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def layer_table(swap: SwapRecord, sizes: Mapping[str, int]) -> Table:
-    """Who gives what: runs of layers, then the parts outside them. `sizes`: bytes by tensor name."""
-    if not swap.shares:
+    """The source of each part: ranges of layers, then the parts outside them. sizes: bytes by tensor name."""
+    if not swap.weights:
         said = "base and what math and lang changed"
         if swap.options.get("method") == "soup":
             said = f"blend of {listed([*swap.options['weights']])}"
         made = ("all tensors", said, "-", str(len(sizes)), format_size(sum(sizes.values())))
         return Table(_LAYER_COLUMNS, (made,))
-    stack = Stack(swap.prefix, len(swap.shares))
+    stack = Stack(swap.prefix, len(swap.weights))
     by_layer: dict[int, list[int]] = {number: [] for number in range(stack.count)}
     for number, size in zip(stack.layers_of(sizes), sizes.values(), strict=True):
         if number is not None:
             by_layer[number].append(size)
     rows = []
     reverted = set(swap.options.get("revert_layers", ()))
-    for (share, is_base), run in groupby(range(stack.count), key=lambda n: (swap.shares[n], n in reverted)):
+    for (weight, is_base), run in groupby(range(stack.count), key=lambda n: (swap.weights[n], n in reverted)):
         numbers = list(run)
         held = [size for number in numbers for size in by_layer[number]]
         span = str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}"
         rows.append(
             (
                 f"layer{'s' if len(numbers) > 1 else ''} {span}",
-                "base" if is_base else _giver(share),
-                f"{share:.6g}",
+                "base" if is_base else _giver(weight),
+                f"{weight:.6g}",
                 str(len(held)),
                 format_size(sum(held)),
             )
         )
     weight = swap.options.get("weight", 0.5)
-    shares = {"math": "0", "lang": "1", "blend": f"{weight:.6g}"}
+    weights = {"math": "0", "lang": "1", "blend": f"{weight:.6g}"}
     titles = {"embed": "embeddings", "norm": "final norm", "head": "head", "other": "other tensors"}
     for part, (giver, names) in swap.outside.items():
         if names:
             said = "blend of math and lang" if giver == "blend" else giver
             total = sum(sizes[name] for name in names)
-            rows.append((titles.get(part, part), said, shares[giver], str(len(names)), format_size(total)))
+            rows.append((titles.get(part, part), said, weights[giver], str(len(names)), format_size(total)))
     return Table(_LAYER_COLUMNS, tuple(rows))
 
 
-def _giver(share: float) -> str:
-    return {0.0: "math", 1.0: "lang"}.get(share, "blend of math and lang")
+def _giver(weight: float) -> str:
+    return {0.0: "math", 1.0: "lang"}.get(weight, "blend of math and lang")
 
 
 def seam_table(manifest: Manifest, swap: SwapRecord) -> Table | None:
-    """Difference of the two experts in every blended layer, or None where nothing was blended."""
-    stack = Stack(swap.prefix, len(swap.shares))
+    """Difference of the two experts in every blended layer, None where nothing was blended."""
+    stack = Stack(swap.prefix, len(swap.weights))
     totals: dict[int, DifferenceStats] = {}
     for name, record in manifest.tensors.items():
         number = stack.layer_of(name)
@@ -85,7 +85,7 @@ def seam_table(manifest: Manifest, swap: SwapRecord) -> Table | None:
     rows = [
         (
             str(number),
-            f"{swap.shares[number]:.6g}",
+            f"{swap.weights[number]:.6g}",
             f"{stats.mean_abs:.3g}",
             f"{stats.max_abs:.3g}",
             f"{stats.relative_norm:.3g}",
@@ -94,7 +94,7 @@ def seam_table(manifest: Manifest, swap: SwapRecord) -> Table | None:
         )
         for number, stats in sorted(totals.items())
     ]
-    columns = ("layer", "lang's share", "mean |d|", "max |d|", "|d| / |math|", "cosine", "elements that differ")
+    columns = ("layer", "lang's weight", "mean |d|", "max |d|", "|d| / |math|", "cosine", "elements that differ")
     return Table(columns, tuple(rows)) if rows else None
 
 
@@ -106,15 +106,17 @@ _PARTS = {"embed": "embeddings", "norm": "final norm", "head": "head", "other": 
 
 
 def layer_changes(maps: ChangeMaps) -> Table:
-    """One row per layer and per part outside the layers. With a base, for each expert: mean |change|, |change| / |base| and
-    the share of elements changed; then the cosine between the two changes, and the experts' distance, relative to math.
+    """One row per layer and per part outside the layers.
+
+    With a base, for each expert: mean |change|, |change| / |base| and the fraction of elements changed; then the cosine
+    between the two changes, and the experts' distance, relative to math.
     """
     rows = {f"layer {number}": change for number, change in maps.by_layer().items()}
     return _table("part", rows | {_PARTS[part]: change for part, change in maps.by_part().items()}, maps)
 
 
 def matrix_changes(maps: ChangeMaps) -> Table:
-    """One row per matrix, all layers taken together; of many, those that differ most, relative to their norm."""
+    """One row per matrix, with all layers summed. Of many, those that differ most relative to their norm."""
     matrices = maps.by_matrix()
     most = sorted(matrices, key=lambda name: -matrices[name].difference.relative_norm)[:_SHOWN_MATRICES]
     shown = {name: change for name, change in matrices.items() if name in most}
@@ -149,10 +151,10 @@ def _share(stats: DifferenceStats) -> str:
     return f"{stats.differing / stats.count:.1%}" if stats.count else "-"
 
 
-def findings(maps: ChangeMaps, kin: Iterable[Kinship], proposed: Suggestion | None, unclear: str) -> list[str]:
-    """What to say beside the tables. unclear: why there is no proposal."""
+def findings(maps: ChangeMaps, kin: Iterable[SharedBaseCheck], proposed: Suggestion | None, unclear: str) -> list[str]:
+    """Sentences beside the tables. unclear: why there is no suggestion."""
     lines = [each.sentence() for each in kin] or [
-        "no matrix in the layers was compared: nothing tells whether they have one base"
+        "no matrix in the layers was compared, so it is unknown whether they have one base"
     ]
     if maps.uncompared:
         shown = ", ".join(maps.uncompared[:_SHOWN_NAMES]) + (", ..." if len(maps.uncompared) > _SHOWN_NAMES else "")

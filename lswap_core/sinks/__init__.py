@@ -1,1 +1,1 @@
-"""Where bytes go."""
+"""Sinks: where outputs are written."""

@@ -1,7 +1,7 @@
-"""An output in a store that obstore writes to, `gs://` or `az://`: every file one stream, from its first byte to its last.
+"""Writes an output to `gs://` or `az://` with obstore: every file is one stream, from its first byte to its last.
 
-These stores have no call that copies a range of another object into an upload, and obstore does not give an upload's name
-away: everything is sent, and a run that fails begins anew.
+These stores have no call that copies a range of another object into an upload, and obstore does not expose an upload's id. So
+everything is sent, and a run that fails begins again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.errors import RecipeError, SourceError
-from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers
+from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
@@ -27,7 +27,7 @@ from lswap_core.plan.runs import Run
 SCHEMES = ("gs", "az")
 _PIECE_BYTES = 1024 * 1024
 _PART_BYTES = 10 * 1024 * 1024
-"""What is sent at a time; so much of every file may wait in memory until all are complete."""
+"""Bytes that are sent at a time. So many bytes of every file may wait in memory until all files are complete."""
 _MOST_PARTS = 9_000
 _PARTS_AT_ONCE = 8
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -38,17 +38,17 @@ _ADVICE = {
 
 
 class StreamSink:
-    """Writes below `gs://bucket/prefix` or `az://container/prefix`. Every file is an upload that is completed when all have
-    been sent; the manifest appears last.
+    """Writes below `gs://bucket/prefix` or `az://container/prefix`. Every file is an upload; uploads are completed when all
+    bytes are sent. The manifest appears last.
     """
 
     in_order = True
     """See `lswap_core.io.ports.Sink`."""
     most_workers: int | None = 1
-    """See `lswap_core.io.ports.Sink`. A stream takes bytes in their order."""
+    """See `lswap_core.io.ports.Sink`. A stream takes bytes in order."""
 
     def __init__(self, destination: str, *, options: WriteOptions = WriteOptions(), traffic: Traffic | None = None) -> None:
-        """RecipeError where obstore is missing, or for options that make no sense there; SourceError for a bad setup."""
+        """Raises RecipeError where obstore is missing, and for options that do not apply; SourceError for a bad setup."""
         check_options(options)
         self._url = destination
         self._scheme = destination.partition("://")[0]
@@ -60,10 +60,12 @@ class StreamSink:
         self._small: dict[str, bytes] = {}
         self._buffers = Buffers()
         self.shard_sha256: dict[str, str] = {}
-        """Always empty, as `check_options` refuses what would fill it."""
+        """Always empty, as `check_options` refuses the option that would fill it."""
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
-        """See `lswap_core.io.ports.Sink`. RecipeError where the place is not empty; SourceError where the store refuses."""
+        """See `lswap_core.io.ports.Sink`. Raises RecipeError where the place is not empty, and SourceError where the store
+        refuses.
+        """
         check_empty(self._store, self._url)
         self._plan = plan
         self._files = {file.name: file for file in plan.files}
@@ -71,16 +73,15 @@ class StreamSink:
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.io.ports.Sink`."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
-        for offset in range(0, run.size_bytes, _PIECE_BYTES):
-            piece = self._buffers.get("piece", min(_PIECE_BYTES, run.size_bytes - offset), run.source.begin + offset)
-            source.read_into(run.source, offset, piece)
-            if digests is not None:
-                digests.feed(run.begin + offset, piece)
+        pieces = Pieces(run, source, tally, self._options.digest)
+
+        def memory(offset: int, size: int) -> memoryview:
+            return self._buffers.get("piece", size, run.source.begin + offset)
+
+        for offset, piece in pieces.read(0, run.size_bytes, _PIECE_BYTES, memory):
             self._write(run.file, run.begin + offset, piece)
-            tally(len(piece))
         self._traffic.add("read_write", run.size_bytes)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+        return pieces.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """See `lswap_core.io.ports.Sink`."""
@@ -97,9 +98,9 @@ class StreamSink:
         self._small[name] = data
 
     def publish(self) -> None:
-        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and at last the manifest."""
         for name, file in self._files.items():
-            self._writer(name)  # of a file without tensors, too
+            self._writer(name)  # also of a file without tensors
             assert self._at[name] == file.header.file_size
             with told(f"{self._url}/{name}", self._scheme):
                 self._writers[name].close()
@@ -109,21 +110,21 @@ class StreamSink:
         self._writers.clear()
 
     def hash_shard(self, name: str) -> None:
-        """Is never asked for; see `check_options`."""
+        """Never called; see `check_options`."""
         raise RecipeError(f"{self._url}/{name}: cannot be hashed here")
 
     def close(self) -> None:
-        """See `lswap_core.io.ports.Sink`. Streams that are let go of without being closed are never completed."""
+        """See `lswap_core.io.ports.Sink`. Streams that are dropped without being closed are never completed."""
         self._writers.clear()
 
     @property
     def kept(self) -> bool:
-        """Nothing is."""
+        """Always false: nothing is kept."""
         return False
 
     @property
     def partial(self) -> str:
-        """Where it is built."""
+        """The URL of the output."""
         return self._url
 
     def _write(self, file: str, at: int, data: memoryview) -> None:
@@ -131,7 +132,7 @@ class StreamSink:
         if at != self._at[file]:
             raise AssertionError(f"{file}: byte {at} came where byte {self._at[file]} was due")
         with told(f"{self._url}/{file}", self._scheme):
-            writer.write(bytes(data))  # it keeps what it is given until that is sent
+            writer.write(bytes(data))  # the stream keeps this object until it is sent
         self._at[file] += len(data)
 
     def _writer(self, file: str) -> Any:
@@ -148,7 +149,7 @@ class StreamSink:
 
 
 def open_store(url: str) -> Any:
-    """The place as obstore has it, with credentials as the ecosystem has them. RecipeError where obstore is missing."""
+    """Open the place with obstore and the ecosystem's usual credentials. Raises RecipeError where obstore is missing."""
     scheme, _, rest = url.partition("://")
     bucket, _, prefix = rest.partition("/")
     try:
@@ -156,7 +157,7 @@ def open_store(url: str) -> Any:
     except ImportError as error:
         raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from None
     plain = os.environ.get("GOOGLE_BASE_URL" if scheme == "gs" else "AZURE_STORAGE_ENDPOINT", "").startswith("http://")
-    # All of a transfer may take long; it is silence that tells of a dead connection.
+    # A whole transfer may take long; only silence means a dead connection.
     client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "allow_http": plain}
     retry: Any = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
     kind = store.GCSStore if scheme == "gs" else store.AzureStore
@@ -165,7 +166,7 @@ def open_store(url: str) -> Any:
 
 
 def check_empty(store: Any, url: str) -> None:
-    """RecipeError where something is there."""
+    """Raises RecipeError where something is there."""
     with told(url, url.partition("://")[0]):
         first = next((meta["path"] for page in store.list() for meta in page), None)
     if first is not None:
@@ -174,7 +175,7 @@ def check_empty(store: Any, url: str) -> None:
 
 @contextmanager
 def told(where: str, scheme: str) -> Iterator[None]:
-    """Say in one line what a call to the store failed of: SourceError."""
+    """Raise the error of a call to the store as a SourceError of one line."""
     from obstore import exceptions
 
     try:

@@ -1,4 +1,4 @@
-"""What tells that parts of an output are done, in a directory or in a store: a small JSON file for each, with its own sum."""
+"""Records of finished parts, in a directory or in a store: a small JSON file for each, with its own checksum."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lswap_core.plan.division import Part
 from lswap_core.plan.json_form import check_format
 from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
 from lswap_core.plan.plan import Plan, Step
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 PART_FORMAT = "lswap-part/1"
 PART_FILE = r"part-\d+-of-\d+\.json"
-"""A pattern of what `part_file` returns."""
+"""A pattern that matches what `part_file` returns."""
 _SHOWN_PARTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the parts of one output agree on: the plan's digest, how many parts, the kind of digests."""
+    """The terms of a build, on which all its parts agree: the plan's digest, the number of parts, the kind of digests."""
 
     plan: str
     parts: int
@@ -32,24 +32,25 @@ class Terms:
 
     @classmethod
     def of(cls, document: Node) -> Terms:
-        """The terms that a document holds. FormatError."""
+        """The terms in a document. Raises FormatError."""
         return cls(document["plan"].text(), document["parts"].integer(low=1), document["digest"].text())
 
 
 def part_file(part: Part) -> str:
-    """The name of a part's record."""
+    """The file name of a part's record."""
     return f"part-{part.number}-of-{part.count}.json"
 
 
 def encode_part(part: Part, terms: Terms, records: Sequence[StepRecord], more: Mapping[str, Any] | None = None) -> bytes:
-    """The record of a part that is done: those of its steps, and more."""
+    """Return the record of a finished part: the records of its steps, and `more`."""
     done = {"format": PART_FORMAT, **asdict(terms), "part": part.number, "steps": [*map(record_to_json, records)]}
     return encode(done | dict(more or {}))
 
 
 def decode_part(raw: bytes, part: Part, terms: Terms, path: str) -> tuple[list[StepRecord], Node] | None:
-    """The inverse of `encode_part`, and all that it holds; None where it is damaged. RecipeError where it is another part's, or
-    was done on other terms. path: where it lies.
+    """The inverse of `encode_part`: records, and the document. None where it is damaged. path: of the record.
+
+    Raises RecipeError where it belongs to another part or to other terms.
     """
     try:
         document = decode(raw, PART_FORMAT, path)
@@ -63,12 +64,12 @@ def decode_part(raw: bytes, part: Part, terms: Terms, path: str) -> tuple[list[S
 
 
 def encode(document: dict[str, Any]) -> bytes:
-    """A document with its sum."""
+    """Return a document with its checksum."""
     return json.dumps(document | {"sum": _sum(document)}, ensure_ascii=False).encode() + b"\n"
 
 
 def decode(raw: bytes, expected: str, path: str) -> Node:
-    """What `encode` wrote; FormatError where it is damaged, or another than the `expected` format."""
+    """The inverse of `encode`. Raises FormatError where the document is damaged, or not of the `expected` format."""
     document = Node(parse_object(raw, path=path), path=path)
     check_format(document, expected)
     if document["sum"].text() != _sum({name: value for name, value in document.value.items() if name != "sum"}):
@@ -79,8 +80,10 @@ def decode(raw: bytes, expected: str, path: str) -> Node:
 def gather(
     plan: Plan, shares: Sequence[Sequence[Step]], read: Callable[[Part], list[StepRecord] | None], place: object
 ) -> list[StepRecord]:
-    """The records of every step, in the plan's order. shares: the steps of each part. read: the records of a part, None where it
-    is not done. RecipeError where parts are missing, or were divided otherwise.
+    """Gather the records of every step, in the plan's order. shares: the steps of each part. read: returns the records of a
+    part, None where it is not done.
+
+    Raises RecipeError where parts are missing, or were divided differently.
     """
     every: dict[str, StepRecord] = {}
     missing = []
@@ -100,22 +103,22 @@ def gather(
 
 
 def covers(records: Iterable[StepRecord], steps: Iterable[Step]) -> bool:
-    """The records are those of the steps."""
+    """Whether the records are those of the steps, in order."""
     return [record.name for record in records] == [step.name for step in steps]
 
 
-def refuse_terms(found: Terms, wanted: Terms, place: object, advice: str) -> RecipeError:
-    """The error for a place where others build on other terms. advice: how to be rid of what they did."""
-    what, instead = f"begun with --digest {found.digest}", f"with --digest {wanted.digest}"
-    if found.parts != wanted.parts:
-        what, instead = f"divided into {found.parts} parts", f"into {wanted.parts}"
-    if found.plan != wanted.plan:
+def refuse_terms(kept: Terms, wanted: Terms, place: object, advice: str) -> RecipeError:
+    """The error for a place with a build on other terms. advice: how to discard it."""
+    what, instead = f"begun with --digest {kept.digest}", f"with --digest {wanted.digest}"
+    if kept.parts != wanted.parts:
+        what, instead = f"divided into {kept.parts} parts", f"into {wanted.parts}"
+    if kept.plan != wanted.plan:
         what, instead = "of another plan", "of this one"
     return RecipeError(f"{place} holds an unfinished merge {what}, not {instead}; finish that first, or {advice}")
 
 
 def tell_missing(numbers: Sequence[int], count: int) -> str:
-    """Which parts are missing, and how to make them."""
+    """A sentence that names the missing parts, and the command that makes them."""
     again = f"run `lswap-core apply PLAN --part {numbers[0]}/{count}`"
     if len(numbers) == 1:
         return f"part {numbers[0]} of {count} is missing; {again}"
@@ -125,5 +128,5 @@ def tell_missing(numbers: Sequence[int], count: int) -> str:
 
 
 def _sum(document: dict[str, Any]) -> str:
-    """Of the values, as Python writes them: numbers that were read back are written the same."""
+    """Checksum of the values as Python writes them; numbers that were read back are written the same."""
     return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())

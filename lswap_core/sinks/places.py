@@ -1,4 +1,4 @@
-"""Where an output goes, by the form of what the user wrote: a path, or the URL of a place in an object store."""
+"""Chooses the sink for an output, by the form of its name: a path, or a URL in an object store."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import is_url
 from lswap_core.io.ports import Source
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
@@ -24,16 +25,11 @@ if TYPE_CHECKING:
     from lswap_core.sinks.s3.sink import StoreSink
 
 SCHEMES = ("s3", "gs", "az")
-"""Of the URLs of outputs."""
-
-
-def is_url(place: str | os.PathLike[str]) -> bool:
-    """It is a URL, not a path."""
-    return "://" in os.fspath(place)
+"""Schemes of outputs' URLs."""
 
 
 def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
-    """Raise what a sink would where `into` is an impossible place for an output: see `check_destination`."""
+    """Raise what a sink would raise where `into` is an impossible place for an output: see `check_destination`."""
     if is_url(into):
         url = _checked_url(os.fspath(into), sources)
         from lswap_core.sinks import gcs_azure
@@ -50,7 +46,7 @@ def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
 def open_sink(
     into: str | os.PathLike[str], *, sources: Iterable[str], options: WriteOptions, traffic: Traffic | None, restart: bool
 ) -> LocalSink | StoreSink | StreamSink:
-    """The sink for an output at `into`. RecipeError for an impossible place."""
+    """Return the sink for an output at `into`. Raises RecipeError for an impossible place."""
     if not is_url(into):
         return LocalSink(into, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_url(os.fspath(into), sources)
@@ -74,7 +70,9 @@ def open_part(
     traffic: Traffic | None,
     restart: bool,
 ) -> SharedSink | StorePartSink:
-    """The sink for one part of an output at `into`, which this begins or joins. RecipeError for an impossible place."""
+    """Return the sink for one part of an output at `into`. It begins or joins the build. Raises RecipeError for an impossible
+    place.
+    """
     if not is_url(into):
         return SharedSink(into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_shared_url(os.fspath(into), sources)
@@ -84,7 +82,9 @@ def open_part(
 
 
 def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str]) -> Gathering | StoreGathering:
-    """The parts of an output at `into`, all of them done. RecipeError for an impossible place, or where some are not."""
+    """Return the finished parts of an output at `into`. Raises RecipeError for an impossible place, or where some are
+    missing.
+    """
     if not is_url(into):
         return Gathering(into, plan, sources=sources)
     url = _checked_shared_url(os.fspath(into), sources)
@@ -96,8 +96,9 @@ def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[st
 def find_parts(
     into: str | os.PathLike[str], plan: Plan, parts: int | None, *, sources: Iterable[str], options: WriteOptions
 ) -> int | None:
-    """The number of parts in which an output is being built already, None where it is not. Raises what `open_part` would where
-    `into` is an impossible place, or is being built otherwise than is asked for here; parts: None for any number.
+    """The number of parts of a build at `into`, None where there is no build. parts: None for any number.
+
+    Raises what `open_part` would raise for an impossible place, and for a build on other terms.
     """
     if not is_url(into):
         build = Build(check_destination(into, sources))
@@ -109,10 +110,10 @@ def find_parts(
     from lswap_core.sinks.s3 import bucket, coordination
 
     check_options(options)
-    found = (place := coordination.Coordination(bucket.connect(1), url, plan)).find()
-    if found is not None:
-        place.check(found, parts, options)
-    return None if found is None else found.terms.parts
+    state = (place := coordination.Coordination(bucket.connect(1), url, plan)).find()
+    if state is not None:
+        place.check(state, parts, options)
+    return None if state is None else state.terms.parts
 
 
 def _checked_shared_url(url: str, sources: Iterable[str]) -> str:
@@ -137,5 +138,5 @@ def _checked_url(url: str, sources: Iterable[str]) -> str:
     for source in sources:
         theirs = source.rstrip("/")
         if f"{place}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{place}/"):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {source}; choose another --out")
+            raise RecipeError(f"the output {place} is, contains or is inside the source {source}; choose another --out")
     return place

@@ -1,1 +1,1 @@
-"""Where bytes come from."""
+"""Sources: where checkpoints are read from."""

@@ -1,4 +1,4 @@
-"""A checkpoint with a LoRA adapter over it, written `base+adapter`: two directories on a local or mounted disk."""
+"""Opens a checkpoint with a LoRA adapter, written `base+adapter`: two directories on a local or mounted disk."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lswap_core.checkpoint.catalogue import ADAPTER_FILE, Checkpoint, Role
 from lswap_core.checkpoint.lora import read_adapter
 from lswap_core.errors import FormatError, RecipeError
 from lswap_core.sources.local import open_local, published_name, read_shard, read_small
-from lswap_core.strict_json import Node, is_unicode, parse_object
+from lswap_core.text.strict_json import Node, is_unicode, parse_object
 
 CONFIG_FILE = "adapter_config.json"
 _PICKLED_FILE = "adapter_model.bin"
 
 
 def open_source(location: str | Path, role: Role, name: str | None = None) -> Checkpoint:
-    """What is at `location`: a checkpoint as `open_local` takes it, or `base+adapter`; see there and `open_adapted`."""
+    """Open the source at `location`: a checkpoint as for `open_local`, or `base+adapter` as for `open_adapted`."""
     sides = _sides(str(location))
     return open_local(location, role, name) if sides is None else open_adapted(*sides, role, name)
 
 
 def open_adapted(base_path: str | Path, adapter_path: str | Path, role: Role, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `base_path` with the LoRA adapter in the directory `adapter_path`, as PEFT writes it:
-    adapter_config.json and adapter_model.safetensors. What lies beside the weights is the base's.
+    """Open the checkpoint at `base_path` with the LoRA adapter in the directory `adapter_path`, as PEFT writes it:
+    adapter_config.json and adapter_model.safetensors. The files beside the weights are the base's.
 
-    Reads headers and small files only. Raises FormatError for anything malformed, RecipeError for an adapter that is no
-    plain LoRA, MismatchError for one that does not fit the base, OSError for what cannot be read.
+    Reads headers and small files only. Raises FormatError for malformed files, RecipeError for anything but plain LoRA,
+    MismatchError for an adapter that does not fit the base, and OSError for files that cannot be read.
     """
     if not str(adapter_path):
         raise RecipeError(f"{base_path}+: there is nothing after the plus; expected BASE+ADAPTER")
@@ -63,8 +63,9 @@ def places_of(location: str) -> tuple[str, ...]:
 
 
 def _sides(location: str) -> tuple[str, str] | None:
-    """Base and adapter of `base+adapter`, None where it is one path. A path with a plus in it that exists is one path; else
-    the last plus counts between two paths that exist, and where there is none, the last one after a path that does.
+    """Split `base+adapter`, None where the location is one path. An existing path with a plus in it is one path.
+
+    Else the last plus between two existing paths counts; without one, the last plus after an existing path.
     """
     if os.path.lexists(location):
         return None

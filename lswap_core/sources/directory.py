@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of each other, wherever they lie: index against headers, sidecars by name, samples."""
+"""Rules for a checkpoint's files in any place: index against headers, sidecars by name, samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from lswap_core.checkpoint.catalogue import INDEX_FILE, SHARD_SUFFIX, SINGLE_FIL
 from lswap_core.checkpoint.header import Header
 from lswap_core.errors import FormatError
 from lswap_core.plan.plan import MANIFEST_FILE
-from lswap_core.strict_json import is_plain_name, parse_object
+from lswap_core.text.strict_json import is_plain_name, parse_object
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 NESTED = ("additional_chat_templates/*.jinja", "**/*.py")
-"""What lies beside the weights and belongs to a model: config, tokenizer, chat template, generation config, custom code,
-licence. Its model card does not: the output gets one of its own."""
+"""Files beside the weights that belong to a model: config, tokenizer, chat template, generation config, custom code, licence.
+Its model card does not belong to it: the output gets its own.
+"""
 _SIDECAR_SUFFIXES = frozenset({".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"})
 _SIDECAR_STEMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 _NOT_SIDECARS = frozenset({MANIFEST_FILE, "trainer_state.json", "training_args.json", "adapter_config.json"})
@@ -26,8 +27,8 @@ SAMPLE_BYTES = 4096
 
 
 def sample_ranges(header: Header) -> list[tuple[int, int]]:
-    """The blocks of a file that its fingerprint takes, half-open: evenly spread, the first and the last of the data among
-    them.
+    """The blocks of a file that its fingerprint covers, half-open and evenly spread. The first and the last block of the data
+    are among them.
     """
     span = max(header.file_size - header.data_begin - SAMPLE_BYTES, 0)
     places = (header.data_begin + span * k // (_SAMPLES - 1) for k in range(_SAMPLES))
@@ -35,8 +36,8 @@ def sample_ranges(header: Header) -> list[tuple[int, int]]:
 
 
 def is_sidecar(name: str) -> bool:
-    """A file of that name, relative to the checkpoint's directory, belongs to the model. Of files in its directories, only
-    those that match NESTED are to be asked for.
+    """Whether a file of that name, relative to the checkpoint's directory, belongs to the model. For files in its
+    subdirectories, call this only for those that match NESTED.
     """
     path = PurePosixPath(name)
     wanted = path.suffix in _SIDECAR_SUFFIXES or path.name.startswith(_SIDECAR_STEMS)
@@ -45,20 +46,21 @@ def is_sidecar(name: str) -> bool:
 
 
 def is_nested_sidecar(name: str) -> bool:
-    """`name`, in a directory of the checkpoint's, matches NESTED."""
+    """Whether `name`, in a subdirectory of the checkpoint, matches NESTED."""
     path = PurePosixPath(name)
     return path.suffix == ".py" or (path.suffix == ".jinja" and path.parts[:-1] == (_TEMPLATES_FOLDER,))
 
 
 def check_name(name: str, path: str) -> None:
-    """FormatError for the name of a sidecar that no manifest can hold."""
+    """Raises FormatError for a sidecar's name that a manifest cannot hold."""
     if not (name.isprintable() and all(map(is_plain_name, name.split("/")))):
         raise FormatError("its name has characters that no manifest can hold; rename it", path=path)
 
 
 def parse_index(raw: bytes, *, path: str, single_beside: bool) -> dict[str, Any]:
-    """The weight_map of an index, tensor to file; every file is a plain name of a shard. single_beside: there is a
-    SINGLE_FILE in the same directory.
+    """Return the weight_map of an index, tensor to file; every file is a plain name of a shard.
+
+    single_beside: whether there is a SINGLE_FILE in the same directory. Raises FormatError.
     """
     document = parse_object(raw, path=path, blame=lambda trail: trail[-1], shallow=True)
     weight_map = document.get("weight_map")
@@ -91,7 +93,9 @@ def tensors_by_file(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
 
 
 def check_shard(shard: Shard, count: int, weight_map: Mapping[str, str], *, index_path: str, path: str) -> None:
-    """Hold a shard against the index, which says that `count` tensors are in it; FormatError names the first that is amiss."""
+    """Compare a shard with the index, which says that `count` tensors are in it. Raises FormatError, which names the first
+    wrong one.
+    """
     tensors = shard.header.tensors
     if len(tensors) == count and {*map(weight_map.get, tensors)} == {shard.name}:
         return
@@ -104,13 +108,13 @@ def check_shard(shard: Shard, count: int, weight_map: Mapping[str, str], *, inde
 
 
 def only_file(names: Collection[str], where: str) -> str:
-    """The one safetensors file of a directory without an index, given the names in it."""
+    """The only safetensors file of a directory without an index, given the names in it. Raises FormatError."""
     if SINGLE_FILE in names:
         return SINGLE_FILE
-    found = sorted(name for name in names if name.endswith(SHARD_SUFFIX) and not name.startswith("."))
-    if found:
+    shards = sorted(name for name in names if name.endswith(SHARD_SUFFIX) and not name.startswith("."))
+    if shards:
         raise FormatError(
-            f"has no {SINGLE_FILE} and no {INDEX_FILE}, but {', '.join(found[:3])}; name the file itself, or add the index",
+            f"has no {SINGLE_FILE} and no {INDEX_FILE}, but {', '.join(shards[:3])}; name the file itself, or add the index",
             path=where,
         )
     if pickles := sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in PICKLES)):
@@ -119,7 +123,7 @@ def only_file(names: Collection[str], where: str) -> str:
 
 
 def pickled(where: str, file: str) -> FormatError:
-    """What to say of weights that are only there as a pickle."""
+    """What to say of weights that exist only as a pickle."""
     return FormatError(
         f'holds only pickled weights ({file}), which run code when read; convert them: python -c "from transformers '
         "import AutoModelForCausalLM as M; M.from_pretrained('DIR', dtype='auto').save_pretrained('NEW')\"",

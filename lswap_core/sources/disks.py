@@ -1,4 +1,4 @@
-"""What kind of disk a file lies on, as far as the order of reading matters."""
+"""Determines the kind of disk of a file, as far as it matters for the order of reading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mounted filesystem: where it is seen, its kind, what it is of, and the numbers of its device."""
+    """One mounted filesystem: mount point, type, source, and device numbers."""
 
     point: str
     kind: str
@@ -25,8 +25,8 @@ class Mount:
 
 
 def reads_best_in_order(path: str, *, root: str = "/") -> bool:
-    """The disk below `path` turns, or lies behind a network: reading its files one by one from first to last is faster than
-    jumping about. False where that cannot be known. root: where `proc` and `sys` are.
+    """Whether reading files one by one from first to last is fastest: the disk below `path` is rotational or behind a
+    network. False where that is unknown. root: the directory of `proc` and `sys`.
     """
     mount = mount_of(os.path.realpath(path), root)
     if mount is None:
@@ -34,10 +34,10 @@ def reads_best_in_order(path: str, *, root: str = "/") -> bool:
     if mount.kind in _NETWORK or mount.kind.startswith("fuse."):
         return True
     block = Path(root, "sys/dev/block", mount.numbers)
-    if not block.exists():  # btrfs and others number themselves, not their disk
+    if not block.exists():  # btrfs and others have device numbers of their own, not their disk's
         block = Path(root, "sys/class/block", os.path.basename(os.path.realpath(mount.device)))
     disk = Path(os.path.realpath(block))
-    for place in (disk, disk.parent):  # a partition has no queue, its disk has
+    for place in (disk, disk.parent):  # a partition has no queue; its disk has one
         try:
             return (place / "queue/rotational").read_text().strip() == "1"
         except OSError:
@@ -46,7 +46,7 @@ def reads_best_in_order(path: str, *, root: str = "/") -> bool:
 
 
 def mount_of(path: str, root: str = "/") -> Mount | None:
-    """The mount that an absolute path without links lies on; the last one, where one hides another."""
+    """The mount of an absolute path without links; the last one, where one hides another."""
     try:
         lines = Path(root, "proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
@@ -66,4 +66,4 @@ def mount_of(path: str, root: str = "/") -> Mount | None:
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), text)

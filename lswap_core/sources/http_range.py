@@ -1,4 +1,4 @@
-"""One range request by an HTTP session that is not ours: requests' (huggingface_hub below 1.0), httpx's or its successor's."""
+"""Makes one range request with another library's HTTP session: requests (huggingface_hub below 1.0), httpx or its successor."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lswap_core.sources.range_stream import InterruptedTransferError
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
-"""How long a server may say nothing in the middle of a transfer."""
+"""Seconds that a server may be silent in the middle of a transfer."""
 _PIECE_BYTES = 64 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses that another try may mend."""
+"""Statuses that may change with another attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response whose body has not been read. `pieces` gives it; `close` ends the transfer, whether or not it was read."""
+    """A response whose body has not been read. `pieces` yields it; `close` ends the transfer, whether or not it was read."""
 
     status: int
     headers: Mapping[str, str]
@@ -31,7 +31,9 @@ class Response:
 
 
 def request_range(session: Any, url: str, headers: Mapping[str, str], begin: int, end: int) -> Response:
-    """GET bytes [begin, end) of `url`, without following redirects. Raises InterruptedTransferError where no response came."""
+    """GET bytes [begin, end) of `url`, without following redirects. Raises InterruptedTransferError where there was no
+    response.
+    """
     asked = {**headers, "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
     return _by_httpx(session, url, asked) if hasattr(session, "build_request") else _by_requests(session, url, asked)
 
@@ -65,7 +67,7 @@ def _by_httpx(session: Any, url: str, headers: dict[str, str]) -> Response:
         response = session.send(request, stream=True, follow_redirects=False)
     except library.TransportError as error:
         raise _interrupted(error) from error
-    except RuntimeError as error:  # another thread met an error, and the session was closed and replaced for it
+    except RuntimeError as error:  # another thread met an error, for which the session was closed and replaced
         if not session.is_closed:
             raise
         raise InterruptedTransferError("the session was closed") from error
@@ -84,8 +86,8 @@ def _interrupted(error: Exception) -> InterruptedTransferError:
 
 
 def check_body(response: Response, *, path: str, begin: int, end: int, size: int) -> None:
-    """Make sure that what follows is bytes [begin, end), or the first of them, of a file of `size` bytes. A server that answers
-    with all of the file is taken at its word only where all was asked for.
+    """Check that the body is bytes [begin, end), or the first of them, of a file of `size` bytes. A server that sends the
+    whole file is accepted only where the whole file was requested.
     """
     if response.status == 200 and (begin, end) == (0, size):
         length = response.headers.get("Content-Length")
@@ -97,15 +99,15 @@ def check_body(response: Response, *, path: str, begin: int, end: int, size: int
             f"{path}: the server does not serve ranges, it sent all of the file; download it first and give the directory"
         )
     told = response.headers.get("Content-Range", "")
-    found = _CONTENT_RANGE.fullmatch(told)
-    if found is not None and found[3] not in ("*", str(size)):
-        raise StalePlanError(f"{path}: has {found[3]} bytes now, not {size}; plan again")
-    if found is None or int(found[1]) != begin or not begin < int(found[2]) + 1 <= end:
+    match = _CONTENT_RANGE.fullmatch(told)
+    if match is not None and match[3] not in ("*", str(size)):
+        raise StalePlanError(f"{path}: has {match[3]} bytes now, not {size}; plan again")
+    if match is None or int(match[1]) != begin or not begin < int(match[2]) + 1 <= end:
         raise SourceError(f"{path}: asked for bytes {begin}-{end - 1}, the server sent {told!r}; download it first")
 
 
 def retry_later(response: Response) -> InterruptedTransferError | None:
-    """The error for a status that another try may mend; None for any other."""
+    """The error for a status that may change with another attempt; None for any other."""
     return delay_of(response.status, response.headers) if response.status in LATER else None
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints on the Hugging Face Hub, by way of `huggingface_hub`: its endpoint, token, cache, offline mode and session."""
+"""Reads checkpoints on the Hugging Face Hub with `huggingface_hub`: its endpoint, token, cache, offline mode and session."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.io.locations import HUB_SCHEME
 from lswap_core.sources.http_range import Response, check_body, request_range, retry_later
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
 from lswap_core.sources.range_stream import InterruptedTransferError, persist
@@ -21,36 +22,22 @@ if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata
     from huggingface_hub.hf_api import RepoSibling
 
-SCHEME = "hf://"
-_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REDIRECTS = 5
 _KNOWN_FILES = (INDEX_FILE, SINGLE_FILE, "config.json")
 
 
-def parse_location(text: str) -> tuple[str, str | None] | None:
-    """Repository and revision of `org/name`, `org/name@revision`, `hf://...`; None where it is nothing of the kind.
-
-    >>> parse_location("hf://Qwen/Qwen2.5-7B@main"), parse_location("./models/qwen")
-    (('Qwen/Qwen2.5-7B', 'main'), None)
-    """
-    found = _ID.fullmatch(text.removeprefix(SCHEME).rstrip("/") if text.startswith(SCHEME) else text)
-    if found is None and text.startswith(SCHEME):
-        raise RecipeError(f"{text!r} names no model on the hub; write it like hf://org/name or hf://org/name@revision")
-    return None if found is None else (found[1], found[2])
-
-
 class HubFolder:
-    """One commit of a model repository. Files that are in the local cache are read from there."""
+    """One commit of a model repository. Files in the local cache are read from there."""
 
     only = None
     """See `lswap_core.sources.remote.Folder`."""
 
     def __init__(self, repository: str, revision: str | None = None) -> None:
-        """Finds out which commit `revision` (by default the repository's main branch) is, from the cache when offline.
+        """Resolve `revision` (by default the repository's main branch) to a commit; offline, from the cache.
 
-        Raises RecipeError where `huggingface_hub` is not installed, SourceError where the repository cannot be had.
+        Raises RecipeError where `huggingface_hub` is not installed, SourceError where the repository cannot be read.
         """
         try:
             import huggingface_hub.constants
@@ -70,7 +57,7 @@ class HubFolder:
             self._snapshot = self._cached_snapshot(revision)
             if self._snapshot is None:
                 raise SourceError(
-                    f"{SCHEME}{repository}: not in the local cache, and HF_HUB_OFFLINE is set; "
+                    f"{HUB_SCHEME}{repository}: not in the local cache, and HF_HUB_OFFLINE is set; "
                     f"unset it, or fetch the model first with `hf download {repository}`"
                 )
             commit = self._snapshot.name
@@ -78,23 +65,23 @@ class HubFolder:
             commit = revision
         else:
             commit = self._list(revision)
-        self.root = f"{SCHEME}{repository}@{commit}"
+        self.root = f"{HUB_SCHEME}{repository}@{commit}"
         self._commit = commit
 
     def sizes(self) -> Mapping[str, int | None]:
-        """See `lswap_core.sources.remote.Folder`. Offline, what the cache has."""
+        """See `lswap_core.sources.remote.Folder`. Offline, the files in the cache."""
         if self._known is None:
             if self._offline:
                 assert self._snapshot is not None
-                found = (file.relative_to(self._snapshot).as_posix() for file in self._snapshot.rglob("*") if file.is_file())
-                self._known = dict.fromkeys(found)
+                names = (file.relative_to(self._snapshot).as_posix() for file in self._snapshot.rglob("*") if file.is_file())
+                self._known = dict.fromkeys(names)
             else:
                 self._list(self._commit)
         assert self._known is not None
         return self._known
 
     def told(self, name: str) -> Content | None:
-        """See `lswap_core.sources.remote.Folder`: of large files the SHA-256, of others git's own digest."""
+        """See `lswap_core.sources.remote.Folder`. SHA-256 of large files, git's digest of others."""
         return self._told.get(name)
 
     def reader(self, name: str) -> HubFile:
@@ -107,32 +94,32 @@ class HubFolder:
 
     def copy_of(self, name: str) -> Path | None:
         """See `lswap_core.sources.remote.Folder`."""
-        found = self._hub.try_to_load_from_cache(self.name, name, revision=self._commit)
-        return Path(found) if isinstance(found, str) else None
+        cached = self._hub.try_to_load_from_cache(self.name, name, revision=self._commit)
+        return Path(cached) if isinstance(cached, str) else None
 
     def mtime_ns(self, name: str) -> int:  # noqa: ARG002 - the commit pins them all
         """See `lswap_core.sources.remote.Folder`."""
         return 0
 
     def metadata(self, name: str) -> HfFileMetadata:
-        """Size, ETag and present address of a file."""
+        """Size, ETag and current address of a file."""
         url = self._hub.hf_hub_url(self.name, name, revision=self._commit)
         where = f"{self.root}/{name}"
 
         def ask() -> HfFileMetadata:
             with translated(where, self.name, patient=True):
-                found: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
-                return found
+                metadata: HfFileMetadata = self._hub.get_hf_file_metadata(url, token=None)
+                return metadata
 
-        found = persist(where, ask)
-        if found.commit_hash not in (None, self._commit):
-            raise StalePlanError(f"{where}: the hub answers with commit {found.commit_hash}; plan again")
-        if found.size is None:
+        metadata = persist(where, ask)
+        if metadata.commit_hash not in (None, self._commit):
+            raise StalePlanError(f"{where}: the hub answers with commit {metadata.commit_hash}; plan again")
+        if metadata.size is None:
             raise SourceError(f"{where}: the hub does not tell its size; download it first with `hf download {self.name}`")
-        return found
+        return metadata
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """What to send to `url`: the token goes to the hub alone, never to where it sends us."""
+        """Headers for a request to `url`. Only the hub gets the token, never an address that it redirects to."""
         ours = urlsplit(url)[:2] == urlsplit(self._hub.hf_hub_url(self.name, "x"))[:2]
         return dict(self._hub.utils.build_hf_headers(token=None if ours else False, library_name="lswap_core"))
 
@@ -142,8 +129,8 @@ class HubFolder:
         return bool(constants.is_offline_mode() if hasattr(constants, "is_offline_mode") else constants.HF_HUB_OFFLINE)
 
     def _list(self, revision: str | None) -> str:
-        """Take note of the files at `revision`; returns its commit."""
-        where = f"{SCHEME}{self.name}" + (f"@{revision}" if revision else "")
+        """List the files at `revision`. Returns its commit."""
+        where = f"{HUB_SCHEME}{self.name}" + (f"@{revision}" if revision else "")
 
         def ask() -> Any:
             with translated(where, self.name, revision):
@@ -158,14 +145,14 @@ class HubFolder:
 
     def _cached_snapshot(self, revision: str | None) -> Path | None:
         for name in _KNOWN_FILES:
-            found = self._hub.try_to_load_from_cache(self.name, name, revision=revision)
-            if isinstance(found, str):
-                return Path(found).parent
+            cached = self._hub.try_to_load_from_cache(self.name, name, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached).parent
         return None
 
 
 def _content(entry: RepoSibling) -> Content | None:
-    """What the list of files tells. A large file's entry in git is of a pointer to it."""
+    """Size and digest from the list of files. Git's entry of a large file describes only a pointer to it."""
     if entry.size is None:
         return None
     if entry.lfs is not None:
@@ -174,23 +161,23 @@ def _content(entry: RepoSibling) -> Content | None:
 
 
 class HubFile:
-    """One file of a commit, read in ranges from where the hub says that it lies."""
+    """One file of a commit, read in ranges from the address that the hub gives."""
 
     def __init__(self, folder: HubFolder, name: str) -> None:
         self.path = f"{folder.root}/{name}"
         self._folder, self._name = folder, name
         self._lock = Lock()
-        found = folder.metadata(name)
-        assert found.size is not None
-        self.size: int = found.size
-        self._linked_etag = found.etag
-        self._address: str | None = found.location
+        metadata = folder.metadata(name)
+        assert metadata.size is not None
+        self.size: int = metadata.size
+        self._linked_etag = metadata.etag
+        self._address: str | None = metadata.location
         self._generation = 0
-        """How often the address was asked for anew."""
+        """How often the address was requested again."""
         self._proven = True
-        """The present address has worked, or is the first."""
+        """Whether the current address has worked, or is the first."""
         self.etag: str | None = None
-        """Of the responses from the present address."""
+        """ETag of the responses from the current address."""
 
     def stream(self, begin: int, end: int) -> Generator[bytes, None, None]:
         """See `lswap_core.sources.range_stream.RangeReader`."""
@@ -234,14 +221,14 @@ class HubFile:
     def _present_address(self) -> tuple[str, int]:
         with self._lock:
             if self._address is None:
-                found = self._folder.metadata(self._name)
-                if (found.size, found.etag) != (self.size, self._linked_etag):
+                metadata = self._folder.metadata(self._name)
+                if (metadata.size, metadata.etag) != (self.size, self._linked_etag):
                     raise StalePlanError(f"{self.path}: changed while it was read; plan again")
-                self._address = found.location
+                self._address = metadata.location
             return self._address, self._generation
 
     def _forget(self, generation: int) -> bool:
-        """Have the hub asked for the address anew; False where the one that it gave last never worked."""
+        """Let the next request ask the hub for a new address. False where the current one never worked."""
         with self._lock:
             if generation == self._generation:
                 if not self._proven:

@@ -1,4 +1,4 @@
-"""What `huggingface_hub` and its HTTP session raise, told as this package tells errors."""
+"""Translates the errors of `huggingface_hub` and its HTTP session into this package's."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def open_session() -> Any:
-    """The HTTP session that `huggingface_hub` uses, as its users may have set it up."""
+    """The HTTP session that `huggingface_hub` uses, as the user may have configured it."""
     utils: Any = import_module("huggingface_hub.utils")
     return utils.get_session()
 
 
 @contextmanager
 def translated(where: str, repository: str, revision: str | None = None, *, patient: bool = False) -> Iterator[None]:
-    """Errors of `huggingface_hub` and of its session as ours; what another try may mend as InterruptedTransferError. patient:
-    a hub that cannot be reached is one of these.
+    """Translate errors of `huggingface_hub` and its session; those that another attempt may resolve become
+    InterruptedTransferError.
+
+    patient: a hub that cannot be reached is such an error.
     """
     from huggingface_hub import constants, errors
 
@@ -57,7 +59,7 @@ def translated(where: str, repository: str, revision: str | None = None, *, pati
         raise
     except unreachable as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        what = what if len(what) < 200 else f"{type(error).__name__}: ...{what[-160:]}"  # the reason stands at the end
+        what = what if len(what) < 200 else f"{type(error).__name__}: ...{what[-160:]}"  # the reason is at the end
         if patient:
             raise InterruptedTransferError(f"cannot reach {constants.ENDPOINT} ({what})") from None
         raise SourceError(
@@ -74,6 +76,6 @@ def _by_status(status: int | None) -> str:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the session raises where there is no response; requests' are OSErrors."""
+    """The session's errors where there is no response; those of requests are OSErrors."""
     library: Any = sys.modules[type(open_session()).__module__.partition(".")[0]]
     return (OSError, library.HTTPError, library.InvalidURL) if hasattr(library, "InvalidURL") else (OSError,)

@@ -1,4 +1,4 @@
-"""Checkpoints on a local or mounted disk."""
+"""Reads checkpoints on a local or mounted disk."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from lswap_core.sources.directory import (
     sample_ranges,
 )
 from lswap_core.sources.disks import reads_best_in_order
-from lswap_core.strict_json import is_unicode, parse_object
+from lswap_core.text.strict_json import is_unicode, parse_object
 
 
 def open_local(path: str | Path, role: Role, name: str | None = None) -> Checkpoint:
-    """The catalogue of a model directory (with an index, or with one model.safetensors) or of one safetensors file.
+    """Open a model directory (with an index, or with one model.safetensors) or one safetensors file.
 
-    Reads headers and small files only. Raises FormatError for anything malformed and OSError for what cannot be read.
+    Reads headers and small files only. Raises FormatError for malformed files and OSError for files that cannot be read.
     """
     root = Path(path)
     if not is_unicode(str(root)):
@@ -78,22 +78,22 @@ def _sample(fd: int, header: Header) -> bytes:
 
 
 class LocalSource:
-    """Bytes of local checkpoints, by role. Every file is checked against its catalogue when it is opened, and by `check`."""
+    """Reads local checkpoints, by role. Every file is compared with its catalogue when it is opened, and by `check`."""
 
     def __init__(self, checkpoints: Mapping[Role, Checkpoint]) -> None:
         self._shards = {(str(role), shard.name): (c, shard) for role, c in checkpoints.items() for shard in c.files}
         self._descriptors = Descriptors(self._open)
-        # One file of each will do: shards of a checkpoint may be links, but to one place.
+        # One file of each is enough: shards of a checkpoint may be links, but to one place.
         first = {role: c.path_of(c.shards[0].name) for role, c in checkpoints.items() if c.shards}
         self.sequential = any(map(reads_best_in_order, first.values()))
-        """Reading each file from first to last pays: on disks that turn, and on network filesystems."""
+        """Whether reading each file from first to last is faster: on rotational disks, and on network filesystems."""
 
     def arrange(self, runs: Sequence[Run]) -> Sequence[Run]:
         """See `lswap_core.io.ports.Source`."""
         return sorted(runs, key=lambda run: (run.source.role, run.source.file, run.source.begin)) if self.sequential else runs
 
     def expect(self, order: Sequence[Run]) -> None:
-        """See `lswap_core.io.ports.Source`; the kernel reads ahead by itself."""
+        """See `lswap_core.io.ports.Source`. The kernel reads ahead itself."""
 
     def read_into(self, ref: TensorRef, offset: int, buffer: memoryview) -> None:
         """See `lswap_core.io.ports.Source`."""
@@ -120,12 +120,12 @@ class LocalSource:
             self._check(ref.role, ref.file, self._descriptors.get(ref.role, ref.file))
 
     def check(self) -> None:
-        """Raise StalePlanError if any file changed since it was catalogued."""
+        """Raises StalePlanError where a file has changed since it was catalogued."""
         for role, file in self._shards:
             os.close(self._open(role, file))
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files."""
         self._descriptors.close()
 
     def __enter__(self) -> Self:
@@ -163,8 +163,8 @@ def _open_regular(path: Path, where: str) -> int:
 
 
 def _confined(root: Path, name: str) -> Path:
-    """Path of `name` below `root`, judged by where symbolic links lead. A hub cache keeps its files in `blobs`, beside
-    the snapshots that link to them.
+    """Path of `name` below `root`, checked after resolving symbolic links. A hub cache keeps its files in `blobs`, beside the
+    snapshots that link to them.
     """
     real_root, target = Path(os.path.realpath(root)), Path(os.path.realpath(root / name))
     caches = [folder.parent / "blobs" for folder in real_root.parents if folder.name == "snapshots"]
@@ -175,13 +175,13 @@ def _confined(root: Path, name: str) -> Path:
 
 
 def open_confined(root: Path, name: str) -> BufferedReader:
-    """Open a regular file in `root` that does not lead out of it; FormatError for anything else."""
+    """Open a regular file in `root`, whose links do not lead out of it. Raises FormatError for anything else."""
     path = _confined(root, name)
     return open(_open_regular(path, str(path)), "rb")
 
 
 def read_small(root: Path, name: str) -> bytes:
-    """All of a file beside the weights. FormatError where it is no regular file in `root`, or too large to be believed."""
+    """Read a whole file beside the weights. Raises FormatError where it is no regular file in `root`, or implausibly large."""
     with located(root / name), open_confined(root, name) as file:
         if os.fstat(file.fileno()).st_size > MAX_HEADER_BYTES:
             raise FormatError(
@@ -208,7 +208,7 @@ def _indexed_shards(root: Path, raw: bytes) -> tuple[Shard, ...]:
 
 
 def _only_file(root: Path) -> str:
-    """The one safetensors file of a directory without an index."""
+    """The only safetensors file of a directory without an index. Raises FormatError."""
     return only_file(os.listdir(root), str(root))
 
 
@@ -223,7 +223,7 @@ def _sidecars(root: Path) -> Iterator[Sidecar]:
 
 
 def published_name(root: Path) -> str:
-    """What to call this checkpoint in public: its hub id where it lies in a hub cache, else its directory's name."""
+    """The name of this checkpoint in published files: its hub id if it is in a hub cache, else its directory's name."""
     real = Path(os.path.realpath(root))
     repository = real.parent.parent.name
     if real.parent.name == "snapshots" and repository.startswith("models--"):

@@ -1,7 +1,8 @@
-"""Checkpoints in object stores, read by way of obstore: `s3://`, `gs://`, `az://` and directories that a web server serves.
+"""Reads checkpoints in object stores with obstore: `s3://`, `gs://`, `az://` and directories on a web server.
 
-Credentials come as each ecosystem has them: AWS's, Google's and Azure's environment variables, roles of the machine, and, where
-boto3 is installed, everything that AWS's own tools take; AWS_ENDPOINT_URL names another S3. Without any, requests are not signed.
+Credentials come from each ecosystem's usual places: the environment variables of AWS, Google and Azure, and roles of the
+machine. Where boto3 is installed, everything that AWS's own tools accept works too. AWS_ENDPOINT_URL names another S3.
+Without credentials, requests are not signed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _KNOWN_FILES = (
     "tekken.json", "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json", "LICENSE",
     "LICENSE.txt", "NOTICE",
 )  # fmt: skip
-"""What is looked for beside the shards on a web server, which tells nobody what it has."""
+"""Files to look for beside the shards on a web server, which cannot list its files."""
 _TOLD_BY_S3 = re.compile(r"<Code>(\w+)</Code>\s*<Message>([^<]*)</Message>")
 _PIECE_BYTES = 256 * 1024
 _AT_ONCE = 16
@@ -71,11 +72,11 @@ class StoreFolder:
             self._store = _open_store(parts.scheme, parts.netloc, str(folder).strip("/"))
 
     def sizes(self) -> Mapping[str, int | None]:
-        """See `lswap_core.sources.remote.Folder`. On a web server, of the files that are usual."""
+        """See `lswap_core.sources.remote.Folder`. On a web server, only the usual files."""
         return {name: meta["size"] for name, meta in self._metas().items()}
 
     def told(self, name: str) -> None:
-        """Nothing: an ETag hangs on how an object was put there, too, and no store says that equal ones are of equal bytes."""
+        """None: an ETag also depends on how an object was uploaded, and no store promises that equal ETags mean equal bytes."""
 
     def reader(self, name: str) -> StoreFile:
         """See `lswap_core.sources.remote.Folder`."""
@@ -91,14 +92,14 @@ class StoreFolder:
         return round(changed.timestamp() * 1_000_000) * 1000
 
     def _meta(self, name: str) -> Any:
-        """What is told of one object: by the list where there is one, else in answer to a request of its own."""
+        """Metadata of one object: from the list where there is one, else from a request for it."""
         listed = None if self.only or self._scheme in _ON_THE_WEB else self._metas().get(name)
         if listed is None:
             listed = self._looked[name] if name in self._looked else self._looked.setdefault(name, self._look(name))
         return listed
 
     def _metas(self) -> Mapping[str, Any]:
-        with self._listing:  # one thread asks, the others wait for it
+        with self._listing:  # one thread asks, and the others wait
             if self._found is None:
                 if self._scheme in _ON_THE_WEB:
                     looked = run_all(self._peek, _KNOWN_FILES, total_bytes=0, progress=Silence(), workers=_AT_ONCE)
@@ -123,7 +124,7 @@ class StoreFolder:
 
 
 class StoreFile:
-    """One object, held to the ETag that it had when it was found."""
+    """One object, whose ETag must stay the one of the first response."""
 
     def __init__(self, store: Any, scheme: str, path: str, key: str, meta: Any) -> None:
         self._store, self._scheme, self._key = store, scheme, key
@@ -138,14 +139,16 @@ class StoreFile:
         if self.etag is not None and not self.etag.startswith("W/"):
             asked["if_match"] = self.etag
         with _translated(self.path, self._scheme, patient=True):
-            found = self._store.get(self._key, options=asked)
+            response = self._store.get(self._key, options=asked)
             with self._lock:
-                self.etag = self.etag or found.meta["e_tag"]
-            if (found.meta["size"], found.meta["e_tag"]) != (self.size, self.etag):
+                self.etag = self.etag or response.meta["e_tag"]
+            if (response.meta["size"], response.meta["e_tag"]) != (self.size, self.etag):
                 raise StalePlanError(f"{self.path}: changed while it was read; plan again")
-            if found.range[0] != begin:
-                raise SourceError(f"{self.path}: asked for bytes from {begin} on, the server sent them from {found.range[0]} on")
-            pieces = iter(found.stream(min_chunk_size=_PIECE_BYTES))
+            if response.range[0] != begin:
+                raise SourceError(
+                    f"{self.path}: asked for bytes from {begin} on, the server sent them from {response.range[0]} on"
+                )
+            pieces = iter(response.stream(min_chunk_size=_PIECE_BYTES))
         while True:
             with _translated(self.path, self._scheme, patient=True):
                 piece = next(pieces, None)
@@ -157,7 +160,7 @@ class StoreFile:
 def _open_store(scheme: str, host: str, prefix: str) -> Any:
     from obstore import store
 
-    # The whole transfer may take long; it is silence that tells of a dead connection. Stream tries again by itself.
+    # A whole transfer may take long; only silence means a dead connection. Stream retries by itself.
     client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "read_timeout": timedelta(seconds=30)}
     retry: Any = {"max_retries": 2, "retry_timeout": timedelta(minutes=2)}
     how: dict[str, Any] = {"client_options": client, "retry_config": retry}
@@ -176,7 +179,7 @@ def _open_store(scheme: str, host: str, prefix: str) -> Any:
 
 
 def _aws_credentials() -> dict[str, Any]:
-    """What tells the store who asks. obstore by itself knows the environment and roles; boto3 knows profiles and logins too."""
+    """The credentials for the store. obstore itself reads the environment and roles; boto3 also reads profiles and logins."""
     if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE"):
         return {}
     try:
@@ -192,9 +195,7 @@ def _aws_credentials() -> dict[str, Any]:
 
 @contextmanager
 def _translated(where: str, scheme: str, *, patient: bool = False) -> Iterator[None]:
-    """Errors of obstore as ours. patient: in the middle of a file that was found; what is none of the known errors is worth
-    another try.
-    """
+    """Translate obstore's errors. patient: an unknown error is worth another attempt."""
     from obstore import exceptions
 
     try:
@@ -211,11 +212,11 @@ def _translated(where: str, scheme: str, *, patient: bool = False) -> Iterator[N
         raise SourceError(f"{where}: the server does not serve ranges; download it first and give the directory") from None
     except (exceptions.BaseError, OSError, ValueError) as error:
         told = " ".join(str(error).replace("\\n", " ").split())
-        if (found := _TOLD_BY_S3.search(told)) is not None:
-            told = f"{found[1]}: {found[2]}"
+        if (match := _TOLD_BY_S3.search(told)) is not None:
+            told = f"{match[1]}: {match[2]}"
         if "RequestTimeTooSkewed" in told:
             raise SourceError(f"{where}: {_refusal(told, scheme)}") from None
-        if _METADATA_SERVER in told:  # the last place where credentials are looked for
+        if _METADATA_SERVER in told:  # the last place to look for credentials
             raise SourceError(f"{where}: no credentials were found; set {_CREDENTIALS[scheme]}") from None
         if patient:
             raise InterruptedTransferError(f"{told:.200}") from None

@@ -1,4 +1,4 @@
-"""A published output: its manifest, its shards, and what of it is not as the manifest says."""
+"""Reads a published output: its manifest, its shards, and how they differ from the manifest."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE, Checkpoint, Shard
 from lswap_core.errors import FormatError
+from lswap_core.io.locations import is_remote
 from lswap_core.io.ports import Silence, Tally
 from lswap_core.io.threads import run_all
 from lswap_core.plan.manifest import Manifest, ShardRecord
@@ -27,18 +28,18 @@ from lswap_core.sources.remote_catalogue import read_remote_shard, read_whole
 _PIECE_BYTES = 1024 * 1024
 _FIRST_GUESS_BYTES = 64 * 1024
 STRAY = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-"""Weights, which a directory should hold only if its manifest says so."""
+"""Weight files, which a directory may have only if its manifest names them."""
 
 
-class Output(Protocol):
-    """The files of an output. Raises FormatError, OSError, SourceError."""
+class PublishedOutput(Protocol):
+    """The files of an output. Methods raise FormatError, OSError, SourceError."""
 
     @property
     def root(self) -> str:
-        """Where it is."""
+        """The location of the output."""
 
     def read(self, name: str) -> bytes:
-        """All of a small file."""
+        """The content of a small file."""
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a file, in hexadecimal."""
@@ -47,7 +48,7 @@ class Output(Protocol):
         """The header of a shard."""
 
     def names(self) -> Iterable[str]:
-        """The files beside its manifest."""
+        """Names of the files beside the manifest."""
 
 
 class LocalOutput:
@@ -56,25 +57,25 @@ class LocalOutput:
     def __init__(self, root: Path) -> None:
         self._path = root
         self.root = str(root)
-        """See `Output`."""
+        """See `PublishedOutput`."""
 
     def read(self, name: str) -> bytes:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         if (self._path / name).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory, not a file", str(self._path / name))
         return read_small(self._path, name)
 
     def sha256(self, name: str) -> str:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         with open_confined(self._path, name) as file:
             return file_digest(file, "sha256").hexdigest()
 
     def shard(self, name: str) -> Shard:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_shard(self._path, name)
 
     def names(self) -> Iterable[str]:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return os.listdir(self._path) if self._path.is_dir() else ()
 
 
@@ -84,14 +85,14 @@ class RemoteOutput:
     def __init__(self, folder: Folder, count: Count) -> None:
         self._folder, self._count = folder, count
         self.root = folder.root
-        """See `Output`."""
+        """See `PublishedOutput`."""
 
     def read(self, name: str) -> bytes:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_whole(self._folder, name, self._count)
 
     def sha256(self, name: str) -> str:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         reader, digest, buffer = self._folder.reader(name), hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
         with closing(Stream(reader, 0, reader.size, self._count)) as stream:
             while stream.at < stream.end:
@@ -101,29 +102,31 @@ class RemoteOutput:
         return digest.hexdigest()
 
     def shard(self, name: str) -> Shard:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return read_remote_shard(self._folder.reader(name), name, self._folder.mtime_ns(name), _FIRST_GUESS_BYTES, self._count)
 
     def names(self) -> Iterable[str]:
-        """See `Output`."""
+        """See `PublishedOutput`."""
         return (name for name in self._folder.sizes() if "/" not in name)
 
 
-def open_output(place: str | os.PathLike[str], places: Places | None = None) -> Output:
-    """The output at a path, or at one of the remote places that `Places` knows."""
+def open_output(place: str | os.PathLike[str], places: Places | None = None) -> PublishedOutput:
+    """Open the output at a location: a path, a model on the hub, or a place in a store. See `lswap_core.io.locations`."""
     where = os.fspath(place)
-    if "://" not in where or os.path.lexists(where):
+    if not is_remote(where):
         return LocalOutput(Path(where))
     known = places or Places()
     return RemoteOutput(known.folder(where), known.count)
 
 
 def read_manifest(output: str | os.PathLike[str]) -> Manifest:
-    """The manifest of the output at a path or URL; FormatError where it is none, FileNotFoundError where there is none."""
+    """Read the manifest of the output at a path or URL. Raises FormatError where it is invalid, FileNotFoundError where it is
+    missing.
+    """
     return manifest_of(open_output(output))
 
 
-def manifest_of(output: Output) -> Manifest:
+def manifest_of(output: PublishedOutput) -> Manifest:
     """See `read_manifest`."""
     if MANIFEST_FILE not in output.names():
         what = f"no output of this program: there is no {MANIFEST_FILE} in it"
@@ -131,8 +134,8 @@ def manifest_of(output: Output) -> Manifest:
     return Manifest.from_json(output.read(MANIFEST_FILE), path=f"{output.root}/{MANIFEST_FILE}")
 
 
-def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Shard:
-    """The output shard, if its size, header and tensors are what the manifest says."""
+def intact_shard(output: PublishedOutput, record: ShardRecord, manifest: Manifest) -> Shard:
+    """The output shard, if its size, header and tensors are the manifest's. Raises FormatError where they are not."""
     shard, path = output.shard(record.name), f"{output.root}/{record.name}"
     if (shard.header.file_size, shard.header_sha256) != (record.size, record.header_sha256):
         raise FormatError("size or header is not what the manifest says", path=path)
@@ -144,35 +147,35 @@ def intact_shard(output: Output, record: ShardRecord, manifest: Manifest) -> Sha
     return shard
 
 
-def sidecar_issues(output: Output, manifest: Manifest, host: Checkpoint | None) -> Iterator[str]:
+def sidecar_issues(output: PublishedOutput, manifest: Manifest, primary: Checkpoint | None) -> Iterator[str]:
     for record in manifest.sidecars:
         try:
-            found = output.sha256(record.name)
+            sha256 = output.sha256(record.name)
         except OSError as error:
             yield f"{record.name}: {error.strerror}"
         except FormatError as error:
             yield str(error)
         else:
-            if found != record.sha256:
-                yield f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
-    if host is not None:
-        theirs = {sidecar.name: sidecar for sidecar in host.sidecars}
+            if sha256 != record.sha256:
+                yield f"{record.name}: has SHA-256 {sha256}, the manifest says {record.sha256}"
+    if primary is not None:
+        theirs = {sidecar.name: sidecar for sidecar in primary.sidecars}
         for record in manifest.sidecars:
             if record.name != INDEX_FILE and (record.name not in theirs or theirs[record.name].sha256 != record.sha256):
-                yield f"{record.name}: is not that of {manifest.host}, {host.location}"
+                yield f"{record.name}: is not that of {manifest.primary}, {primary.location}"
     known = {shard.name for shard in manifest.shards}
     weights = (name for name in output.names() if name not in known and any(fnmatch(name, pattern) for pattern in STRAY))
     for stray in sorted(weights):
         yield f"{stray}: is not in the manifest; some loaders read whatever weights they find"
 
 
-def shard_issues(output: Output, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
-    """One sentence for every shard among `files` that has not the SHA-256 that the manifest gives for all of it."""
+def shard_issues(output: PublishedOutput, manifest: Manifest, files: Collection[str], *, workers: int) -> list[str]:
+    """One sentence for every shard among `files` whose SHA-256 is not the manifest's."""
 
     def check(record: ShardRecord, _: Tally) -> str | None:
-        found = output.sha256(record.name)
-        return None if found == record.sha256 else f"{record.name}: has SHA-256 {found}, the manifest says {record.sha256}"
+        sha256 = output.sha256(record.name)
+        return None if sha256 == record.sha256 else f"{record.name}: has SHA-256 {sha256}, the manifest says {record.sha256}"
 
     hashed = [record for record in manifest.shards if record.sha256 is not None and record.name in files]
-    found = run_all(check, hashed, total_bytes=0, progress=Silence(), workers=workers)
-    return [issue for issue in found if issue]
+    issues = run_all(check, hashed, total_bytes=0, progress=Silence(), workers=workers)
+    return [issue for issue in issues if issue]

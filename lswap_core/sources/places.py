@@ -1,4 +1,4 @@
-"""Where a source is, told from how it is written: a local directory, a model on the hub, a prefix in an object store."""
+"""Opens a source in any place: a local directory, a model on the hub, a prefix in an object store."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, TensorRef, parse_role
+from lswap_core.io.locations import are_remote, is_remote, parse_hub_id
 from lswap_core.plan.plan import Plan
 from lswap_core.plan.runs import Run, runs
 from lswap_core.sources import hub, object_stores
@@ -20,11 +21,6 @@ from lswap_core.sources.remote import Folder, RemoteFile, RemoteSource, spans_of
 from lswap_core.sources.remote_catalogue import local_copies, open_folder
 
 
-def is_remote(location: str) -> bool:
-    """`location` is no local path: a URL, or a hub id where there is no such directory."""
-    return not os.path.lexists(location) and ("://" in location or hub.parse_location(location) is not None)
-
-
 def local_places(location: str) -> tuple[str, ...]:
     """The local paths that a location names."""
     return () if is_remote(location) else places_of(location)
@@ -32,8 +28,8 @@ def local_places(location: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Travel:
-    """Bytes that come over the network if a plan is executed, tensors and files beside the weights, and that a full download of
-    the remote sources would bring. Headers and samples come on top of the first, some 30 kB a shard.
+    """Network traffic of executing a plan: bytes of tensors and of files beside the weights, and the bytes of a full download
+    of the remote sources. Headers and samples, some 30 kB per shard, are not counted in the first.
     """
 
     needed: int
@@ -41,19 +37,20 @@ class Travel:
 
 
 class Places:
-    """Opens checkpoints and reads them; what is learnt of a remote one is kept between the two."""
+    """Opens checkpoints and reads them. What it learns about a remote one while opening is used for reading."""
 
     def __init__(self) -> None:
         self._folders: dict[str, Folder] = {}
         self._lock = Lock()
         self.fetched_bytes = 0
-        """Bytes that came over the network so far."""
+        """Bytes received over the network so far."""
 
     def open(self, location: str, role: Role, name: str | None = None) -> Checkpoint:
-        """The catalogue of the checkpoint at `location`: an existing path wins, or two of them as `base+adapter`; then
-        `hf://org/name[@revision]`, `org/name[@revision]` and URLs of object stores. Reads headers and small files only. Raises
-        FormatError for anything malformed, RecipeError for a location that makes no sense here, SourceError for what cannot be
-        had, OSError for what cannot be read.
+        """Open the checkpoint at `location`. Reads headers and small files only.
+
+        An existing path wins, or two of them as `base+adapter`; then `hf://org/name[@revision]`, `org/name[@revision]` and
+        URLs of object stores. Raises FormatError for malformed files, RecipeError for an impossible location, SourceError for
+        a source that cannot be reached, and OSError for files that cannot be read.
         """
         if not is_remote(location):
             return open_source(location, role, name)
@@ -65,11 +62,11 @@ class Places:
         return self._folders.setdefault(folder.root, folder)
 
     def source(self, checkpoints: Mapping[Role, Checkpoint]) -> AnySource:
-        """The bytes of checkpoints."""
+        """The source of checkpoints' bytes."""
         here: dict[Role, Checkpoint] = {}
         there: dict[tuple[Role, str], RemoteFile] = {}
         for role, checkpoint in checkpoints.items():
-            if not self.is_remote(checkpoint):
+            if not are_remote(checkpoint):
                 here[role] = checkpoint
                 continue
             if checkpoint.root not in self._folders:
@@ -82,7 +79,9 @@ class Places:
         return AnySource(here, there, self.count)
 
     def travel(self, plan: Plan) -> Travel | None:
-        """What travels from remote sources for `plan`; None where all of them are local. What the local cache has stays."""
+        """The traffic from remote sources for `plan`; None where all of them are local. Files in the local cache do not
+        count.
+        """
         remote = [source for source in plan.sources if is_remote(source.location)]
         if not remote:
             return None
@@ -94,36 +93,29 @@ class Places:
                 if folder.copy_of(file.name) is None:
                     needed += spans[source.role, file.name].size_bytes if (source.role, file.name) in spans else 0
                     download += file.size
-            if source.role == plan.host:
+            if source.role == plan.primary:
                 beside = sum(sidecar.size for sidecar in plan.sidecars if folder.copy_of(sidecar.name) is None)
                 needed, download = needed + beside, download + beside
         return Travel(needed, download)
 
-    def is_remote(self, checkpoint: Checkpoint) -> bool:
-        """It does not lie on a local or mounted disk."""
-        return "://" in checkpoint.root
-
     def count(self, count: int) -> None:
-        """Take note of bytes that came over the network."""
+        """Count bytes received over the network."""
         with self._lock:
             self.fetched_bytes += count
 
 
 def _open_folder(location: str) -> Folder:
-    if "://" in location and not location.startswith(hub.SCHEME):
-        return object_stores.StoreFolder(location)
-    found = hub.parse_location(location)
-    assert found is not None
-    return hub.HubFolder(*found)
+    repository = parse_hub_id(location)
+    return object_stores.StoreFolder(location) if repository is None else hub.HubFolder(*repository)
 
 
 class AnySource:
-    """Bytes of checkpoints of which each file may be local or remote."""
+    """Reads checkpoints of which each file may be local or remote."""
 
     def __init__(
         self, here: Mapping[Role, Checkpoint], there: Mapping[tuple[Role, str], RemoteFile], count: Count = lambda _: None
     ) -> None:
-        """there: the files that are remote, whatever `here` has of the same checkpoint."""
+        """there: the files to read remotely, even if `here` has the same checkpoint."""
         self._here, self._there = LocalSource(here), RemoteSource(there, count)
         self._remote = there.keys()
 
@@ -153,11 +145,11 @@ class AnySource:
             self._of(ref.role, ref.file).confirm([ref])
 
     def check(self) -> None:
-        """Raise StalePlanError if any local file changed since it was catalogued."""
+        """Raises StalePlanError where a local file has changed since it was catalogued."""
         self._here.check()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files and connections."""
         self._there.close()
         self._here.close()
 
@@ -172,11 +164,11 @@ class AnySource:
 
 
 def open_checkpoint(path: str | os.PathLike[str], *, role: str, name: str | None = None) -> Checkpoint:
-    """The catalogue of the checkpoint at `path`: a directory, one safetensors file, `base+adapter`, a checkpoint with a LoRA
-    adapter over it, or, where there is no such path, `org/name[@revision]` on the hub or a URL; headers only, no data.
+    """Open the checkpoint at `path`. Reads headers only, no data.
 
-    role: what the source is for, any identifier; layer swapping calls its sources `math`, `lang` and `base`. name: what to call
-    it in what is published; by default its hub id where it lies on the hub or in its cache, else its directory's name.
+    path: a directory, one safetensors file, `base+adapter` for a checkpoint with a LoRA adapter or, where no such path
+    exists, `org/name[@revision]` on the hub or a URL. role: any identifier; layer swapping uses `math`, `lang` and `base`.
+    name: its name in published files; by default its hub id if it is on the hub or in its cache, else its directory's name.
     Raises FormatError, RecipeError (role), SourceError or OSError.
     """
     return Places().open(os.fspath(path), parse_role(role), name)

@@ -1,4 +1,4 @@
-"""The sources of a plan, found again when it is executed, and held to be what was planned."""
+"""Reopens the sources of a plan for its execution, and checks that they are what was planned."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from functools import partial
 
 from lswap_core.checkpoint.catalogue import Checkpoint, Role, Shard
 from lswap_core.errors import StalePlanError
+from lswap_core.io.locations import is_remote
 from lswap_core.io.ports import Silence
 from lswap_core.io.threads import run_all
 from lswap_core.plan.plan import Plan, PlanSidecar, PlanSource, SourceFile
 from lswap_core.sources.local import read_shard
-from lswap_core.sources.places import AnySource, Places, is_remote
+from lswap_core.sources.places import AnySource, Places
 from lswap_core.sources.range_stream import Count, RangeReader
 from lswap_core.sources.remote import Folder, RemoteFile
 from lswap_core.sources.remote_catalogue import FIRST_GUESS_BYTES, read_remote_shard, read_whole
 
 _AT_ONCE = 16
-"""Remote files that are looked at at a time: each costs a round trip or two and next to no bytes."""
+"""Remote files that are checked at a time: each costs a round trip or two and almost no bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """A source of a plan. location: where it is now, in full. here: its files on a local disk; there: by name, those that the
-    plan reads over a network. sidecars: the bytes of what was asked for beside the weights.
+    """A source of a plan. location: its current one, in full. here: its files on a local disk. there: by name, files that the
+    plan reads over a network. sidecars: the bytes of the files beside the weights that were asked for.
     """
 
     location: str
@@ -37,11 +38,12 @@ class Reopened:
 def reopen(
     places: Places, plan: Plan, role: Role, moved_to: str | None = None, *, tensors: bool = True, sidecars: bool = False
 ) -> Reopened:
-    """A source of the plan where it was planned, or at `moved_to`, where only fingerprints count; StalePlanError where it is no
-    longer what was planned. tensors, sidecars: what of it is wanted; the latter only of the host.
+    """Reopen a source of the plan where it was planned, or at `moved_to`, where only fingerprints count. tensors, sidecars:
+    which of them are needed; sidecars only of the primary source.
 
-    Of local files size, time and fingerprint are compared here. Of remote ones only those that the plan reads are looked at, for
-    size and time; `RemoteFile.confirm` compares the fingerprint, which takes two round trips more, while tensors come already.
+    Raises StalePlanError where the source is no longer what was planned. Compares size, time and fingerprint of local files.
+    Of remote files only those that the plan reads are checked, for size and time. `RemoteFile.confirm` compares their
+    fingerprints while tensors are already being received, since that takes two more round trips.
     """
     (planned,) = (source for source in plan.sources if source.role == role)
     location, beside = moved_to or planned.location, plan.sidecars if sidecars else ()
@@ -64,7 +66,7 @@ def reopen(
 
 
 def source_of(reopened: Mapping[Role, Reopened], count: Count) -> AnySource:
-    """The bytes of reopened sources."""
+    """The source of reopened sources' bytes."""
     here = {role: source.here for role, source in reopened.items() if source.here is not None}
     return AnySource(
         here, {(role, name): file for role, source in reopened.items() for name, file in source.there.items()}, count
@@ -80,7 +82,7 @@ def _reopen_remote(
     moved: bool,
     count: Count,
 ) -> Reopened:
-    """begins: where the first byte that the plan reads lies, of each file that it reads."""
+    """begins: for each file that the plan reads, the offset of the first byte that it reads."""
 
     def find(file: SourceFile) -> Shard | RemoteFile:
         path = f"{folder.root}/{file.name}"
@@ -90,14 +92,14 @@ def _reopen_remote(
                 raise _stale(path, planned.role)
             return copied
         guess = min(begins[file.name], FIRST_GUESS_BYTES)
-        found = RemoteFile(folder, file.name, file.size, partial(_confirm, file, planned.role, guess=guess, count=count))
+        remote = RemoteFile(folder, file.name, file.size, partial(_confirm, file, planned.role, guess=guess, count=count))
         try:
-            found.open()
+            remote.open()
             if not moved and folder.mtime_ns(file.name) != file.mtime_ns:
                 raise _stale(path, planned.role)
         except FileNotFoundError:
             raise _stale(path, planned.role) from None
-        return found
+        return remote
 
     def read(sidecar: PlanSidecar) -> bytes:
         try:
@@ -113,14 +115,14 @@ def _reopen_remote(
 
     wanted: list[SourceFile | PlanSidecar] = [*beside, *(file for file in planned.files if file.name in begins)]
     results = run_all(look, wanted, total_bytes=0, progress=Silence(), workers=_AT_ONCE)
-    copies = tuple(found for found in results if isinstance(found, Shard))
+    copies = tuple(each for each in results if isinstance(each, Shard))
     here = None
     if copies:
         copy = folder.copy_of(copies[0].name)
         assert copy is not None
         here = Checkpoint(planned.role, str(copy.parent), str(copy.parent), planned.name, copies)
-    there = {found.name: found for found in results if isinstance(found, RemoteFile)}
-    contents = {item.name: found for item, found in zip(wanted, results, strict=True) if isinstance(found, bytes)}
+    there = {each.name: each for each in results if isinstance(each, RemoteFile)}
+    contents = {item.name: content for item, content in zip(wanted, results, strict=True) if isinstance(content, bytes)}
     return Reopened(folder.root, here, there, contents)
 
 
@@ -130,7 +132,7 @@ def _confirm(file: SourceFile, role: Role, reader: RangeReader, *, guess: int, c
 
 
 def _first_bytes(plan: Plan, role: Role) -> dict[str, int]:
-    """Where, in each file that is read of a source, the first tensor lies that is."""
+    """For each file of a source that is read, the offset of its first tensor that is read."""
     begins: dict[str, int] = {}
     for step in plan.steps:
         for ref in step.made_of.refs:

@@ -1,4 +1,4 @@
-"""Bytes of one remote file: a stream of them that outlives cuts, and how long a server that fails is asked again."""
+"""Streams the bytes of one remote file: retries after errors and resumes after interruptions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from lswap_core.errors import SourceError
 FIRST_WAIT_SECONDS = 0.5
 MOST_WAIT_SECONDS = 8.0
 ATTEMPTS = 6
-"""Tries in a row that bring no byte before a transfer is given up: with the waits between them, about 20 seconds."""
+"""Attempts without a byte before a transfer fails: with the waits between them, about 20 seconds."""
 LONGEST_PAUSE_SECONDS = 60.0
-"""Longest wait that a server may ask for; beyond it, it is for the user to wait."""
+"""Longest wait in seconds that a server may ask for. For a longer one, the user must wait."""
 Count = Callable[[int], None]
-"""Told how many bytes came over the network."""
+"""Called with the number of bytes received over the network."""
 Answer = TypeVar("Answer")
 
 
 class InterruptedTransferError(Exception):
-    """A transfer was cut, or refused for now: worth another try, after `after_seconds` if the server said so."""
+    """A transfer was interrupted, or refused for now. Another attempt may succeed, after `after_seconds` if the server said
+    so.
+    """
 
     def __init__(self, message: str, after_seconds: float | None = None) -> None:
         super().__init__(message)
@@ -30,30 +32,31 @@ class InterruptedTransferError(Exception):
 
 
 class RangeReader(Protocol):
-    """One remote file. Safe to use from several threads."""
+    """Reads one remote file. Safe to use from several threads."""
 
     @property
     def path(self) -> str:
-        """Where it is, for messages."""
+        """Its location, for messages."""
 
     @property
     def size(self) -> int:
-        """Bytes in all of it."""
+        """Size in bytes."""
 
     @property
     def etag(self) -> str | None:
-        """The server's name for its present content; None before anything was read, or where there is none."""
+        """The server's identifier of its current content; None before the first read, or where the server has none."""
 
     def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:
-        """Bytes [begin, end) piece by piece; nothing travels before the first is asked for, and closing it ends the transfer.
+        """Yield bytes [begin, end) in pieces; may end early. The transfer begins with the first piece, and closing the
+        generator ends it.
 
-        May end early. Raises InterruptedTransferError for what another try may mend, StalePlanError where the file is no
-        longer what it was when it was first read, SourceError for anything else.
+        Raises InterruptedTransferError where another attempt may succeed, StalePlanError where the file has changed since the
+        first read, and SourceError for anything else.
         """
 
 
 class Stream:
-    """Bytes [begin, end) of a file, in order: retried with backoff, and resumed where it was cut."""
+    """Bytes [begin, end) of a file, in order. Retries with backoff, and resumes where it was interrupted."""
 
     def __init__(self, reader: RangeReader, begin: int, end: int, count: Count = lambda _: None) -> None:
         self._reader, self.at, self.end, self._count = reader, begin, end, count
@@ -61,15 +64,15 @@ class Stream:
         self._left = memoryview(b"")
 
     def start(self) -> None:
-        """Ask for the bytes and wait for the first: more come into the kernel's buffers while the caller does something else.
+        """Request the bytes and wait for the first. The kernel's buffers receive more while the caller does something else.
         Raises as `read_into`.
         """
         if not self._left and self.at < self.end:
             self._left = memoryview(self._next())
 
     def read_into(self, buffer: memoryview) -> None:
-        """Fill `buffer` with the next bytes. Raises what `RangeReader.stream` does, and SourceError once ATTEMPTS in a row
-        brought nothing.
+        """Fill `buffer` with the next bytes. Raises what `RangeReader.stream` raises, and SourceError after ATTEMPTS attempts
+        in a row without a byte.
         """
         filled = 0
         while filled < len(buffer):
@@ -89,7 +92,7 @@ class Stream:
     def close(self) -> None:
         """End the transfer."""
         if self._pieces is not None:
-            # A connection that breaks as it is given up breaks nothing.
+            # Errors while a connection is being closed do not matter.
             with suppress(InterruptedTransferError):
                 self._pieces.close()
             self._pieces = None
@@ -115,7 +118,7 @@ class Stream:
 
 
 def pause(failures: int, error: InterruptedTransferError, path: str) -> None:
-    """Wait before the next try; SourceError where there have been enough, or the wait would be too long."""
+    """Wait before the next attempt. Raises SourceError where there were enough, or the wait would be too long."""
     if failures >= ATTEMPTS:
         raise SourceError(f"{path}: {error}, {failures} times in a row; try again later, what is done is kept") from None
     backoff = min(FIRST_WAIT_SECONDS * 2 ** (failures - 1), MOST_WAIT_SECONDS) * random.uniform(0.5, 1)
@@ -128,7 +131,7 @@ def pause(failures: int, error: InterruptedTransferError, path: str) -> None:
 
 
 def persist(path: str, ask: Callable[[], Answer]) -> Answer:
-    """`ask()`, again as often as `Stream` would while it raises InterruptedTransferError."""
+    """Call `ask`, again as often as `Stream` would while it raises InterruptedTransferError."""
     failures = 0
     while True:
         try:
@@ -139,7 +142,7 @@ def persist(path: str, ask: Callable[[], Answer]) -> Answer:
 
 
 def read_range(reader: RangeReader, begin: int, end: int, count: Count = lambda _: None) -> bytes:
-    """Bytes [begin, end) of a file, as `Stream` reads them."""
+    """Return bytes [begin, end) of a file, read as `Stream` reads them."""
     data = bytearray(end - begin)
     with closing(Stream(reader, begin, end, count)) as stream:
         stream.read_into(memoryview(data))

@@ -1,6 +1,7 @@
-"""Checkpoints that are read in ranges over a network: what their files are to whoever reads them, and a source of their bytes.
+"""Reads checkpoints in ranges over a network: the protocol of remote folders, and the source of their bytes.
 
-What speaks a protocol is a `Folder` with its `RangeReader`s; see `lswap_core.sources.hub` and `lswap_core.sources.object_stores`.
+Each network protocol has a `Folder` with its `RangeReader`s; see `lswap_core.sources.hub` and
+`lswap_core.sources.object_stores`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lswap_core.plan.runs import Run
 from lswap_core.sources.range_stream import Count, RangeReader, Stream
 
 _STREAMS_OF_A_THREAD = 4
-"""Operands that a thread reads in turn: base, math and lang, and one to spare. More sources have more."""
+"""Operands that a thread reads in turn: base, math and lang, and one to spare. With more sources there are more."""
 
 
 class Folder(Protocol):
@@ -26,52 +27,52 @@ class Folder(Protocol):
 
     @property
     def root(self) -> str:
-        """Its URL, pinned to one revision where there are such."""
+        """Its URL, pinned to one revision where there are revisions."""
 
     @property
     def name(self) -> str:
-        """What to call it in what is published."""
+        """Its name in published files."""
 
     @property
     def only(self) -> str | None:
-        """The one file that is meant, where it is not all of them."""
+        """The one file that the location names, None where it names the folder."""
 
     def sizes(self) -> Mapping[str, int | None]:
-        """Every file, by its name below the root, and its size in bytes where that is known."""
+        """The size in bytes of every file by its name below the root; None where the size is unknown."""
 
     def told(self, name: str) -> Content | None:
-        """What is known of a file's bytes without reading them; None where that is nothing."""
+        """Size and digest that the store reports without a read, None where it reports neither."""
 
     def reader(self, name: str) -> RangeReader:
-        """A file's reader. Raises SourceError where it cannot be had, FileNotFoundError where there is no such file."""
+        """The reader of a file. Raises SourceError where it cannot be reached, FileNotFoundError where it does not exist."""
 
     def copy_of(self, name: str) -> Path | None:
-        """The same file on a local disk, if it is there already."""
+        """The same file on a local disk, if there is one."""
 
     def mtime_ns(self, name: str) -> int:
-        """When it was last changed; 0 where the root pins its content."""
+        """Time of its last change; 0 where the root pins its content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """What will be read of one file: ranges that begin in order, each by one thread from first to last."""
+    """Ranges of one file that will be read. They begin in order, and one thread reads each from first to last."""
 
     begins: tuple[int, ...]
     ends: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
-        """All of them together; what two have in common is read twice."""
+        """Size of all ranges together; bytes in two of them are read twice."""
         return sum(self.ends) - sum(self.begins)
 
     def end_of(self, at: int, default: int) -> int:
-        """Where the range ends that `at` lies in; `default` where it lies in none."""
-        found = bisect_right(self.begins, at) - 1
-        return self.ends[found] if found >= 0 and at < self.ends[found] else default
+        """End of the range that contains `at`; `default` where none does."""
+        number = bisect_right(self.begins, at) - 1
+        return self.ends[number] if number >= 0 and at < self.ends[number] else default
 
 
 def spans_of(order: Sequence[Run]) -> dict[tuple[Role, str], Spans]:
-    """The ranges that runs read, by role and file: neighbouring copies are one range, an operand of a blend another."""
+    """The ranges that runs read, by role and file. Neighbouring copies are one range; an operand of a blend is another."""
     ranges: dict[tuple[Role, str], set[tuple[int, int]]] = {}
     for run in order:
         first = run.source
@@ -81,15 +82,15 @@ def spans_of(order: Sequence[Run]) -> dict[tuple[Role, str], Spans]:
             for ref in run.steps[0].made_of.refs:
                 ranges.setdefault((ref.role, ref.file), set()).add((ref.begin, ref.end))
     return {
-        key: Spans(tuple(begin for begin, _ in sorted(found)), tuple(end for _, end in sorted(found)))
-        for key, found in ranges.items()
+        key: Spans(tuple(begin for begin, _ in sorted(of_file)), tuple(end for _, end in sorted(of_file)))
+        for key, of_file in ranges.items()
     }
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a remote checkpoint, of `size` bytes. confirm: raises StalePlanError unless what a reader reads is the file that
-    is meant; None where that is known.
+    """A file of a remote checkpoint, of `size` bytes. confirm: raises StalePlanError where a reader's file is not the planned
+    one; None where no check is needed.
     """
 
     folder: Folder
@@ -99,11 +100,11 @@ class RemoteFile:
 
     @property
     def path(self) -> str:
-        """Where it is, for messages."""
+        """Its location, for messages."""
         return f"{self.folder.root.rstrip('/')}/{self.name}"
 
     def open(self) -> RangeReader:
-        """Its reader. StalePlanError where it has another size; raises what `Folder.reader` does."""
+        """Return its reader. Raises StalePlanError where it has another size, and whatever `Folder.reader` raises."""
         reader = self.folder.reader(self.name)
         if reader.size != self.size:
             raise StalePlanError(f"{reader.path}: changed after it was planned ({reader.size} bytes now); plan again")
@@ -120,13 +121,13 @@ class _FileInUse:
         self.confirmed = file.confirm is None
 
     def reader(self) -> RangeReader:
-        with self._opening:  # one thread finds a file, the others wait for it
+        with self._opening:  # one thread opens a file, and the others wait
             if self._reader is None:
                 self._reader = self._file.open()
             return self._reader
 
     def confirm(self, *, wait: bool) -> None:
-        """Make sure that it is the file that is meant. While another thread does that: wait for it, or else go on."""
+        """Confirm that it is the planned file. While another thread does that, wait for it, or else return."""
         if self.confirmed or not self._confirming.acquire(blocking=wait):
             return
         try:
@@ -138,11 +139,11 @@ class _FileInUse:
 
 
 class RemoteSource:
-    """Bytes of remote files. A thread keeps a stream open for each operand: it covers what a run needs of a file and no more,
-    and is read on as the run is; the kernel's buffers hold what comes in the meantime.
+    """Reads remote files. A thread keeps a stream open for each operand. A stream covers exactly what a run needs of a file;
+    the kernel's buffers receive bytes ahead.
 
-    The first thread that reads from a file confirms it, while others have the network and its own bytes come into the kernel's
-    buffers; nothing that was read of it counts before.
+    The first thread that reads from a file confirms it, while other threads use the network and its own bytes reach the
+    kernel's buffers. Nothing that was read of the file counts before that.
     """
 
     def __init__(self, files: Mapping[tuple[Role, str], RemoteFile], count: Count = lambda _: None) -> None:
@@ -155,7 +156,7 @@ class RemoteSource:
         self._lock = Lock()
 
     def arrange(self, runs: Sequence[Run]) -> list[Run]:
-        """Those that take most bytes first: so no long one is left at the end, when nothing else would use the network."""
+        """Runs with most bytes first, so that no long one is left at the end, when nothing else would use the network."""
         return sorted(runs, key=_travelling_bytes, reverse=True)
 
     def expect(self, order: Sequence[Run]) -> None:
@@ -176,21 +177,21 @@ class RemoteSource:
         return self._files[role, file].path
 
     def confirm(self, refs: Iterable[TensorRef]) -> None:
-        """See `lswap_core.io.ports.Source`: it is the file that was planned. Every response was held against the first one's ETag
-        and size already.
+        """See `lswap_core.io.ports.Source`. Confirms that it is the planned file; every response had the ETag and the size of
+        the first.
         """
         for ref in refs:
             self._in_use[ref.role, ref.file].confirm(wait=True)
 
     def close(self) -> None:
-        """End what is under way. No thread may be reading."""
+        """End all transfers. No thread may be reading."""
         with self._lock:
             while self._open:
                 self._open.pop().close()
         self._mine = local()
 
     def _stream(self, ref: TensorRef, at: int, default: int) -> Stream:
-        """The stream of this thread that is at byte `at` of the file of `ref`, or a new one from there to the end of the span."""
+        """The stream of this thread that is at byte `at` of the file of `ref`, or a new one to the end of the span."""
         mine: list[tuple[Role, str, Stream]] = self._mine.__dict__.setdefault("streams", [])
         for role, file, stream in mine:
             if (role, file, stream.at) == (ref.role, ref.file, at) and at < stream.end:
@@ -204,7 +205,7 @@ class RemoteSource:
         with self._lock:
             self._open.add(stream)
         if not in_use.confirmed:
-            stream.start()  # bytes come meanwhile
+            stream.start()  # the kernel receives bytes in the meantime
             in_use.confirm(wait=False)
         return stream
 

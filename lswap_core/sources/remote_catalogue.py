@@ -1,4 +1,6 @@
-"""The catalogue of a remote checkpoint: its index, headers by range request, samples, and what lies beside the weights."""
+"""Reads the catalogue of a remote checkpoint: its index, headers by range requests, samples, and the files beside the
+weights.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,20 @@ from lswap_core.sources.directory import (
 from lswap_core.sources.local import read_shard, read_small
 from lswap_core.sources.range_stream import Count, RangeReader, read_range
 from lswap_core.sources.remote import Folder
-from lswap_core.strict_json import parse_object
+from lswap_core.text.strict_json import parse_object
 
 _AT_ONCE = 16
-"""Shards that are opened at a time: each costs four round trips and next to no bytes."""
+"""Shards that are opened at a time: each costs four round trips and almost no bytes."""
 _ENTRY_BYTES = 112
-"""What a tensor takes in a header beside its name: dtype, shape, offsets, punctuation."""
+"""Bytes of a tensor in a header beside its name: dtype, shape, offsets, punctuation."""
 FIRST_GUESS_BYTES = 24 * 1024
-"""Of a header whose tensors no index tells: a shard of a dense model has some hundred."""
+"""Guessed size of a header without an index: a shard of a dense model has some hundred tensors."""
 
 
 def open_folder(folder: Folder, role: Role, name: str | None = None, count: Count = lambda _: None) -> Checkpoint:
-    """The catalogue of what is in a folder; reads headers, samples and the files beside the weights that are asked for.
+    """Open the checkpoint in a folder. Reads headers, samples, and those files beside the weights that were asked for.
 
-    Raises FormatError for anything malformed and SourceError for what cannot be had.
+    Raises FormatError for malformed files and SourceError where the folder cannot be reached.
     """
     if folder.only is not None:
         shards = _read_shards(folder, {folder.only: set()}, count)
@@ -66,7 +68,7 @@ def open_folder(folder: Folder, role: Role, name: str | None = None, count: Coun
 
 
 def read_whole(folder: Folder, name: str, count: Count = lambda _: None) -> bytes:
-    """All of a file beside the weights. FormatError where it is too large to be believed."""
+    """Read a whole file beside the weights. Raises FormatError where it is implausibly large."""
     copy = folder.copy_of(name)
     if copy is not None:
         return read_small(copy.parents[name.count("/")], name)
@@ -83,7 +85,7 @@ def _belongs(name: str) -> bool:
 
 def _sidecar(folder: Folder, name: str, count: Count) -> Sidecar:
     check_name(name, f"{folder.root}/{name}")
-    read = cache(partial(read_whole, folder, name, count))  # size, digest and bytes are asked for in turn
+    read = cache(partial(read_whole, folder, name, count))  # size, digest and bytes are requested in turn
     return Sidecar(name, read, folder.told(name))
 
 
@@ -94,7 +96,7 @@ def _read_shards(folder: Folder, by_file: Mapping[str, set[str]], count: Count) 
         try:
             return _read_shard(folder, file, guess, count)
         except FileNotFoundError:
-            if not names:  # of no index
+            if not names:  # files without an index
                 raise
             raise FormatError(f"shard {file} is missing", path=f"{folder.root}/{INDEX_FILE}", tensor=min(names)) from None
 
@@ -109,8 +111,10 @@ def _read_shard(folder: Folder, name: str, guess: int, count: Count) -> Shard:
 
 
 def read_remote_shard(reader: RangeReader, name: str, mtime_ns: int, guess: int, count: Count = lambda _: None) -> Shard:
-    """Read and validate the header of one safetensors file, and the samples that its fingerprint takes. guess: bytes that the
-    header may have; the rest of a longer one takes a second request. The first sample follows the header, and comes with it.
+    """Read and validate the header of one safetensors file, and read the samples of its fingerprint.
+
+    guess: expected size of the header in bytes; a longer one needs a second request. The first sample follows the header and
+    comes with it.
     """
     path, size = reader.path, reader.size
     head = read_range(reader, 0, min(size, LENGTH_BYTES + guess + SAMPLE_BYTES), count)
@@ -131,22 +135,22 @@ def read_remote_shard(reader: RangeReader, name: str, mtime_ns: int, guess: int,
 
 
 def local_copies(folder: Folder, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The shards of a checkpoint that lie on a local disk already, as a catalogue of their own; None where there are none.
-    A copy whose fingerprint is another's is left alone.
+    """The shards of a checkpoint that are on a local disk already, as a catalogue; None where there are none. Ignores a copy
+    whose fingerprint differs.
     """
-    found = {shard.name: copy for shard in checkpoint.shards if (copy := folder.copy_of(shard.name)) is not None}
+    copies = {shard.name: copy for shard in checkpoint.shards if (copy := folder.copy_of(shard.name)) is not None}
     shards = []
     for shard in checkpoint.shards:
-        if shard.name in found:
-            copied = read_shard(found[shard.name].parent, shard.name)
+        if shard.name in copies:
+            copied = read_shard(copies[shard.name].parent, shard.name)
             if copied.fingerprint == shard.fingerprint:
                 shards.append(copied)
     if not shards:
         return None
-    root = str(found[shards[0].name].parent)
+    root = str(copies[shards[0].name].parent)
     return Checkpoint(checkpoint.role, root, root, checkpoint.name, tuple(shards))
 
 
 def no_such_file(path: str) -> FileNotFoundError:
-    """What a folder raises for a name that is not in it."""
+    """The error that a folder raises for a name that is not in it."""
     return FileNotFoundError(errno.ENOENT, "there is no such file", path)

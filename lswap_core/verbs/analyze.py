@@ -1,4 +1,4 @@
-"""Measure what experts changed, wherever they are stored."""
+"""Measures what experts changed, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from lswap_core.analysis.changes import ChangeMaps
 from lswap_core.checkpoint.catalogue import Checkpoint, Role
 from lswap_core.engine.measure import measure_changes
 from lswap_core.errors import RecipeError
+from lswap_core.io.locations import are_remote
 from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.threads import threads_for
 from lswap_core.sources.places import Places
 
 
@@ -27,8 +28,10 @@ def analyze(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> ChangeMaps:
-    """Where two experts differ and, given their base, what each changed; one pass over all tensors, or those of `layers`.
-    See `lswap_core.engine.measure.measure_changes`. StalePlanError where a file changes meanwhile.
+    """Measure where two experts differ and, with their base, what each changed; in one pass over all tensors, or those of
+    `layers`.
+
+    See `lswap_core.engine.measure.measure_changes`. Raises StalePlanError where a file changes during the pass.
     """
     experts: dict[Role, Checkpoint] = {"math": math, "lang": lang}
     if base is not None:
@@ -48,5 +51,5 @@ def analyze(
 
 
 def read_changes(path: str | os.PathLike[str]) -> ChangeMaps:
-    """The maps in a JSON file, as `lswap-core analyze --json` printed them. FormatError for anything else."""
+    """Read the maps in a JSON file, as `lswap-core analyze --json` prints them. Raises FormatError for anything else."""
     return ChangeMaps.from_json(Path(path).read_bytes(), path=os.fspath(path))

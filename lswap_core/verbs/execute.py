@@ -1,12 +1,12 @@
-"""Execute a plan: what is needed before the first byte, the run, and what completes an output."""
+"""Executes a plan: prepares everything before the first byte, runs it, and completes the output."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
-from typing import NamedTuple, TypedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict, Unpack
 
 import lswap_core
 from lswap_core import kernels
@@ -15,25 +15,70 @@ from lswap_core.engine import executor
 from lswap_core.engine.device_streaming import StreamingEvaluator
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.errors import RecipeError
-from lswap_core.io.ports import Output, Progress, Silence, Source
+from lswap_core.io.locations import is_remote, is_url
+from lswap_core.io.ports import Output, Progress, Silence, Source, Writer
 from lswap_core.io.threads import run_all, threads_for
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import ROLES, WriteOptions
 from lswap_core.plan.manifest import Manifest, StepRecord, compile_manifest
-from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan
+from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE, Plan, Step
 from lswap_core.report import card
-from lswap_core.sinks.places import is_url, open_sink
-from lswap_core.sources.places import Places, is_remote, local_places
+from lswap_core.sinks.places import open_sink
+from lswap_core.sources.places import AnySource, Places, local_places
 from lswap_core.sources.planned import Reopened, reopen, source_of
-from lswap_core.text import listed
+from lswap_core.text.plain import listed
 
 DEVICES = ("auto", "cpu", "cuda")
 
 StrPath = str | os.PathLike[str]
 
 
+class Execution(TypedDict, total=False):
+    """The keyword arguments of everything that executes a plan; `RunOptions` says what they mean."""
+
+    progress: Progress | None
+    workers: int | None
+    device: str
+    options: WriteOptions
+    restart: bool
+    traffic: Traffic | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a plan is executed. Verbs make it once from their keyword arguments and pass it on whole.
+
+    progress: is told about the bytes that are done. workers: threads; by default as many as `threads_for` says. device: `cpu`,
+    `cuda`, or `auto`, which takes the CPU; the bytes are the same. options: how the output is written. restart: discard what an
+    unfinished run left. traffic: counts the bytes by the way they came.
+    """
+
+    progress: Progress | None = None
+    workers: int | None = None
+    device: str = "auto"
+    options: WriteOptions = field(default_factory=WriteOptions)
+    restart: bool = False
+    traffic: Traffic | None = None
+
+    def run(
+        self, plan: Plan, source: AnySource, sink: Writer, ready: Ready, steps: Sequence[Step] | None = None
+    ) -> list[StepRecord]:
+        """Do the steps of a plan, by default all that the sink does not have, and check the sources once more."""
+        done = executor.run(
+            plan, source, sink, ready.evaluator_of(source),
+            progress=self.progress or Silence(), workers=ready.threads, digests=self.options.digest != "none", steps=steps,
+        )  # fmt: skip
+        source.check()
+        return done
+
+    def count_fetched(self, ready: Ready) -> None:
+        """Count the bytes that came over the network."""
+        if self.traffic is not None:
+            self.traffic.add("fetch", ready.places.fetched_bytes)
+
+
 class Ready(NamedTuple):
-    """What executing a plan needs beside a place: its sources, found and held to be what was planned, threads, arithmetic."""
+    """What a run needs beside its output: sources that are still what was planned, the number of threads, the arithmetic."""
 
     places: Places
     sources: dict[Role, Reopened]
@@ -44,29 +89,29 @@ class Ready(NamedTuple):
 def prepare(
     plan: Plan,
     locations: Mapping[str, StrPath] | None,
+    run: RunOptions,
     *,
-    workers: int | None,
-    device: str,
     remote: bool = False,
     sidecars: bool = False,
 ) -> Ready:
-    """See `execute`, which raises the same. remote: the output is not on a local or mounted disk. sidecars: what lies beside the
-    host's weights is wanted too.
+    """Prepare the execution of a plan. Raises as `execute`. remote: the output is not on a local or mounted disk. sidecars:
+    also read the files beside the primary source's weights.
     """
-    threads_for(workers)
-    evaluator_of = _evaluating(device)
+    threads_for(run.workers)
+    evaluator_of = _evaluating(run.device)
     places = Places()
     sources = _reopen_all(places, plan, _given(locations or {}, {source.role for source in plan.sources}), sidecars)
-    threads = threads_for(workers, remote=remote or any(source.there for source in sources.values()), writing=True)
+    threads = threads_for(run.workers, remote=remote or any(source.there for source in sources.values()), writing=True)
     return Ready(places, sources, threads, evaluator_of)
 
 
-def host_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
-    """What is copied beside the shards, by name. Of the sources only the host is opened; StalePlanError where it changed, its
-    tensors excepted where they are remote.
+def primary_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
+    """The content of the files to copy beside the shards, by name. Opens only the primary source.
+
+    Raises StalePlanError where the host has changed; tensors of a remote host are not checked.
     """
     moved = _given(locations or {}, {source.role for source in plan.sources})
-    return reopen(Places(), plan, plan.host, moved.get(plan.host), tensors=False, sidecars=True).sidecars
+    return reopen(Places(), plan, plan.primary, moved.get(plan.primary), tensors=False, sidecars=True).sidecars
 
 
 def complete(
@@ -78,7 +123,7 @@ def complete(
     digest: str,
     workers: int | None,
 ) -> Manifest:
-    """Put what belongs beside the shards, all steps of which are done, into an output, and publish it. sidecars: by name."""
+    """Add the small files to an output whose steps are all done, and publish it. sidecars: their content by name."""
     threads = threads_for(workers)
     if digest == "sha256":
         run_all(lambda file, _: sink.hash_shard(file.name), plan.files, total_bytes=0, progress=Silence(), workers=threads)
@@ -94,14 +139,14 @@ def complete(
 
 
 def near(place: StrPath, locations: Iterable[str]) -> list[str]:
-    """Of the places that sources lie in, those of the kind of `place`: URLs, or local paths."""
+    """Of the sources' places, those of the same kind as `place`: URLs, or local paths."""
     if is_url(place):
         return [location for location in locations if is_url(location)]
     return [local for location in locations for local in local_places(location)]
 
 
 def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]:
-    """Locations by role; a RecipeError for a role that has no part in what was made."""
+    """Locations by role. Raises RecipeError for a role that the plan or manifest does not have."""
     given = {parse_role(role): os.fspath(path) for role, path in locations.items()}
     if idle := sorted(given.keys() - used):
         what = f"{option_of(idle[0])} is given, but nothing was made from {idle[0]}"
@@ -110,15 +155,15 @@ def _given(locations: Mapping[str, StrPath], used: set[Role]) -> dict[Role, str]
 
 
 def option_of(role: Role) -> str:
-    """The option of the command line that says where a source is."""
+    """The option of the command line for a source's location."""
     return f"--{role}" if role in ROLES else f"--source {role}=PATH"
 
 
 def _evaluating(device: str) -> Callable[[Source], Evaluator]:
-    """What evaluates expressions of a source on a device. Raises RecipeError where there is no such device."""
+    """Return the evaluator for expressions of a source on a device. Raises RecipeError where there is no such device."""
     if device not in DEVICES:
         raise RecipeError(f"--device is {device!r}; expected one of {', '.join(DEVICES)}")
-    if device != "cuda":  # nothing was measured in which a GPU is faster for tensors on a disk, so `auto` takes none
+    if device != "cuda":  # no measurement showed a GPU to be faster for tensors on a disk, so `auto` takes the CPU
         return lambda source: Evaluator(source, kernels)
     try:
         from lswap_core.kernels.gpu.slots import open_slots
@@ -129,11 +174,11 @@ def _evaluating(device: str) -> Callable[[Source], Evaluator]:
 
 
 def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars: bool) -> dict[Role, Reopened]:
-    """Every source, reopened; remote ones all at once, since that is mostly waiting."""
+    """Reopen every source; remote ones concurrently, since that is mostly waiting."""
     remote = any(is_remote(moved.get(source.role, source.location)) for source in plan.sources)
     roles = [source.role for source in plan.sources]
     opened = run_all(
-        lambda role, _: reopen(places, plan, role, moved.get(role), sidecars=sidecars and role == plan.host),
+        lambda role, _: reopen(places, plan, role, moved.get(role), sidecars=sidecars and role == plan.primary),
         roles,
         total_bytes=0,
         progress=Silence(),
@@ -142,51 +187,30 @@ def _reopen_all(places: Places, plan: Plan, moved: Mapping[Role, str], sidecars:
     return dict(zip(roles, opened, strict=True))
 
 
-class Execution(TypedDict, total=False):
-    """What `execute` takes beside a plan and a place; see there."""
-
-    progress: Progress | None
-    workers: int | None
-    device: str
-    options: WriteOptions
-    restart: bool
-    traffic: Traffic | None
-
-
-def execute(
-    plan: Plan,
-    *,
-    into: StrPath,
-    locations: Mapping[str, StrPath] | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    options: WriteOptions = WriteOptions(),
-    restart: bool = False,
-    traffic: Traffic | None = None,
-) -> Manifest:
+def execute(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | None = None, **how: Unpack[Execution]) -> Manifest:
     """Make the output at `into`, which must not exist; it appears there whole or not at all.
 
-    A run that fails or is killed leaves what it finished beside `into`, and the same call goes on from there, unless
-    `restart` says to begin anew. locations: where a source lies now, by role, if not where it was planned. device: `cpu`,
-    `cuda`, or `auto`, which takes the CPU; the bytes are the same. traffic: told how many bytes came in which way. Raises
+    A run that fails or is killed leaves what it finished beside `into`. The same call goes on from there, unless `restart`
+    discards it. locations: where a source is now, by role, if not where it was planned. how: see `RunOptions`. Raises
     StalePlanError where a source is not what was planned, RecipeError for an impossible destination or device, OSError
     for what the disk refuses.
     """
-    ready = prepare(plan, locations, workers=workers, device=device, remote=is_url(into), sidecars=True)
-    places, sources, threads, evaluator_of = ready
-    beside = near(into, (source.location for source in sources.values()))
-    with closing(open_sink(into, sources=beside, options=options, traffic=traffic, restart=restart)) as sink:
+    run = RunOptions(**how)
+    ready = prepare(plan, locations, run, remote=is_url(into), sidecars=True)
+    beside = near(into, (source.location for source in ready.sources.values()))
+    opened = open_sink(into, sources=beside, options=run.options, traffic=run.traffic, restart=run.restart)
+    with closing(opened) as sink:
         try:
-            with source_of(sources, places.count) as source:
-                run = partial(executor.run, progress=progress or Silence(), workers=threads, digests=options.digest != "none")
-                done = run(plan, source, sink, evaluator_of(source))
-                source.check()
-            manifest = complete(plan, done, sink, sources[plan.host].sidecars, digest=options.digest, workers=threads)
+            with source_of(ready.sources, ready.places.count) as source:
+                done = run.run(plan, source, sink, ready)
+            sidecars = ready.sources[plan.primary].sidecars
+            manifest = complete(plan, done, sink, sidecars, digest=run.options.digest, workers=ready.threads)
         except BaseException as error:
-            (traffic or Traffic()).add("fetch", places.fetched_bytes)
             if sink.kept:
-                error.add_note(f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: anew)")
+                error.add_note(
+                    f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: begin again)"
+                )
             raise
-    (traffic or Traffic()).add("fetch", places.fetched_bytes)
+        finally:
+            run.count_fetched(ready)
     return manifest

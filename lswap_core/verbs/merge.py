@@ -1,4 +1,4 @@
-"""Merge two experts: draft, plan, write the plan or execute it."""
+"""Merges two experts: drafts, plans, and writes the plan or executes it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.errors import FormatError, RecipeError
+from lswap_core.io.locations import are_remote
 from lswap_core.io.ports import Progress, Silence
-from lswap_core.io.threads import are_remote, threads_for
+from lswap_core.io.threads import threads_for
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
@@ -26,18 +27,18 @@ if TYPE_CHECKING:
 
 
 def read_plan(path: StrPath) -> Plan:
-    """The plan in a JSON file, as `Plan.to_json` wrote it. FormatError for anything else."""
+    """Read the plan in a JSON file, as `Plan.to_json` writes it. Raises FormatError for anything else."""
     plan = Plan.from_json(Path(path).read_bytes(), path=os.fspath(path))
     if plan.swap is not None:
         try:
-            shares = plan.swap.shares
+            weights = plan.swap.weights
             if plan.swap.options.get("method") == "soup":
-                agree = not shares and {source.role for source in plan.sources} == {*plan.swap.options["weights"]}
+                agree = not weights and {source.role for source in plan.sources} == {*plan.swap.options["weights"]}
             elif "method" in plan.swap.options:
                 TaskSum.from_json(plan.swap.options)
-                agree = not shares
+                agree = not weights
             else:
-                agree = LayerSwap.from_json(plan.swap.options).zones(len(shares), dict(enumerate(shares))).shares == shares
+                agree = LayerSwap.from_json(plan.swap.options).zones(len(weights), dict(enumerate(weights))).weights == weights
         except RecipeError as error:
             raise FormatError(f"swap.options: {error}", path=os.fspath(path)) from None
         if not agree:
@@ -46,19 +47,19 @@ def read_plan(path: StrPath) -> Plan:
 
 
 def write_plan(plan: Plan, path: StrPath) -> None:
-    """Write a plan as JSON. RecipeError where the file exists or lies in a source."""
+    """Write a plan as JSON. Raises RecipeError where the file exists or is inside a source."""
     place = check_destination(path, near(path, (source.location for source in plan.sources)))
     with open(place, "x", encoding="utf-8") as file:
         file.write(plan.to_json())
 
 
 def check_output(plan: Plan, into: StrPath) -> None:
-    """Raise what `execute` would where `into` is an impossible place."""
+    """Raise what `execute` would raise where `into` is an impossible place."""
     check_place(into, near(into, (source.location for source in plan.sources)))
 
 
 def travel(plan: Plan) -> Travel | None:
-    """How many bytes come over the network if `plan` is executed; None where no source is remote."""
+    """The network traffic of executing `plan`; None where no source is remote."""
     return Places().travel(plan)
 
 
@@ -72,7 +73,7 @@ def merge(
     shard_size: int | None = None,
     **how: Unpack[Execution],
 ) -> Manifest:
-    """Plan and execute in one call; `how` is what `execute` takes beside the plan. base: for what needs it."""
+    """Plan and execute in one call. how: options of `execute`. base: for methods that need it."""
     opened = open_checkpoint(math, role="math"), open_checkpoint(lang, role="lang")
     origin = None if base is None else open_checkpoint(base, role="base")
     draft = draft_merge(recipe, math=opened[0], lang=opened[1], base=origin, workers=how.get("workers"))
@@ -90,9 +91,10 @@ def draft_merge(
     progress: Progress | None = None,
     workers: int | None = None,
 ) -> Draft:
-    """The draft of a merge. Where its layers (`auto`) or shares (`ramp="mav"`) follow from what changed, they come from
-    `changes`, or are measured against `base`; for shares alone, only the blended layers are read. RecipeError where `base` or
-    `changes` is given and serves nothing.
+    """Return the draft of a merge. Layers (`auto`) or weights (`ramp="mav"`) that depend on what changed come from `changes`,
+    or are measured against `base`. For weights alone, only the blended layers are read.
+
+    Raises RecipeError where `base` or `changes` is given and not used.
     """
     if isinstance(recipe, TaskSum):
         return recipe.draft(math=math, lang=lang, base=base)

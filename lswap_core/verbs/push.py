@@ -1,4 +1,4 @@
-"""A published output put on the Hugging Face Hub: what its manifest names, the manifest and the card, and nothing else."""
+"""Uploads a published output to the Hugging Face Hub: the files in its manifest, the manifest and the card, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
+from lswap_core.io.locations import HUB_SCHEME
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE
-from lswap_core.sources.hub import SCHEME
 from lswap_core.sources.hub_errors import translated
 from lswap_core.sources.outputs import (
     LocalOutput,
@@ -28,7 +28,9 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What was put where. commit: its full hash; files and size_bytes: of the output, whether they were there already or not."""
+    """The result of an upload. commit: its full hash. files, size_bytes: of the whole output, including what was there
+    already.
+    """
 
     repository: str
     commit: str
@@ -39,14 +41,14 @@ class Upload:
 
 
 def check_repository(repository: str, *, public: bool) -> bool:
-    """Whether the repository exists. RecipeError for a name that the hub would not take, or where it exists and its visibility
-    is not the one that is asked for; SourceError where the hub cannot be asked.
+    """Whether the repository exists. Raises RecipeError for a name that the hub refuses, and where it exists with another
+    visibility than asked for; SourceError where the hub cannot be reached.
     """
     if not _REPOSITORY.fullmatch(repository):
         raise RecipeError(f"{repository!r} names no model on the hub; write it like org/name")
     api = _open_api(repository)
     errors: Any = import_module("huggingface_hub.errors")
-    where = f"{SCHEME}{repository}"
+    where = f"{HUB_SCHEME}{repository}"
 
     def ask() -> Any:
         with translated(where, repository):
@@ -57,21 +59,21 @@ def check_repository(repository: str, *, public: bool) -> bool:
             except errors.RepositoryNotFoundError:
                 return None
 
-    found = persist(where, ask)
-    if found is None:
+    existing = persist(where, ask)
+    if existing is None:
         return False
-    if bool(found.private) is public:
+    if bool(existing.private) is public:
         seen, flag = ("private", "without --public") if public else ("public", "with --public")
         raise RecipeError(f"{repository} exists and is {seen}; push to it {flag}, or choose another name")
     return True
 
 
 def push(output: str | os.PathLike[str], repository: str, *, public: bool = False, bars: bool = False) -> Upload:
-    """Put the output on the hub as `repository`, which is made if need be, private unless `public`. bars: let the library draw
-    its progress.
+    """Upload the output to the hub as `repository`, which is created if necessary, private unless `public`. bars: let the
+    library show its progress.
 
-    What is there already is not sent again, so the same call goes on where an interrupted one ended. Raises FileNotFoundError
-    where the directory has no manifest, FormatError where its shards are not what it says, and as `check_repository`.
+    Files that are there already are not sent again, so the same call resumes an interrupted one. Raises FileNotFoundError
+    where the directory has no manifest, FormatError where its shards are not the manifest's, and as `check_repository`.
     """
     root = Path(output)
     manifest = read_manifest(root)
@@ -86,7 +88,7 @@ def push(output: str | os.PathLike[str], repository: str, *, public: bool = Fals
     if missing := [name for name in names if not (root / name).is_file()]:
         raise FormatError("is missing; its manifest or its card names it", path=str(root / missing[0]))
     exists = check_repository(repository, public=public)
-    api, where = _open_api(repository), f"{SCHEME}{repository}"
+    api, where = _open_api(repository), f"{HUB_SCHEME}{repository}"
     message = f"{manifest.tool}: plan {manifest.plan_digest[:12]}"
     try:
         with translated(where, repository), _bars(shown=bars):
@@ -101,15 +103,17 @@ def push(output: str | os.PathLike[str], repository: str, *, public: bool = Fals
 
 
 def _upload_files(api: Any, root: Path, repository: str, names: list[str], message: str) -> Any:
-    """By `upload_folder`, which all versions have: one commit below 2.0, as many as the library finds fit from then on."""
+    """Upload with `upload_folder`, which all versions have: one commit below 2.0, from then on as many as the library
+    chooses.
+    """
     patterns = [glob.escape(name) for name in names]
     try:
         return api.upload_folder(repo_id=repository, folder_path=str(root), allow_patterns=patterns, commit_message=message)
-    except RuntimeError as error:  # about one of the files; what went wrong is its cause
+    except RuntimeError as error:  # about one of the files; its cause says what went wrong
         if isinstance(error.__cause__, OSError | SourceError):
             raise error.__cause__ from None
         what = " ".join(f"{error} {error.__cause__ or ''}".split())
-        raise SourceError(f"{SCHEME}{repository}: {what:.200}; what arrived is kept, push again") from None
+        raise SourceError(f"{HUB_SCHEME}{repository}: {what:.200}; what arrived is kept, push again") from None
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Parts of a plan as tasks of a Ray cluster, over a filesystem that its nodes share or a store. Loaded only for `--engine ray`.
+"""Runs parts of a plan as tasks of a Ray cluster, over a filesystem that its nodes share or a store. Loaded only for
+`--engine ray`.
 
-Ray schedules, tells of dead nodes and starts their tasks elsewhere; a task is one call of `parts.apply_part`, which may be made
-any number of times. So nothing is kept in Ray, and what a cluster leaves undone may be done by hand.
+Ray schedules, detects dead nodes and restarts their tasks elsewhere. A task is one call of `parts.apply_part`, which may be
+repeated. So no state is kept in Ray, and what a cluster leaves unfinished can be finished by hand.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from lswap_core.errors import RecipeError
-from lswap_core.io.ports import Progress, Silence
-from lswap_core.options import WriteOptions
+from lswap_core.io.locations import is_url
+from lswap_core.io.ports import Silence
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import Manifest
 from lswap_core.plan.plan import Plan
-from lswap_core.sinks.places import is_url
-from lswap_core.verbs.execute import StrPath
+from lswap_core.verbs.execute import Execution, RunOptions, StrPath
 from lswap_core.verbs.parts import apply_part, check_parts, publish
 
 LOCAL = "local"
@@ -39,38 +39,38 @@ def execute_on_ray(
     address: str | None = None,
     parts: int | None = None,
     locations: Mapping[str, StrPath] | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    options: WriteOptions = WriteOptions(),
-    restart: bool = False,
+    **how: Unpack[Execution],
 ) -> Manifest:
-    """`execute` on a Ray cluster. Every node must see the sources and the output's directory under the same paths, and have this
-    package; for an output at `s3://`, its environment must give access to the store.
+    """Call `execute` on a Ray cluster. Every node must have this package and see the sources and the output's directory under
+    the same paths. For an output at `s3://`, every node's environment must give access to the store.
 
     address: of a running cluster, `auto` for the one that this machine belongs to; by default RAY_ADDRESS or, without that,
-    `local`. parts: by default as many as an unfinished build has, else some for each task that can run at once. workers: threads
-    of one task, and the processors that it reserves. What is done when this fails or is interrupted is kept; the same
-    call goes on from there. Raises as `apply_part` and `publish`; RecipeError where there is no such cluster.
+    `local`. parts: by default as many as an unfinished build has, else some for each task that can run at once. workers:
+    threads of one task, and processors that it reserves. After a failure or interruption, finished parts are kept, and the
+    same call resumes. Raises as `apply_part` and `publish`; RecipeError where there is no such cluster.
     """
     if parts is not None and parts < 1:
         raise RecipeError(f"--parts is {parts}; expected 1 or more")
-    found = check_parts(plan, into, parts, options)
+    run = RunOptions(**how)
+    if run.traffic is not None:
+        raise RecipeError("traffic is not counted on a Ray cluster, where other processes do the work; leave it out")
+    begun_parts = check_parts(plan, into, parts, run.options)
     place = os.fspath(into) if is_url(into) else os.path.abspath(into)
     there = {role: os.path.abspath(path) if os.path.exists(path) else os.fspath(path) for role, path in (locations or {}).items()}
     with _connected(address or os.environ.get("RAY_ADDRESS") or LOCAL) as ray:
-        threads, slots = _slots(ray, workers)
-        count = parts or found or max(1, slots * _PARTS_PER_SLOT)
+        threads, slots = _slots(ray, run.workers)
+        count = parts or begun_parts or max(1, slots * _PARTS_PER_SLOT)
         task = ray.remote(_do_part).options(
             name="lswap_core part",
             num_cpus=threads,
-            num_gpus=1 if device == "cuda" else 0,
+            num_gpus=1 if run.device == "cuda" else 0,
             max_retries=_RETRIES,
             scheduling_strategy="SPREAD",
         )
-        given = ray.put((plan.to_json(), place, there, threads, device, options, restart))
+        of_task: Execution = {"workers": threads, "device": run.device, "options": run.options, "restart": run.restart}
+        given = ray.put((plan.to_json(), place, there, of_task))
         pending = [task.remote(given, number, count) for number in range(1, count + 1)]
-        bar = progress or Silence()
+        bar = run.progress or Silence()
         bar.begin(sum(step.size_bytes for step in plan.steps))
         try:
             while pending:
@@ -86,30 +86,21 @@ def execute_on_ray(
             raise
         finally:
             bar.end()
-    return publish(plan, into=place, locations=there, workers=workers)
+    return publish(plan, into=place, locations=there, workers=run.workers)
 
 
-def _do_part(given: tuple[str, str, Mapping[str, str], int, str, WriteOptions, bool], number: int, count: int) -> int:
-    """One task; returns how many bytes of the output the part is."""
-    text, into, locations, threads, device, options, restart = given
+def _do_part(given: tuple[str, str, Mapping[str, str], Execution], number: int, count: int) -> int:
+    """Run one task. Returns the size of the part in bytes of the output."""
+    text, into, locations, how = given
     plan = Plan.from_json(text, path="the plan that was sent")
-    done = apply_part(
-        plan,
-        Part(number, count),
-        into=into,
-        locations=locations,
-        workers=threads,
-        device=device,
-        options=options,
-        restart=restart,
-    )
-    return done.size_bytes
+    return apply_part(plan, Part(number, count), into=into, locations=locations, **how).size_bytes
 
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """The module `ray`, connected. It reports its use to nobody, and a cluster of one's own is heard on the loopback interface
-    alone: without the third variable, which is read as Ray is imported, it takes the machine's address for 127.0.0.1.
+    """Return the module `ray`, connected. It sends no usage reports, and a cluster started here listens on the loopback
+    interface only. Without the third variable, which is read while Ray is imported, Ray takes the machine's address for
+    127.0.0.1.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -121,7 +112,7 @@ def _connected(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise RecipeError("--engine ray: ray is not installed; `pip install 'lswap-core[cluster]'` brings it") from error
-    before = signal.getsignal(signal.SIGTERM)  # Ray puts its own in its place
+    before = signal.getsignal(signal.SIGTERM)  # Ray replaces it with its own
     try:
         ray.init(address, configure_logging=True, logging_level="error", log_to_driver=False, **own)
     except ConnectionError as error:
@@ -136,7 +127,7 @@ def _connected(address: str) -> Iterator[Any]:
 
 
 def _slots(ray: Any, workers: int | None) -> tuple[int, int]:
-    """Threads of one task, and how many tasks can run at once."""
+    """Threads of one task, and the number of tasks that can run at once."""
     processors = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     usable = [count for count in processors if count] or [1]
     threads = workers or min(_TASK_THREADS, *usable)
@@ -146,7 +137,7 @@ def _slots(ray: Any, workers: int | None) -> tuple[int, int]:
 
 
 def _cancel(ray: Any, pending: list[Any]) -> None:
-    """Interrupt what runs, as Ctrl-C would, and drop what does not; whoever does not end in time is ended."""
+    """Interrupt running tasks, as Ctrl-C would, and cancel the others. Kills tasks that do not end in time."""
     for force in (False, True):
         for ref in pending:
             ray.cancel(ref, force=force)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import LENGTH_BYTES, build_header, parse_header, parse_length, reference_order, size_in_bytes
 from lswap_core.errors import FormatError
-from lswap_core.strict_json import parse_object
+from lswap_core.text.strict_json import parse_object
 from tests.build import BITS
 
 WHOLE_BYTE = [name for name, dtype in DTYPES.items() if dtype.bits % 8 == 0]

@@ -274,8 +274,8 @@ def test_verify_of_what_is_no_output(pair: Pair, capsys: pytest.CaptureFixture[s
 def test_a_plan_is_not_written_over_anything(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(Path())
     for place, words in (
-        ("lang/config.json", "lies in the source"),
-        ("math/plan.json", "lies in the source"),
+        ("lang/config.json", "is inside the source"),
+        ("math/plan.json", "is inside the source"),
         ("no/plan.json", "does not exist"),
     ):
         status, _, err = run(capsys, "plan", *SOURCES, *SWAP, "--out", place)
@@ -379,9 +379,9 @@ def test_a_second_interruption_does_not_stop_the_clearing(tmp_path: Path) -> Non
         ([*SOURCES, "--bottom", "1", "--layer-prefix", "x"], 4, "no layers at 'x'; numbered stacks: model.layers (8 layers)"),
         ([*SOURCES, "--bottom", "1", "--shard-size", "5 apples"], 4, "'5 apples' is not a size"),
         ([*SOURCES, "--bottom", "1", "--workers", "0"], 4, "--workers is 0"),
-        ([*SOURCES, "--bottom", "1", "--out", "math"], 4, "is, holds or lies in the source"),
-        ([*SOURCES, "--bottom", "1", "--out", "math/out"], 4, "is, holds or lies in the source"),
-        ([*SOURCES, "--bottom", "1", "--out", "."], 4, "is, holds or lies in the source"),
+        ([*SOURCES, "--bottom", "1", "--out", "math"], 4, "is, contains or is inside the source"),
+        ([*SOURCES, "--bottom", "1", "--out", "math/out"], 4, "is, contains or is inside the source"),
+        ([*SOURCES, "--bottom", "1", "--out", "."], 4, "is, contains or is inside the source"),
         ([*SOURCES, "--bottom", "1", "--out", "taken"], 4, "taken exists"),
         ([*SOURCES, "--bottom", "1", "--out", "dangling"], 4, "exists"),
         ([*SOURCES, "--bottom", "1", "--out", "no/such/place"], 1, "parent directory does not exist"),

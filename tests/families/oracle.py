@@ -15,7 +15,7 @@ _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16:
 
 @dataclass(frozen=True)
 class Setting:
-    """A command line's options, and by hand what they mean: lang's share in each of six layers and outside them."""
+    """A command line's options, and by hand what they mean: lang's weight in each of six layers and outside them."""
 
     name: str
     arguments: tuple[str, ...]
@@ -68,7 +68,7 @@ def blend(x: torch.Tensor, y: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def share_of(name: str, family: Family, setting: Setting) -> float:
-    """Lang's share in the tensor of this name in `state_dict()`."""
+    """Lang's weight in the tensor of this name in `state_dict()`."""
     if name.startswith(family.stack):
         return setting.shares[int(name.removeprefix(family.stack).partition(".")[0])]
     if name in family.embed or (family.tied and name in family.head):

@@ -190,7 +190,7 @@ def test_a_worker_whose_disk_fails_records_nothing(parts: Parts, tmp_path: Path,
     )
     assert done.returncode == 1, done.stderr
     assert f"{file}: Input/output error" in done.stderr
-    assert "the same command does part 2/2 anew" in done.stderr
+    assert "the same command does part 2/2 again" in done.stderr
     assert sorted(p.name for p in build_of(out).glob("part-*")) == ["part-1-of-2.json"]
     assert (build_of(out) / "part-1-of-2.json").read_bytes() == before
     assert file.exists()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lswap_core.errors import RecipeError
-from lswap_core.text import format_size, parse_size
+from lswap_core.text.plain import format_size, parse_size
 
 
 @pytest.mark.parametrize(

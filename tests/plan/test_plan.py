@@ -84,7 +84,7 @@ def test_texts_are_those_of_the_json_module(draft: Draft, shard_size: int | None
     plan = lay_out(draft, shard_size)
     text = plan.to_json()
     assert text == json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"
-    if plan.index not in (None, draft.host.index):
+    if plan.index not in (None, draft.primary.index):
         assert plan.index == json.dumps(json.loads(plan.index or ""), indent=2, sort_keys=True) + "\n"
 
 
@@ -99,9 +99,9 @@ def test_names_of_all_kinds_are_written_as_the_json_module_writes_them() -> None
 @given(drafts())
 def test_the_default_layout_is_maths_own(draft: Draft) -> None:
     plan = lay_out(draft)
-    host = draft.host
-    assert [(file.name, file.header.raw) for file in plan.files] == [(shard.name, shard.header.raw) for shard in host.shards]
-    assert plan.index == host.index
+    primary = draft.primary
+    assert [(file.name, file.header.raw) for file in plan.files] == [(shard.name, shard.header.raw) for shard in primary.shards]
+    assert plan.index == primary.index
 
 
 @given(drafts(), st.integers(1, 3000))
@@ -135,7 +135,7 @@ def test_an_index_with_a_wrong_size_is_written_anew(stated: object) -> None:
     names = list(llama(6))
     draft = LayerSwap(bottom=1).draft(**pair([names[:5], names[5:]], total_size=stated))
     plan = lay_out(draft)
-    assert plan.index != draft.host.index or stated is None
+    assert plan.index != draft.primary.index or stated is None
     total = json.loads(plan.index or "")["metadata"]["total_size"]
     assert total == sum(step.size_bytes for step in plan.steps)
 
@@ -144,14 +144,14 @@ def test_a_lone_shard_with_an_index_keeps_both() -> None:
     draft = LayerSwap(bottom=1).draft(**pair([list(llama(6))]))
     plan = lay_out(draft)
     assert [file.name for file in plan.files] == ["model-00001-of-00001.safetensors"]
-    assert plan.index == draft.host.index
+    assert plan.index == draft.primary.index
 
 
 def test_a_draft_of_other_tensors_is_laid_out_anew() -> None:
-    host = checkpoint(llama(6), files=[["lm_head.weight"], [n for n in llama(6) if n != "lm_head.weight"]])
-    for draft in (Draft.of(host).drop(layers(0, 1)), Draft.of(host).cast(named("*"), DTYPES["F32"])):
+    primary = checkpoint(llama(6), files=[["lm_head.weight"], [n for n in llama(6) if n != "lm_head.weight"]])
+    for draft in (Draft.of(primary).drop(layers(0, 1)), Draft.of(primary).cast(named("*"), DTYPES["F32"])):
         assert [file.name for file in lay_out(draft).files] == ["model.safetensors"]
-    assert lay_out(Draft.of(host)).files[0].name == "model-00001-of-00002.safetensors"
+    assert lay_out(Draft.of(primary)).files[0].name == "model-00001-of-00002.safetensors"
 
 
 def test_an_empty_checkpoint_has_a_plan() -> None:
@@ -236,8 +236,8 @@ STEP = ("files", 0, "tensors", NAME)
         (set_at(*STEP, "blend", 0, "copy", 0, to="code"), "reads code 'model.safetensors' up to"),
         (set_at("files", 0, "header", to="{}"), "name different things"),
         (without(*STEP), "name different things"),
-        (set_at(*STEP, "weight", to=1.0), "lies between 0 and 1; at either end it is a copy"),
-        (set_at(*STEP, "weight", to=1e-46), "lies between 0 and 1; at either end it is a copy"),
+        (set_at(*STEP, "weight", to=1.0), "is between 0 and 1; at either end it is a copy"),
+        (set_at(*STEP, "weight", to=1e-46), "is between 0 and 1; at either end it is a copy"),
         (set_at("swap", "outside", "norm", "tensors", to=["x"]), "swap.outside.norm: names 'x', which is no tensor of the output"),
         (set_at(*STEP, "weight", to="x"), "weight: expected a number from 0 to 1, found 'x'"),
         (set_at(*STEP, "blend", to=[]), "blend: expected a list of 2, found []"),

@@ -78,8 +78,8 @@ def test_the_base_is_the_source_file_with_most_bytes_in_place(draft: Draft, shar
 def test_an_unchanged_shard_is_wholly_its_source_s() -> None:
     shapes = {f"layers.{n}.w": ("BF16", (64,)) for n in range(4)}
     files = [[name] for name in shapes]
-    host = checkpoint(shapes, files=files)
-    for file in lay_out(Draft.of(host)).files:
+    primary = checkpoint(shapes, files=files)
+    for file in lay_out(Draft.of(primary)).files:
         base = base_of(file)
         assert base is not None
         assert (base.role, base.file, base.whole) == ("math", file.name, True)

@@ -108,12 +108,12 @@ def test_files_are_as_few_as_when_each_is_filled(draft: Draft, most: int) -> Non
 def test_files_end_where_their_sources_do_if_that_makes_none_more() -> None:
     names = [f"model.layers.{n}.w" for n in range(9)]
     files = [names[0:3], names[3:5], names[5:9]]
-    host = checkpoint(dict.fromkeys(names, ("F32", (25000,))), files=files, metadata={"say": "that headers differ"})
-    assert split(Draft.of(host).tensors, 400_000) == files
-    assert split(Draft.of(host).tensors, 300_000) == [names[0:3], names[3:6], names[6:9]]  # else they would be four
-    assert split(Draft.of(host).tensors, 900_000) == [names]
+    primary = checkpoint(dict.fromkeys(names, ("F32", (25000,))), files=files, metadata={"say": "that headers differ"})
+    assert split(Draft.of(primary).tensors, 400_000) == files
+    assert split(Draft.of(primary).tensors, 300_000) == [names[0:3], names[3:6], names[6:9]]  # else they would be four
+    assert split(Draft.of(primary).tensors, 900_000) == [names]
     for size, files_in_phase in ((400_000, True), (900_000, False)):
-        plan = lay_out(Draft.of(host), size)
+        plan = lay_out(Draft.of(primary), size)
         whole = sum((f.header.file_size - f.header.data_begin) // BLOCK_BYTES for f in plan.files)
         assert (sum(blocks_shared(f, f.header.data_begin) for f in plan.files) > 0.97 * whole) is files_in_phase
 
@@ -163,8 +163,10 @@ def test_a_slice_of_a_shard_is_shared_but_for_its_edges() -> None:
 
 def test_the_source_s_order_is_kept_where_the_reference_s_would_cost() -> None:
     names = [f"model.layers.{n}.w" for n in range(12)]  # 10 and 11 sort before 2
-    host = checkpoint({name: ("BF16", (1000 + n, 1000)) for n, name in enumerate(names)}, metadata={"so": "that headers differ"})
-    (file,) = lay_out(Draft.of(host), 10**9).files
+    primary = checkpoint(
+        {name: ("BF16", (1000 + n, 1000)) for n, name in enumerate(names)}, metadata={"so": "that headers differ"}
+    )
+    (file,) = lay_out(Draft.of(primary), 10**9).files
     assert list(file.header.tensors) == names
     data_bytes = file.header.file_size - file.header.data_begin
     assert blocks_shared(file, file.header.data_begin) >= data_bytes // BLOCK_BYTES - 1
@@ -173,8 +175,8 @@ def test_the_source_s_order_is_kept_where_the_reference_s_would_cost() -> None:
 def test_the_heavier_phase_wins() -> None:
     light = {"model.layers.0.w": ("F32", (3000,))}
     heavy = {"model.layers.1.w": ("F32", (100_000,))}
-    host = checkpoint(light | heavy, files=[list(light), list(heavy)], metadata={"format": "pt", "so": "that phases differ"})
-    (file,) = lay_out(Draft.of(host), 10**9).files
+    primary = checkpoint(light | heavy, files=[list(light), list(heavy)], metadata={"format": "pt", "so": "that phases differ"})
+    (file,) = lay_out(Draft.of(primary), 10**9).files
     steps = {step.name: step for step in file.steps()}
     for name, agrees in (("model.layers.0.w", False), ("model.layers.1.w", True)):
         assert ((steps[name].begin - steps[name].made_of.refs[0].begin) % BLOCK_BYTES == 0) is agrees
@@ -191,6 +193,6 @@ def test_unaligned_sources_are_aligned_again() -> None:
 
 @pytest.mark.parametrize("names", [["a"], []])
 def test_little_is_arranged_like_much(names: list[str]) -> None:
-    host = checkpoint(dict.fromkeys(names, ("BF16", (0,))))
-    file = arrange("f.safetensors", dict(Draft.of(host).tensors), {"format": "pt"})
+    primary = checkpoint(dict.fromkeys(names, ("BF16", (0,))))
+    file = arrange("f.safetensors", dict(Draft.of(primary).tensors), {"format": "pt"})
     assert file.header == build_header(dict.fromkeys(names, (DTYPES["BF16"], (0,))), {"format": "pt"})

@@ -16,7 +16,7 @@ from lswap_core.recipe.draft import Draft
 from lswap_core.recipe.expressions import Adapted, Blend, Copy, Expression, TaskVectors, rounded_to
 from lswap_core.recipe.layer_swap import LayerSwap
 from lswap_core.recipe.selectors import named
-from lswap_core.strict_json import Node
+from lswap_core.text.strict_json import Node
 from tests.catalogue import checkpoint, llama
 
 F32, BF16, F16 = DTYPES["F32"], DTYPES["BF16"], DTYPES["F16"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lswap_core.errors import MismatchError, RecipeError
 from lswap_core.recipe.expressions import Blend, Copy, Expression
 from lswap_core.recipe.layer_swap import LayerSwap, Zones
-from lswap_core.text import parse_layers
+from lswap_core.text.plain import parse_layers
 from tests.catalogue import checkpoint, llama
 
 small = st.integers(0, 12)
@@ -47,7 +47,7 @@ def test_zones_partition_the_layers(b: int, tb: int, tu: int, u: int, count: int
 
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_a_linear_ramp_falls_from_lang_to_math_in_equal_steps(bottom: int, top: int) -> None:
-    shares = LayerSwap(bottom=1, top=1, transition_bottom=bottom, transition_top=top, ramp="linear").zones(20).shares
+    shares = LayerSwap(bottom=1, top=1, transition_bottom=bottom, transition_top=top, ramp="linear").zones(20).weights
     low, high = [1.0, *shares[1 : 1 + bottom], 0.0], [1.0, *shares[::-1][1 : 1 + top], 0.0]
     for seam in (low, high):
         steps = [a - b for a, b in pairwise(seam)]
@@ -71,7 +71,7 @@ def test_a_linear_ramp_falls_from_lang_to_math_in_equal_steps(bottom: int, top: 
     ],
 )
 def test_settings(options: dict[str, Any], shares: list[float]) -> None:
-    assert LayerSwap(**options).zones(6).shares == pytest.approx(tuple(shares))
+    assert LayerSwap(**options).zones(6).weights == pytest.approx(tuple(shares))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_settings(options: dict[str, Any], shares: list[float]) -> None:
         ({"bottom": 2, "transition_top": 1}, "--transition-top asks for a seam, but --top is 0"),
         ({"bottom": 2, "lang_layers": (1,)}, "leave out --bottom, --top and --transition"),
         ({"lang_layers": (1, 2), "blend_layers": (2, 3)}, "layers 2 are in --lang-layers and in --blend-layers"),
-        ({"weight": 1.5}, "--weight is 1.5; expected lang's share"),
+        ({"weight": 1.5}, "--weight is 1.5; expected lang's weight"),
         ({"weight": float("nan")}, "--weight is nan"),
         ({"weight": "0.5"}, "--weight is '0.5'"),
         ({"ramp": "linear", "weight": 0.3, "bottom": 1}, "--weight 0.3 has no effect with --ramp linear"),
@@ -148,10 +148,10 @@ def test_drafts_are_what_the_definition_says(options: dict[str, Any], outside: d
     swap = LayerSwap(**options)
     math, lang = checkpoint(llama(8)), checkpoint(llama(8), "lang")
     draft = swap.draft(math=math, lang=lang)
-    shares = swap.zones(8).shares
+    shares = swap.zones(8).weights
     assert dict(draft.tensors) == {name: by_hand(name, shares, outside, math, lang) for name in math.tensors}
     assert draft.swap is not None
-    assert draft.swap.shares == shares
+    assert draft.swap.weights == shares
     accounted = {n for _, names in draft.swap.outside.values() for n in names}
     assert accounted == {name for name in math.tensors if "layers" not in name}
 

@@ -77,7 +77,7 @@ def open_all(*roles: str) -> list[Any]:
 @pytest.mark.parametrize("roles", [("code", "law"), ("math", "lang", "code"), ("law", "code", "lang", "math")])
 def test_a_uniform_soup(experts: dict[str, Model], roles: tuple[str, ...]) -> None:
     plan = lay_out(Soup().draft(*open_all(*roles)))
-    assert plan.host == roles[0]
+    assert plan.primary == roles[0]
     manifest = execute(plan, into="out")
     assert data_of("out") == expected(experts, roles, [1 / len(roles)] * len(roles))
     assert verify("out", locations={role: role for role in roles}) == read_manifest("out")

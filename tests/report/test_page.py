@@ -203,8 +203,8 @@ def test_the_command_repeats_the_merge(case: Case, tmp_path: Path, monkeypatch: 
     [
         (["--method", "ties"], {"base and what was changed of it"}, "Who gives what"),
         (["--method", "task-arithmetic"], {"base and what was changed of it"}, "Who gives what"),
-        (["--bottom", "1", "--revert-layers", "3"], {"lang", "math", "base"}, "Lang&#x27;s share"),
-        (["--method", "soup", "--ramp", "mav"], {"blend"}, "Lang&#x27;s share"),
+        (["--bottom", "1", "--revert-layers", "3"], {"lang", "math", "base"}, "Lang&#x27;s weight"),
+        (["--method", "soup", "--ramp", "mav"], {"blend"}, "Lang&#x27;s weight"),
     ],
 )
 def test_other_methods(case: Case, tmp_path: Path, flags: list[str], givers: set[str], title: str) -> None:
@@ -387,7 +387,7 @@ def test_the_command_line(
     assert (tmp_path / "swap-report.html").read_bytes() == first
     status, _, err = run(capsys, "report", str(out), "--html", str(out / "x.html"))
     assert status == 4
-    assert "would lie in" in err
+    assert "would be in" in err
     assert sorted(path.name for path in out.iterdir()) == before
     monkeypatch.chdir(out)  # its name is found from within, too
     (tmp_path / "swap-report.html").unlink()

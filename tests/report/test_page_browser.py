@@ -146,7 +146,7 @@ def test_hovering_shows_place_and_values(opened: Any, case: Case) -> None:
     page.mouse.move(*page.evaluate(PLACE, ["origins", 1, 0]))
     lines = page.locator("#origins .hoverlayer .hovertext tspan.line").all_text_contents()
     assert lines[0] == "layer 1"
-    assert lines[2:] == ["from blend", "lang's share: 0.5"]
+    assert lines[2:] == ["from blend", "lang's weight: 0.5"]
 
 
 def test_colours_grow_with_the_values(opened: Any, case: Case) -> None:

@@ -16,7 +16,7 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
-from lswap_core.sinks.disk.journal import Journal, Progress, read_journal
+from lswap_core.sinks.disk.journal import Journal, JournalContents, read_journal
 from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
 from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sources.local import LocalSource
@@ -43,7 +43,7 @@ def test_it_tells_what_was_noted(tmp_path: Path) -> None:
     write(tmp_path / "j")
     told = read_journal(tmp_path / "j")
     durable = {record.name: record for record in RECORDS[:2]}
-    assert told == Progress("plan", "auto", {"f": "write", "g": "clone"}, durable, ((RECORDS[2],),))
+    assert told == JournalContents("plan", "auto", {"f": "write", "g": "clone"}, durable, ((RECORDS[2],),))
 
 
 def test_begun_anew_it_tells_what_is_durable(tmp_path: Path) -> None:

@@ -582,5 +582,5 @@ def test_places_that_are_none_are_refused(store: Store, small: Case) -> None:
 
 def test_a_source_that_lies_in_the_output_is_refused(store: Store, experts: dict[str, str]) -> None:
     plan = plan_within(experts)
-    with pytest.raises(RecipeError, match="holds or lies in the source"):
+    with pytest.raises(RecipeError, match="contains or is inside the source"):
         apply_part(plan, Part(1, 2), into="s3://experts/math/out")

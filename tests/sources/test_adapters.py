@@ -354,7 +354,7 @@ def test_no_output_lies_in_base_or_adapter(inside: str, tmp_path: Path, capsys: 
     arguments = ["--math", f"{base}+{adapter}", "--lang", str(base), "--bottom", "1", "--out", place]
     for command in (["merge"], ["merge", "--dry-run"], ["plan"]):
         assert main([*command, *arguments]) == 4
-        assert "lies in the source" in capsys.readouterr().err
+        assert "is inside the source" in capsys.readouterr().err
     assert tree(tmp_path) == before
 
 

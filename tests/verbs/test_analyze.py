@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lswap_core import LayerSwap, analyze, open_checkpoint, read_manifest
 from lswap_core.analysis.changes import ChangeMaps
-from lswap_core.analysis.kinship import find_kinship
+from lswap_core.analysis.shared_base import check_shared_base
 from lswap_core.analysis.suggestion import suggest
 from lswap_core.checkpoint.catalogue import Checkpoint
 from lswap_core.cli.main import main
@@ -260,7 +260,7 @@ def test_mav_shares_are_what_numpy_gives_and_only_blended_layers_are_read(tmp_pa
     recipe = LayerSwap(bottom=1, top=1, transition=1, ramp="mav")
     draft = draft_merge(recipe, **experts)
     assert draft.swap is not None
-    shares = dict(enumerate(draft.swap.shares))
+    shares = dict(enumerate(draft.swap.weights))
     for number in (1, 4):
         names = [n for n in models["base"] if n.startswith(f"model.layers.{number}.")]
         by_math, by_lang = (
@@ -282,8 +282,8 @@ def test_where_an_expert_did_not_change_the_weight_is_taken_and_said(tmp_path: P
     models["math"] |= {n: t for n, t in models["base"].items() if n.startswith("model.layers.1.")}
     draft = draft_merge(LayerSwap(bottom=1, transition=2, ramp="mav", weight=0.25), **opened(tmp_path, models))
     assert draft.swap is not None
-    assert draft.swap.shares[1] == 0.25
-    assert draft.swap.shares[2] not in (0.25, 0, 1)
+    assert draft.swap.weights[1] == 0.25
+    assert draft.swap.weights[2] not in (0.25, 0, 1)
     assert [note for note in draft.swap.notes if note.startswith("layer 1: math or lang did not change")]
     assert draft.swap.base == "base"
 
@@ -293,7 +293,7 @@ def test_without_blended_layers_mav_needs_nothing_of_the_base(tmp_path: Path) ->
 
     draft = draft_merge(LayerSwap(bottom=1, ramp="mav"), **opened(tmp_path, trio("BF16")))
     assert draft.swap is not None
-    assert (draft.swap.base, draft.swap.shares) == (None, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
+    assert (draft.swap.base, draft.swap.weights) == (None, (1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
 
 
 def test_maps_of_other_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_maps_of_other_checkpoints_are_refused(tmp_path: Path) -> None:
         draft_merge(recipe, **experts, auto=True)
     with pytest.raises(RecipeError, match="give --base, or --changes"):
         recipe.draft(**pair)
-    assert find_kinship(other)
+    assert check_shared_base(other)
 
 
 def test_a_soup_weighted_by_mav_takes_every_layers_share_from_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_a_soup_weighted_by_mav_takes_every_layers_share_from_the_maps(tmp_path:
     assert main(["merge", *sources, "--method", "soup", "--ramp", "mav", "--out", "soup"]) == 0
     manifest = read_manifest("soup")
     assert manifest.swap is not None
-    assert dict(enumerate(manifest.swap.shares)) == shares
+    assert dict(enumerate(manifest.swap.weights)) == shares
     assert len(set(shares.values())) == LAYERS
     assert main(["verify", "soup", "--math", "math", "--lang", "lang"]) == 0
 

@@ -1,8 +1,8 @@
-"""Many settings of many pairs of experts, each generated once, by one resident model.
+"""Evaluates many settings of many pairs of experts. Each model generates once, with one resident model in memory.
 
-Everything is known before anything is generated: which settings there are, which of them are the same model, where each
-one's log is. That is written to `runs.json`, which with the logs is all that the results are made of. One setting is merged
-to disk for real, and must answer as the model in memory did, generation for generation.
+Everything is known before any model generates: the settings, which of them are the same model, and the log of each.
+`runs.json` records that; it and the logs are all that the results are computed from. One setting is also merged to disk, and
+must answer as the model in memory did, generation for generation.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _CHECK_DIRECTORY = "disk-merge"
 
 
 @dataclass(frozen=True)
-class Run:
-    """One setting of one pair. `log` is relative to the results' directory; settings that are one model share it."""
+class PlannedRun:
+    """One setting of one pair. log: relative to the results' directory; settings that are one model share it."""
 
     math: str
     lang: str
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def described(self) -> dict[str, Any]:
-        """The `model` of the log's header. A control belongs to no pair, but to its expert."""
+        """The `model` of the log's header. A control belongs to its expert and to no pair."""
         pair = {"math": self.math, "lang": self.lang, "base": ""}.get(str(self.setting.recipe), f"{self.math}+{self.lang}")
         return {**self.identity.to_json(), "setting": self.setting.id, **({"pair": pair} if pair else {})}
 
@@ -59,22 +59,22 @@ class Pair:
     math: Checkpoint
     lang: Checkpoint
     base: Checkpoint | None
-    runs: tuple[Run, ...]
+    runs: tuple[PlannedRun, ...]
 
     @property
     def name(self) -> str:
-        """What the pair is called in results."""
+        """The pair's name in results."""
         return f"{self.math.name}+{self.lang.name}"
 
     @property
     def sources(self) -> dict[Role, Checkpoint]:
-        """By role."""
+        """The sources, by role."""
         return {source.role: source for source in (self.math, self.lang, self.base) if source is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What every setting is asked, and how. prompts: settings that the prompts were made by, for the logs' headers."""
+    """What every setting is asked, and how. prompts: the settings of the prompts, for the logs' headers."""
 
     tasks: Sequence[Task]
     prompts: Mapping[str, Any]
@@ -86,24 +86,24 @@ class Work:
 
 
 class Listener(Protocol):
-    """Told what goes on."""
+    """Receives the events of an ablation."""
 
-    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
-        """The resident model is this run's now."""
+    def swapped(self, run: PlannedRun, written_bytes: int, seconds: float) -> None:
+        """The resident model now holds this run's weights."""
 
-    def watch(self, run: Run, header: Header) -> Watcher:
-        """Who watches the generation of a run. Its log is open."""
+    def watch(self, run: PlannedRun, header: Header) -> Watcher:
+        """Return a watcher for the generation of a run, whose log is open."""
 
-    def checked(self, run: Run, answers: int) -> None:
-        """A disk merge gave the same answers as the log of this run."""
+    def checked(self, run: PlannedRun, answers: int) -> None:
+        """A merge on disk gave the same answers as this run's log."""
 
 
 def plan_pairs(
     maths: Sequence[str], langs: Sequence[str], base: str | None, settings_of: Callable[[int], Sequence[Setting]]
 ) -> list[Pair]:
-    """Every math expert with every language expert. settings_of: the settings for a number of layers.
+    """Pair every math expert with every language expert. settings_of: returns the settings for a number of layers.
 
-    Headers only. Raises MismatchError where two experts cannot be combined, and what opening them raises.
+    Reads headers only. Raises MismatchError where two experts cannot be combined, and whatever opening them raises.
     """
     of_math = _named(maths, "math")
     of_lang = _named(langs, "lang")
@@ -116,32 +116,32 @@ def plan_pairs(
             for setting in settings:
                 draft = setting.draft(math=math, lang=lang, base=below)
                 whole = draft.swap is None
-                name = draft.host.name if whole else f"{math.name}+{lang.name} {setting.id}"
+                name = draft.primary.name if whole else f"{math.name}+{lang.name} {setting.id}"
                 identity = identify_draft(draft, name=name)
-                stem = (draft.host.name if whole else setting.id).replace("/", "--")
+                stem = (draft.primary.name if whole else setting.id).replace("/", "--")
                 log = f"logs/{stem}-{identity.digest[:16]}.jsonl"
-                runs.append(Run(math.name, lang.name, setting, draft, identity, log))
+                runs.append(PlannedRun(math.name, lang.name, setting, draft, identity, log))
             pairs.append(Pair(math, lang, below, tuple(runs)))
     return _sharing_logs(pairs)
 
 
-def distinct(runs: Iterable[Run]) -> list[Run]:
+def distinct(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
     """The first run of each model."""
     return list({run.identity.digest: run for run in reversed(list(runs))}.values())[::-1]
 
 
 def run_pairs(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, *, resume: bool, check: bool) -> None:
-    """Generate what the logs in `into` lack, then hold one setting against a disk merge. Writes `runs.json` first.
+    """Generate what the logs in `into` lack, then compare one setting with a merge on disk. Writes `runs.json` first.
 
-    RecipeError where `into` is there and not to be resumed, or holds other runs. VerificationError where the disk merge
-    answers otherwise.
+    Raises RecipeError where `into` exists and may not be resumed, or holds other runs, and VerificationError where the merge
+    on disk answers differently.
     """
     described = describe(pairs)
     _claim(into, described, resume=resume)
     done: set[str] = set()
     for _, several in groupby(pairs, key=lambda pair: id(pair.math)):
         _run_on_one_model(list(several), work, into, listener, done)
-        gc.collect()  # before the next model comes
+        gc.collect()  # before the next model is loaded
     if check and not (into / CHECK_FILE).exists():
         run = checked_run(pairs)
         answers = check_against_disk(run, work, into)
@@ -171,24 +171,24 @@ def describe(pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def checked_run(pairs: Sequence[Pair]) -> Run:
-    """The run to hold against a disk merge: of the first pair, the first with the most kinds of layers."""
+def checked_run(pairs: Sequence[Pair]) -> PlannedRun:
+    """Choose the run to compare with a merge on disk: of the first pair, the first with the most kinds of layers."""
     swaps = [run for run in pairs[0].runs if run.draft.swap is not None]
     if not swaps:
         raise RecipeError("no setting swaps a layer; there is nothing to hold against a disk merge")
-    return max(swaps, key=lambda run: len({*(run.identity.shares or ())}))
+    return max(swaps, key=lambda run: len({*(run.identity.weights or ())}))
 
 
-def check_against_disk(run: Run, work: Work, into: Path) -> int:
+def check_against_disk(run: PlannedRun, work: Work, into: Path) -> int:
     """Merge `run` to disk, generate with what transformers loads from there, and compare with the run's log.
 
-    Returns the number of answers, which are all equal. VerificationError names those that are not. The merged model is
-    removed; it needs as much disk as the model has.
+    Returns the number of answers, all equal. Raises VerificationError, which names the answers that are not. Removes the
+    merged model, which needs as much disk space as the model has.
     """
     from lswap_eval.generate.local_model import TransformersGenerator, load_model
 
     place = into / _CHECK_DIRECTORY
-    shutil.rmtree(place, ignore_errors=True)  # of a check that was killed
+    shutil.rmtree(place, ignore_errors=True)  # left by a check that was killed
     execute(lay_out(run.draft), into=place)
     model = load_model(place, device=work.device, dtype=work.dtype)
     generator = TransformersGenerator(model, place, work.decoding)
@@ -207,7 +207,9 @@ def check_against_disk(run: Run, work: Work, into: Path) -> int:
 
 
 def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: Listener, done: set[str]) -> None:
-    """The runs of pairs with one math expert, by one resident model. done: identities, added to as they are."""
+    """Run the pairs with one math expert on one resident model. done: identities of finished models; this function adds to
+    it.
+    """
     from lswap_eval.ablate.resident import ResidentModel
     from lswap_eval.generate.local_model import TransformersGenerator, check_tokenizer, load_model
 
@@ -232,7 +234,7 @@ def _run_on_one_model(pairs: Sequence[Pair], work: Work, into: Path, listener: L
                 done.add(run.identity.digest)
 
 
-def _in_order(runs: Sequence[Run], pair: Pair) -> Iterator[Run]:
+def _in_order(runs: Sequence[PlannedRun], pair: Pair) -> Iterator[PlannedRun]:
     for number in nearest_order(Draft.of(pair.math), [run.draft for run in runs]):
         yield runs[number]
 
@@ -245,7 +247,7 @@ def _claim(into: Path, described: Mapping[str, Any], *, resume: bool) -> None:
             raise RecipeError(f"{into} holds runs already; continue them with --resume, or choose another --out")
         if runs.read_text() != text:
             raise RecipeError(f"{runs} is of other experts or settings; use the same, or choose another --out")
-    elif into.exists() and {found.name for found in into.iterdir()} - {"logs", f".{RUNS_FILE}"}:
+    elif into.exists() and {entry.name for entry in into.iterdir()} - {"logs", f".{RUNS_FILE}"}:
         raise RecipeError(f"{into} is there already and holds no runs; choose another --out")
     (into / "logs").mkdir(parents=True, exist_ok=True)
     partial = into / f".{RUNS_FILE}"
@@ -254,7 +256,7 @@ def _claim(into: Path, described: Mapping[str, Any], *, resume: bool) -> None:
 
 
 def _named(paths: Sequence[str], role: str) -> list[Checkpoint]:
-    """The experts at these paths, under names of their own: where two directories are called the same, with a number."""
+    """Open the experts at these paths, with distinct names: where two directories have the same name, it gets a number."""
     opened = [open_checkpoint(path, role=role) for path in paths]
     names = [checkpoint.name for checkpoint in opened]
     return [
@@ -264,7 +266,7 @@ def _named(paths: Sequence[str], role: str) -> list[Checkpoint]:
 
 
 def _sharing_logs(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same, with one log for all runs of one model: the first one's."""
+    """The same pairs, where all runs of one model share the log of the first."""
     first: dict[str, str] = {}
     for pair in pairs:
         for run in pair.runs:

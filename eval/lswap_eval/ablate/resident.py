@@ -1,8 +1,8 @@
-"""One model in memory whose layers are swapped in place, instead of a checkpoint on disk for each setting.
+"""One model in memory, whose layers are swapped in place, instead of a checkpoint on disk for each setting.
 
-What a parameter should hold comes from the same draft, through the same evaluator and kernels, as what a merge writes; so
-the model in memory computes what the merged one would, bit for bit. Only tensors that are made of something else than
-before are evaluated, piece by piece, so memory stays at one model and a few megabytes.
+The parameters come from the same draft, evaluator and kernels as the output of a merge. So the model in memory has the merged
+model's weights, bit for bit. Only tensors whose expression changes are evaluated, piece by piece, so memory stays at one
+model and a few megabytes.
 """
 
 from __future__ import annotations
@@ -30,55 +30,57 @@ _TORCH = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
 }  # fmt: skip
 _COMPUTED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-"""Buffers that some old checkpoints store and no model reads: it computes them."""
+"""Buffers that some old checkpoints store and no model reads, since models compute them."""
 _PROBE_BYTES = 4096
 
 
 class ResidentModel:
-    """A loaded model and the draft that it holds now.
+    """A loaded model, and the draft that it holds now.
 
-    model: as transformers loaded it from `host`, untouched since, on any device. sources: by role, `host` among them; every
-    draft is made of these. Raises RecipeError where transformers keeps the tensors of this architecture under other names
-    or in another form than the files do. Not to be used from several threads. `close` it, or use it as a context manager.
+    model: as transformers loaded it from `host`, unchanged since, on any device. sources: by role, with `host`; every draft
+    uses these. Raises RecipeError where transformers keeps this architecture's tensors under other names or in another form
+    than the files. Not safe to use from several threads. Call `close`, or use it as a context manager.
     """
 
-    def __init__(self, model: Any, host: Checkpoint, sources: Mapping[Role, Checkpoint]) -> None:
+    def __init__(self, model: Any, primary: Checkpoint, sources: Mapping[Role, Checkpoint]) -> None:
         self.model = model
-        self._host = host
-        self._stored = _parameters(model, host)
-        self._held: dict[str, Expression] = dict(Draft.of(host).tensors)
+        self._primary = primary
+        self._stored = _parameters(model, primary)
+        self._held: dict[str, Expression] = dict(Draft.of(primary).tensors)
         self._sources: LocalSource | None = None
         self._attach(sources)
         self._check_loaded()
 
     def attach(self, sources: Mapping[Role, Checkpoint]) -> None:
-        """Take other sources from now on, such as another language expert; the host stays. The model becomes the host's
-        again first, since what it holds is known in terms of the sources.
+        """Use other sources from now on, such as another language expert. The primary source stays the same. The model
+        gets the primary source's weights first, since it records its weights in terms of the sources.
         """
-        self.swap(Draft.of(self._host))
+        self.swap(Draft.of(self._primary))
         self._attach(sources)
 
     def swap(self, draft: Draft) -> int:
-        """Make the model hold what `draft` says. Returns the bytes that were rewritten.
+        """Give the model the weights of `draft`. Returns the number of bytes written.
 
-        Raises StalePlanError where a source has changed, RecipeError where a tensor does not fit. Whatever is raised, the
-        next call puts right what this one left undone.
+        Raises StalePlanError where a source has changed, and RecipeError where a tensor does not fit. After any error, the
+        next call repairs what this one left incomplete.
         """
         if self._sources is None:
             raise ValueError("this model is closed")
-        if draft.tensors.keys() != self._host.tensors.keys():
-            raise RecipeError(f"the tensors of {draft.host.location} are not those of {self._host.location}; no in-place swap")
+        if draft.tensors.keys() != self._primary.tensors.keys():
+            raise RecipeError(
+                f"the tensors of {draft.primary.location} are not those of {self._primary.location}; no in-place swap"
+            )
         todo = self._differing(draft)
         if missing := [name for name in todo if name not in self._stored]:
             raise RecipeError(
-                f"{self._host.location}: {type(self.model).__name__} keeps {missing[0]!r} and {len(missing) - 1} more tensors "
+                f"{self._primary.location}: {type(self.model).__name__} keeps {missing[0]!r} and {len(missing) - 1} more tensors "
                 f"under other names than the files do; merge to disk and use `lswap-eval run`"
             )
         for name, made_of in todo.items():
             if made_of.shape != self._stored[name].shape or made_of.dtype.name not in _TORCH:
                 raise RecipeError(
-                    f"{draft.host.location}: {name!r} is {made_of.dtype} {list(made_of.shape)}, which does not fit into "
-                    f"{list(self._stored[name].shape)} of {self._host.location}"
+                    f"{draft.primary.location}: {name!r} is {made_of.dtype} {list(made_of.shape)}, which does not fit into "
+                    f"{list(self._stored[name].shape)} of {self._primary.location}"
                 )
         evaluator = Evaluator(self._sources, kernels)
         with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as pool:
@@ -91,7 +93,7 @@ class ResidentModel:
         return sum(map(tensor_bytes, todo.values()))
 
     def close(self) -> None:
-        """Let go of the files. The model stays as it is."""
+        """Close the files. The model keeps its weights."""
         if self._sources is not None:
             self._sources.close()
             self._sources = None
@@ -103,16 +105,16 @@ class ResidentModel:
         self.close()
 
     def _attach(self, sources: Mapping[Role, Checkpoint]) -> None:
-        if sources.get(self._host.role) != self._host:
-            raise ValueError(f"the host, {self._host.location}, is not among the sources")
+        if sources.get(self._primary.role) != self._primary:
+            raise ValueError(f"the host, {self._primary.location}, is not among the sources")
         self.close()
         self._sources = LocalSource(sources)
 
     def _differing(self, draft: Draft) -> dict[str, Expression]:
-        """What is to be written. Of two names of one parameter (tied embeddings stored twice), the first counts."""
+        """The tensors to write. Where one parameter has two names (tied embeddings stored twice), the first counts."""
         differing = {name: made_of for name, made_of in draft.tensors.items() if self._held.get(name) != made_of}
         first: dict[int, str] = {}
-        for name in self._host.tensors:
+        for name in self._primary.tensors:
             if name in self._stored:
                 first.setdefault(self._stored[name].data_ptr(), name)
         kept = set(first.values())
@@ -129,16 +131,16 @@ class ResidentModel:
             piece = torch.frombuffer(chunk.data, dtype=torch.uint8)
             if target.dtype == stored:
                 target.view(torch.uint8)[chunk.offset : chunk.offset + len(piece)].copy_(piece)
-            else:  # loaded in another dtype than the files have; rounded as loading rounds
+            else:  # loaded in another dtype than the files have, so rounded as loading rounds
                 begin = chunk.offset // stored.itemsize
                 target[begin : begin + len(piece) // stored.itemsize].copy_(piece.view(stored))
         return name
 
     def _check_loaded(self) -> None:
-        """RecipeError unless the parameters begin with what the files begin with: loading may fuse, split or permute."""
+        """Raises RecipeError unless the parameters begin as in the files: loading may fuse, split or permute tensors."""
         assert self._sources is not None
         for name, held in self._stored.items():
-            ref = self._host.tensors[name]
+            ref = self._primary.tensors[name]
             if ref.dtype.name not in _TORCH or tuple(held.shape) != ref.shape or not held.is_contiguous():
                 raise self._transformed(name)
             stored = _TORCH[ref.dtype.name]
@@ -147,26 +149,26 @@ class ResidentModel:
                 continue
             self._sources.read_into(ref, 0, memoryview(data))
             expected = torch.frombuffer(data, dtype=torch.uint8).view(stored).to(held.dtype)
-            found = held.reshape(-1)[: len(expected)].cpu()
-            if not torch.equal(found.view(torch.uint8), expected.view(torch.uint8)):
+            actual = held.reshape(-1)[: len(expected)].cpu()
+            if not torch.equal(actual.view(torch.uint8), expected.view(torch.uint8)):
                 raise self._transformed(name)
 
     def _transformed(self, name: str) -> RecipeError:
         return RecipeError(
-            f"{self._host.location}: {type(self.model).__name__} does not hold {name!r} as the file does; "
+            f"{self._primary.location}: {type(self.model).__name__} does not hold {name!r} as the file does; "
             f"merge to disk and use `lswap-eval run`"
         )
 
 
-def _parameters(model: Any, host: Checkpoint) -> dict[str, Tensor]:
-    """Parameters and buffers by their names in the files."""
+def _parameters(model: Any, primary: Checkpoint) -> dict[str, Tensor]:
+    """Parameters and buffers, by their names in the files."""
     state = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     prefix = f"{model.base_model_prefix}."
     spelt: list[Callable[[str], str]] = [lambda name: name, lambda name: prefix + name, lambda name: name.removeprefix(prefix)]
-    found: dict[str, Tensor] = {}
-    for name in host.tensors:
+    parameters: dict[str, Tensor] = {}
+    for name in primary.tensors:
         for spelling in spelt:
             with suppress(KeyError):
-                found[name] = state[spelling(name)]
+                parameters[name] = state[spelling(name)]
                 break
-    return found
+    return parameters

@@ -1,4 +1,4 @@
-"""The logs of an ablation as results: every pair's runs, scored, under the names that tables and pictures use."""
+"""Scores the logs of an ablation, under the names that tables and plots use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lswap_eval.score.comparison import Comparison
 SWEEP_FILE = "sweep.svg"
 
 
-def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[comparison.Run]:
-    """The scored runs of all pairs. Settings of a pair that are one model count once, under the first one's name. A log that
-    several pairs share is in each of them, but for the base's, which belongs to none.
+def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[comparison.ScoredRun]:
+    """Score the runs of all pairs. Settings of a pair that are one model count once, under the first one's name. A log that
+    several pairs share counts in each of them, except the base's, which belongs to no pair.
     """
-    read: dict[str, comparison.Run] = {}
-    runs: dict[tuple[str, str], comparison.Run] = {}
+    read: dict[str, comparison.ScoredRun] = {}
+    runs: dict[tuple[str, str], comparison.ScoredRun] = {}
     for pair in pairs:
         for run in distinct(pair.runs):
             if run.log not in read:
@@ -31,19 +31,19 @@ def score_pairs(pairs: Sequence[Pair], into: Path, rule: str = "lswap") -> list[
 
 
 def write_ablation(pairs: Sequence[Pair], into: Path, data: ProblemSet, reference: str) -> Comparison:
-    """Tables, picture and page of flipped answers in `into`; for a sweep, a heat map too."""
+    """Write tables, plot and page of flipped answers to `into`; for a sweep, also a heat map."""
     from lswap_eval.score.plots import draw_sweep, save_figure
     from lswap_eval.score.writing import write_results
 
     runs = score_pairs(pairs, into)
-    found = comparison.compare(runs, reference)
-    write_results(found, runs, into, data)
+    results = comparison.compare(runs, reference)
+    write_results(results, runs, into, data)
     if points := _points(pairs, runs):
         save_figure(draw_sweep(points), into / SWEEP_FILE)
-    return found
+    return results
 
 
-def _points(pairs: Sequence[Pair], runs: Sequence[comparison.Run]) -> dict[tuple[int, int, int], float]:
+def _points(pairs: Sequence[Pair], runs: Sequence[comparison.ScoredRun]) -> dict[tuple[int, int, int], float]:
     """Accuracy of each point of a grid, over languages and pairs. Points that are one model have one accuracy."""
     accuracy = {(run.setting, run.pair): fmean(score.correct for score in run.scores.values()) for run in runs}
     points: dict[tuple[int, int, int], list[float]] = {}

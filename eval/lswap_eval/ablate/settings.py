@@ -1,8 +1,9 @@
-"""The settings of an ablation and the points of a sweep: which layers come from whom, and in which order to visit them.
+"""The settings of an ablation and the points of a sweep: the source of each layer, and the order in which to visit the
+settings.
 
-The table is that of layer swapping's questions (Bandarkar et al., arXiv 2410.01335, has the method): does the transition
-zone matter, do the bottom or the top layers do the work, or only how many there are? All settings of an ablation share one
-policy for what lies outside the layers; the controls `base`, `math` and `lang` are those checkpoints as they are.
+The settings answer the questions of layer swapping (method: Bandarkar et al., arXiv 2410.01335): does the transition zone
+matter, do the bottom or the top layers matter, or only their number? All settings of an ablation share one policy for the
+tensors outside the layers. The controls `base`, `math` and `lang` are those checkpoints without a change.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lswap_core.errors import RecipeError
 from lswap_core.recipe.expressions import Expression
 
 REFERENCE_LAYERS = 32
-"""The number of layers that the method's default was chosen for (Llama 3.1 8B)."""
+"""The number of layers for which the method's default was chosen (Llama 3.1 8B)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Sizes:
     top: int = 2
 
     def scaled(self, layer_count: int) -> Sizes:
-        """The same proportions of a model with fewer layers than 32: rounded to the nearest, a half upwards, and at least
-        1 where there was one. A model with 32 layers or more has these sizes as they are.
+        """The same proportions for a model with fewer layers than 32: rounded to the nearest, a half upwards, and at least 1
+        where there was one. A model with 32 layers or more has these sizes unchanged.
 
         >>> Sizes().scaled(12), Sizes().scaled(80) == Sizes()
         (Sizes(bottom=2, transition_bottom=1, transition_top=1, top=1), True)
@@ -45,7 +46,7 @@ class Sizes:
         return Sizes(*(share(getattr(self, name)) for name in Sizes.__slots__))
 
     def check(self, layer_count: int) -> Sizes:
-        """Itself. RecipeError unless both ends and a middle of at least one layer fit into the model."""
+        """Return itself. Raises RecipeError unless both ends and a middle of at least one layer fit into the model."""
         used = self.bottom + self.transition_bottom + self.transition_top + self.top
         if min(self.bottom, self.top) < 1 or min(self.transition_bottom, self.transition_top) < 0:
             raise RecipeError(
@@ -64,7 +65,7 @@ Whole = Literal["base", "math", "lang"]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One model to evaluate: a recipe, or one of the checkpoints whole. point: (bottom, top, transition) in a sweep."""
+    """One model to evaluate: a recipe, or a whole checkpoint. point: (bottom, top, transition) in a sweep."""
 
     id: str
     recipe: LayerSwap | Whole
@@ -72,7 +73,7 @@ class Setting:
     point: tuple[int, int, int] | None = None
 
     def draft(self, *, math: Checkpoint, lang: Checkpoint, base: Checkpoint | None = None) -> Draft:
-        """What the model is made of. RecipeError where it is the base's and there is none."""
+        """The draft of this model. Raises RecipeError for the base's where no base is given."""
         if isinstance(self.recipe, LayerSwap):
             return self.recipe.draft(math=math, lang=lang)
         whole = {"math": math, "lang": lang, "base": base}[self.recipe]
@@ -82,10 +83,11 @@ class Setting:
 
 
 def ablation(layer_count: int, sizes: Sizes, *, base: bool, **outside: Any) -> list[Setting]:
-    """The table of settings for a model of `layer_count` layers around a default of these sizes.
+    """The settings of an ablation for a model of `layer_count` layers, around a default of these sizes.
 
-    base: there is a base to be a control. outside: `embed`, `norm`, `head`, `weight` and what else all recipes share.
-    Some may be the same model (see `lswap_eval.generate.identity`). RecipeError where the sizes leave no middle.
+    base: whether a base is given, as a control. outside: `embed`, `norm`, `head`, `weight` and other options that all recipes
+    share. Some settings may be the same model (see `lswap_eval.generate.identity`). Raises RecipeError where the sizes leave
+    no middle.
     """
     b, tb, tu, u = sizes.check(layer_count).bottom, sizes.transition_bottom, sizes.transition_top, sizes.top
 
@@ -124,7 +126,7 @@ def ablation(layer_count: int, sizes: Sizes, *, base: bool, **outside: Any) -> l
 def sweep(
     layer_count: int, bottoms: Sequence[int], tops: Sequence[int], transitions: Sequence[int], **outside: Any
 ) -> tuple[list[Setting], list[str]]:
-    """Every point of the grid that fits into the model, and the names of those that do not."""
+    """Return every point of the grid that fits into the model, and the names of those that do not."""
     points, misfits = [], []
     for bottom, top, transition in product(bottoms, tops, transitions):
         name = f"b{bottom}u{top}t{transition}"
@@ -138,13 +140,15 @@ def sweep(
 
 
 def changed(before: Draft, after: Draft) -> dict[str, Expression]:
-    """Tensors of `after` that are made of something else than in `before`."""
+    """Tensors of `after` whose expression is not the one in `before`."""
     return {name: made_of for name, made_of in after.tensors.items() if before.tensors.get(name) != made_of}
 
 
 def nearest_order(start: Draft, drafts: Sequence[Draft]) -> list[int]:
-    """Positions of the drafts in an order in which each is, of those left, the one that the last differs from in the fewest
-    bytes. The first is nearest to `start`. Ties go to the first in `drafts`.
+    """Positions of the drafts in visiting order. Each is the remaining draft that differs from the one before in the fewest
+    bytes.
+
+    The first is nearest to `start`. Of equal ones, the first in `drafts` comes first.
     """
     left = list(range(len(drafts)))
     order: list[int] = []
@@ -158,5 +162,5 @@ def nearest_order(start: Draft, drafts: Sequence[Draft]) -> list[int]:
 
 
 def tensor_bytes(made_of: Expression) -> int:
-    """Bytes of the tensor that an expression gives."""
+    """Size in bytes of the tensor that an expression gives."""
     return made_of.refs[0].size_bytes * made_of.dtype.bits // made_of.refs[0].dtype.bits

@@ -1,4 +1,6 @@
-"""The commands that generate: `run`, `ablate`, `sweep`. Cheap to import; what they need loads when they run."""
+"""The commands that generate: `run`, `ablate`, `sweep`. Importing this module is cheap; dependencies load when a command
+runs.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lswap_core.errors import RecipeError
-from lswap_core.options import PARTS
-from lswap_core.text import counted, format_size, one_line, parse_layers
+from lswap_core.options import OUTSIDE_CHOICES
+from lswap_core.text.plain import counted, format_size, one_line, parse_layers
 
 if TYPE_CHECKING:
-    from lswap_eval.ablate.pairs import Pair, Run
+    from lswap_eval.ablate.pairs import Pair, PlannedRun
     from lswap_eval.ablate.settings import Setting
     from lswap_eval.generate.protocol import Decoding, Generator
     from lswap_eval.generate.runner import Task, Watcher
@@ -67,11 +69,11 @@ def _add_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", metavar="DIR", help="what they were tuned from, as a control")
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write logs and results")
     parser.add_argument("--half", choices=("dev", "test"), help="only this half of the problems (default: both)")
-    parser.add_argument("--no-check", action="store_true", help="do not hold one setting against a real merge to disk")
+    parser.add_argument("--no-check", action="store_true", help="do not compare one setting with a real merge on disk")
     parser.add_argument("--dry-run", action="store_true", help="show the settings and stop")
-    parser.add_argument("--weight", type=float, metavar="W", help="lang's share in blended layers (default: 0.5)")
+    parser.add_argument("--weight", type=float, metavar="W", help="lang's weight in blended layers (default: 0.5)")
     for part in ("embed", "norm", "head"):
-        parser.add_argument(f"--{part}", choices=PARTS, help=f"who gives the {part} in every swap (default: math)")
+        parser.add_argument(f"--{part}", choices=OUTSIDE_CHOICES, help=f"the source of the {part} in every swap (default: math)")
 
 
 def _add_asking(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +113,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _choose_model(arguments: argparse.Namespace, decoding: Decoding, opened: ExitStack) -> tuple[dict[str, Any], Generator]:
-    """What goes into the log's header, and what answers; what must be closed is left to `opened`."""
+    """Choose the model: the log header's entry, and the generator. What must be closed goes to `opened`."""
     if [arguments.server, arguments.replay].count(None) == 0:
         raise RecipeError("--server and --replay are both given; choose one")
     if arguments.replay is not None:
@@ -204,20 +206,20 @@ def _generate_pairs(
 
 
 class _Teller:
-    """A `lswap_eval.ablate.pairs.Listener` that tells of it on stderr."""
+    """A `lswap_eval.ablate.pairs.Listener` that reports on stderr."""
 
     def __init__(self, arguments: argparse.Namespace, into: Path) -> None:
         self._arguments = arguments
         self._into = into
 
-    def swapped(self, run: Run, written_bytes: int, seconds: float) -> None:
+    def swapped(self, run: PlannedRun, written_bytes: int, seconds: float) -> None:
         if not self._arguments.quiet:
             print(f"{one_line(run.identity.name)}: {format_size(written_bytes)} swapped in {seconds:.2f} s", file=sys.stderr)
 
-    def watch(self, run: Run, header: Header) -> Watcher:
+    def watch(self, run: PlannedRun, header: Header) -> Watcher:
         return _watcher(self._arguments, run.identity.name, header, self._into / run.log)
 
-    def checked(self, run: Run, answers: int) -> None:
+    def checked(self, run: PlannedRun, answers: int) -> None:
         if not self._arguments.quiet:
             print(f"{one_line(run.identity.name)}: merged to disk it gives the same {answers} answers", file=sys.stderr)
 
@@ -230,7 +232,7 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
         first: dict[str, str] = {}
         for run in pair.runs:
             same = first.setdefault(run.identity.digest, run.setting.id)
-            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.shares)
+            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.weights)
             made_of = shares if same == run.setting.id else f"the same model as {same}"
             _say(f"  {run.setting.id}: {made_of} ({run.setting.why})")
         if (swap := next((run.draft.swap for run in pair.runs if run.draft.swap is not None), None)) is not None:
@@ -241,7 +243,7 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
 def _ask(
     arguments: argparse.Namespace, *, samples: int = 1, half: str | None = None
 ) -> tuple[ProblemSet, list[Task], dict[str, Any]]:
-    """The data, the tasks, and what of the options a log's header keeps."""
+    """Return the data, the tasks, and the options that a log's header keeps."""
     from lswap_eval.generate.runner import make_tasks
     from lswap_eval.mgsm.download import load_problems
     from lswap_eval.mgsm.prompts import stop_strings
@@ -251,7 +253,7 @@ def _ask(
     asked = {"style": arguments.prompt, "exemplars": arguments.exemplars, "limit": arguments.limit}
     tasks = make_tasks(data, languages, **asked, half=half, samples=samples)
     prompts = {"prompt": arguments.prompt, "exemplars": arguments.exemplars, "limit": arguments.limit, "samples": samples}
-    # Of every language, so that a log can be resumed with more of them.
+    # of every language, so that a log can be resumed with more of them
     stops = {language: list(stop_strings(data, language, arguments.prompt)) for language in sorted(data.exemplars)}
     return data, tasks, prompts | ({"half": half} if half else {}) | {"stop": stops}
 

@@ -1,7 +1,7 @@
-"""The command line: argv -> work -> text. Prints and exits, as `lswap_core.cli.main` does.
+"""The command line: parses arguments, runs a command, prints the result and exits, as `lswap_core.cli.main` does.
 
-Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused; 2 usage; 3 to 7
-as in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
+Results go to stdout, progress and errors to stderr. Exit status: 0 done; 1 the operating system refused; 2 usage; 3 to 7 as
+in `lswap_core.errors`; 130 interrupted, 129 hung up, 143 terminated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lswap_eval.cli import generating, scoring
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command. Returns the exit status."""
     return run_command("lswap-eval", _parser().parse_args(argv), interrupted="interrupted; what the log holds is kept")
 
 

@@ -1,4 +1,4 @@
-"""The commands `score` and `compare`: logs in, tables out."""
+"""The commands `score` and `compare`, which turn logs into tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lswap_core.text import counted, one_line
+from lswap_core.text.plain import counted, one_line
 from lswap_eval.score.writing import write_results
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lswap_eval.mgsm.problems import ProblemSet
 
 
-_RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")  # a test holds them against `scoring.RULES`
+_RULES = ("lswap", "lm-eval-strict", "lm-eval-flexible", "simple-evals")  # a test compares them with `scoring.RULES`
 
 _WIDE = 160
 
@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
     )
     _add_shared(score, _score)
 
-    compare = commands.add_parser("compare", help="hold logs of several settings against one of them")
+    compare = commands.add_parser("compare", help="compare logs of several settings with one of them")
     compare.add_argument("logs", metavar="LOG", type=Path, nargs="+", help="logs of the same problems")
     compare.add_argument(
         "--reference", metavar="NAME", help="the setting to take differences from (default: default, else the first)"

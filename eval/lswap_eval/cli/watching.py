@@ -1,4 +1,4 @@
-"""How a run goes, on stderr: problems done, and the accuracy so far with its Wilson interval."""
+"""Shows the progress of a run on stderr: problems done, and the accuracy so far with its Wilson interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lswap_core.text import one_line
+from lswap_core.text.plain import one_line
 from lswap_eval.log import Header, Key, Record
 from lswap_eval.score.scoring import score_log
 from lswap_eval.score.statistics import wilson_interval
@@ -18,7 +18,7 @@ from lswap_eval.score.statistics import wilson_interval
 class ProgressWatcher:
     """A `lswap_eval.generate.runner.Watcher`: a bar on a terminal, elsewhere a line when a language is done.
 
-    The accuracy is that of all records of the log under the rule `lswap`, those from before a resumption included.
+    The accuracy covers all records of the log under the rule `lswap`, including those from before a resumption.
     """
 
     def __init__(self, what: str, header: Header, earlier: Sequence[Record], stream: TextIO | None = None) -> None:
@@ -74,5 +74,5 @@ class ProgressWatcher:
 def _accuracy(right: Sequence[bool]) -> str:
     if not right:
         return "nothing yet"
-    found = wilson_interval(sum(right), len(right))
-    return f"{found.estimate:.1%} ({found.low:.1%} to {found.high:.1%}) of {len(right)}"
+    interval = wilson_interval(sum(right), len(right))
+    return f"{interval.estimate:.1%} ({interval.low:.1%} to {interval.high:.1%}) of {len(right)}"

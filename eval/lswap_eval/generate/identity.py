@@ -1,12 +1,13 @@
-"""Which weights answered: a digest that two models share exactly if they were made of the same in the same way.
+"""Identifies the weights that answered, by a digest. Two models share it exactly if they were made from the same in the same
+way.
 
-No path, name or layout of the output is in it, so a setting that was swapped in memory and the same one merged to disk are
-one model, and nobody generates twice for it. Made from headers, manifests and samples of the data, not from all of it.
+It covers no path, name or layout of an output. So a setting that was swapped in memory and the same setting merged to disk
+are one model, which generates only once. It is computed from headers, manifests and samples of the data, not from all of it:
 
 - a checkpoint: the fingerprints of its shards (header and a sample of the data);
-- a layer swap: lang's share of each layer, who gives what lies outside them, and the two experts' fingerprints. A swap that
-  takes everything from one expert is that expert;
-- any other output of `lswap_core`: its plan's digest.
+- a layer swap: lang's weight in each layer, the source of each part outside them, and the two experts' fingerprints. A swap
+  that takes everything from one expert is that expert;
+- any other output of `lswap_core`: the digest of its plan.
 """
 
 from __future__ import annotations
@@ -29,32 +30,32 @@ from lswap_core.recipe.expressions import in_fp32
 from lswap_core.sources.local import LocalSource
 
 _CHECKED_BYTES = 64 << 20
-"""Of an output's tensors, the smallest up to so many bytes are held against its manifest: all norms, and some matrices of
+"""The smallest tensors of an output, up to this many bytes, are checked against its manifest: all norms, and some matrices of
 every large model, in well under a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A model in a log. shares: lang's share of each layer, and outside: who gives what lies outside; both None where the
-    model is no layer swap.
+    """A model in a log. shares: lang's weight in each layer. outside: the source of each part outside the layers. Both are
+    None where the model is no layer swap.
     """
 
     digest: str
     name: str
-    shares: tuple[float, ...] | None = None
+    weights: tuple[float, ...] | None = None
     outside: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The `model` of a log's header."""
-        described = {"shares": self.shares and list(self.shares), "outside": self.outside and dict(self.outside)}
+        """Return the `model` of a log's header."""
+        described = {"shares": self.weights and list(self.weights), "outside": self.outside and dict(self.outside)}
         return {"identity": self.digest, "name": self.name, **{key: value for key, value in described.items() if value}}
 
 
 def identify(path: str | os.PathLike[str], *, name: str | None = None) -> Identity:
-    """The identity of the checkpoint at `path`; headers, the manifest and a sample are read.
+    """Identify the checkpoint at `path`. Reads headers, the manifest and a sample.
 
-    Raises VerificationError where there is a manifest that the files beside it contradict, and what
-    `lswap_core.open_checkpoint` and `read_manifest` raise.
+    Raises VerificationError where a manifest contradicts the files beside it, and whatever `lswap_core.open_checkpoint` and
+    `read_manifest` raise.
     """
     checkpoint = open_checkpoint(path, role="math", name=name)
     if not os.path.lexists(os.path.join(checkpoint.root, MANIFEST_FILE)) or checkpoint.location != checkpoint.root:
@@ -68,24 +69,24 @@ def identify(path: str | os.PathLike[str], *, name: str | None = None) -> Identi
 
 
 def identify_name(name: str) -> Identity:
-    """The identity of weights of which nothing is known but a name that no others have, such as a hub id with a revision."""
+    """Identify weights by a unique name alone, such as a hub id with a revision."""
     return Identity(_digest({"name": name}), name)
 
 
 def identify_draft(draft: Draft, *, name: str) -> Identity:
-    """The identity of what a layer swap's draft gives, or of a whole checkpoint (`Draft.of`). ValueError for other drafts."""
+    """Identify the model of a layer swap's draft, or a whole checkpoint (`Draft.of`). Raises ValueError for other drafts."""
     if draft.swap is None:
-        if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.host.tensors.items()):
+        if any(draft.tensors[tensor].refs != (ref,) for tensor, ref in draft.primary.tensors.items()):
             raise ValueError("only the drafts of a LayerSwap and of a whole checkpoint have an identity before they are merged")
-        return identify(draft.host.location, name=name)
+        return identify(draft.primary.location, name=name)
     if not _is_plain(draft.swap):
         raise ValueError("only plain layer swaps have an identity before they are merged")
     return _of_swap(draft.swap, _fingerprints(draft.sources["math"]), _fingerprints(draft.sources["lang"]), name)
 
 
 def _is_plain(swap: SwapRecord) -> bool:
-    """Shares, the policy outside the layers and the experts say all that it is made of."""
-    return bool(swap.shares) and not {"method", "swap", "revert_layers"} & swap.options.keys()
+    """Whether shares, the policy outside the layers and the experts determine the model completely."""
+    return bool(swap.weights) and not {"method", "swap", "revert_layers"} & swap.options.keys()
 
 
 def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: str) -> Identity:
@@ -95,16 +96,16 @@ def _of_swap(swap: SwapRecord, math: Iterable[str], lang: Iterable[str], name: s
         for part, (giver, tensors) in swap.outside.items()
         if tensors
     }
-    shares = tuple(in_fp32(share) for share in swap.shares)
-    whole = {*(("math", "lang")[int(share)] if share in (0, 1) else "both" for share in shares), *outside.values()}
+    weights = tuple(in_fp32(weight) for weight in swap.weights)
+    whole = {*(("math", "lang")[int(weight)] if weight in (0, 1) else "both" for weight in weights), *outside.values()}
     if whole == {"math"}:
         digest = _of_shards(math)
     elif whole == {"lang"} and not swap.options.get("cast"):
         digest = _of_shards(lang)
     else:
-        made = {"shares": shares, "outside": outside, "prefix": swap.prefix, "math": sorted(math), "lang": sorted(lang)}
+        made = {"shares": weights, "outside": outside, "prefix": swap.prefix, "math": sorted(math), "lang": sorted(lang)}
         digest = _digest({"swap": made})
-    return Identity(digest, name, swap.shares, outside)
+    return Identity(digest, name, swap.weights, outside)
 
 
 def _fingerprints(checkpoint: Checkpoint) -> list[str]:
@@ -120,7 +121,9 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def _check(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """VerificationError where shards, or the smallest tensors, are not the manifest's: a fine-tune was saved over a merge."""
+    """Raises VerificationError where shards, or the smallest tensors, are not the manifest's, as when a fine-tune was saved
+    over a merge.
+    """
     there = {shard.name: (shard.header.file_size, shard.header_sha256) for shard in checkpoint.shards}
     issues = [f"shard {file.name}" for file in manifest.shards if there.get(file.name) != (file.size, file.header_sha256)]
     issues += [f"shard {name}" for name in there.keys() - {file.name for file in manifest.shards}]

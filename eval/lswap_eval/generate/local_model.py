@@ -21,7 +21,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "tekken.json", "spiece.model", "vocab.txt",
 )  # fmt: skip
-"""What a tokenizer is read from. Of these, a model directory must have at least one that is a vocabulary."""
+"""Files that a tokenizer is read from. A model directory must have at least one of them that is a vocabulary."""
 _VOCABULARIES = frozenset(TOKENIZER_FILES) - {
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "merges.txt",
 }  # fmt: skip
@@ -31,11 +31,11 @@ _CONTEXT_TOKENS = 4
 
 
 class TransformersGenerator:
-    """Completes with a causal language model. The tokenizer is that of a directory, which need not be the weights'.
+    """Completes prompts with a causal language model. The tokenizer's directory need not be that of the weights.
 
-    A completion is the text of the new tokens, special tokens left out, up to the first stop string; generation of a row
-    ends as soon as one is there. Completions of one batch depend on its size and composition in half precision, so callers
-    keep both fixed.
+    A completion is the text of the new tokens, without special tokens, up to the first stop string. Generation of a row ends
+    as soon as it has a stop string. In half precision, completions depend on the size and composition of their batch, so
+    callers keep both fixed.
     """
 
     def __init__(self, model: Any, tokenizer_path: str | os.PathLike[str], decoding: Decoding) -> None:
@@ -45,7 +45,7 @@ class TransformersGenerator:
         self._ends = _end_tokens(model, self._tokenizer)
         self._pad = next((t for t in (self._tokenizer.pad_token_id, *self._ends) if t is not None), 0)
         sampling = {"do_sample": True, "temperature": decoding.temperature, "top_k": 0} if decoding.temperature else {}
-        # Whatever the model's own generation_config.json says of sampling and penalties must not leak in.
+        # Sampling and penalty options of the model's generation_config.json must not take effect.
         model.generation_config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=decoding.max_new_tokens,
             eos_token_id=self._ends or None,
@@ -68,11 +68,11 @@ class TransformersGenerator:
         return self._settings
 
     def length(self, prompt: Prompt) -> int:
-        """In tokens."""
+        """Length in tokens."""
         return len(self._encode(prompt))
 
     def reset(self) -> None:
-        """Forget what was computed with other weights. Each `complete` begins with an empty cache; this drops one that
+        """Drop what was computed with other weights. Each `complete` begins with an empty cache; this drops one that
         transformers keeps on the model.
         """
         for kept in ("_cache", "_compiled_call", "_last_compile_config"):
@@ -80,7 +80,7 @@ class TransformersGenerator:
                 setattr(self.model, kept, None)
 
     def complete(self, prompts: Sequence[Prompt], *, stop: Sequence[str], seed: int) -> list[Completion]:
-        """See `Generator`. RecipeError where a prompt and its answer exceed the positions that the model has."""
+        """See `Generator`. Raises RecipeError where a prompt and its answer exceed the model's positions."""
         encoded = [self._encode(prompt) for prompt in prompts]
         longest = max(map(len, encoded))
         self._check_positions(longest)
@@ -128,15 +128,15 @@ class TransformersGenerator:
 
 
 class _StopStrings(transformers.StoppingCriteria):
-    """Ends each row as soon as its text has a stop string in it. Looks at text, not at tokens: a stop string can begin and
-    end within one, and in many scripts a character is several.
+    """Ends each row as soon as its text has a stop string. It looks at text, not at tokens: a stop string can begin and end
+    within a token, and in many scripts a character is several tokens.
     """
 
     def __init__(self, tokenizer: Any, stop: Sequence[str], prompt_length: int) -> None:
         self._tokenizer = tokenizer
         self._stop = [ending for ending in stop if ending]
         self._begin = prompt_length
-        # A token has at least one byte of text, special tokens apart.
+        # A token has at least one byte of text, except special tokens.
         self._window = _CONTEXT_TOKENS + max((len(ending.encode()) for ending in self._stop), default=0)
         self.stopped_at: dict[int, int] = {}
 
@@ -153,10 +153,10 @@ class _StopStrings(transformers.StoppingCriteria):
 
 
 def load_model(path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto") -> Any:
-    """The causal language model at `path`, on `device` (`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one).
+    """Load the causal language model at `path`, on `device` (`cpu`, `cuda`, `cuda:1`; `auto` takes a GPU where there is one).
 
-    dtype: `auto` keeps the checkpoint's. RecipeError: no such dtype or device, or tensors of the checkpoint are not the
-    model's. FormatError: transformers cannot make a model of it.
+    dtype: `auto` keeps the checkpoint's. Raises RecipeError where there is no such dtype or device, or the checkpoint's
+    tensors are not the model's, and FormatError where transformers cannot load it.
     """
     if dtype not in DTYPES:
         raise RecipeError(f"--dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -170,21 +170,21 @@ def load_model(path: str | os.PathLike[str], *, device: str = "auto", dtype: str
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, ImportError) as error:  # an architecture that it does not know, a damaged config
+    except (ValueError, KeyError, ImportError) as error:  # an unknown architecture, a damaged config
         raise FormatError(f"transformers cannot load it: {error}", path=os.fspath(path)) from error
-    model, found = loaded
-    if amiss := [f"{kind} {name}" for kind in ("missing_keys", "mismatched_keys") for name in sorted(map(str, found[kind]))]:
+    model, report = loaded
+    if amiss := [f"{kind} {name}" for kind in ("missing_keys", "mismatched_keys") for name in sorted(map(str, report[kind]))]:
         raise RecipeError(f"{os.fspath(path)}: its tensors are not those of {type(model).__name__}: {'; '.join(amiss[:5])}")
     return model.to(where)
 
 
 def silence_bars() -> None:
-    """Keep transformers from drawing progress bars of its own in this process."""
+    """Disable transformers' progress bars in this process."""
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name; RecipeError where there is none."""
+    """The device of that name. Raises RecipeError where it does not exist."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -199,7 +199,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def check_tokenizer(path: str | os.PathLike[str]) -> None:
-    """RecipeError unless there is a vocabulary in a model's directory."""
+    """Raises RecipeError unless a model's directory has a vocabulary."""
     if not any((Path(path) / name).exists() for name in _VOCABULARIES):
         raise RecipeError(
             f"{path}: there is no tokenizer in it (none of {', '.join(sorted(_VOCABULARIES))}); copy the base model's there"
@@ -215,7 +215,7 @@ def _load_tokenizer(path: Path) -> Any:
 
 
 def _tokenizer_sha256(path: Path) -> str:
-    """Digest of the tokenizer's files, chat template included."""
+    """SHA-256 of the tokenizer's files, including the chat template, as hex."""
     digest = hashlib.sha256()
     for name in sorted(TOKENIZER_FILES):
         if (path / name).exists():
@@ -225,7 +225,7 @@ def _tokenizer_sha256(path: Path) -> str:
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: those that the model's generation config names, and the tokenizer's."""
+    """Every token that ends an answer, from the model's generation config and from the tokenizer."""
     named = model.generation_config.eos_token_id if model.generation_config is not None else None
     several = named if isinstance(named, list) else [named]
     return list(dict.fromkeys(token for token in (*several, tokenizer.eos_token_id) if token is not None))

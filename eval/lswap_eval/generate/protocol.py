@@ -1,4 +1,4 @@
-"""What turns prompts into completions: one small protocol, and how a completion is cut."""
+"""The protocol of generators, which turn prompts into completions, and how a completion is cut."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from lswap_eval.mgsm.prompts import Prompt
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How answers are drawn. temperature 0 is greedy; max_new_tokens bounds each answer, in the model's own tokens.
-
-    seed has no part in greedy decoding. RecipeError for values that cannot be.
+    """How answers are drawn. temperature: 0 is greedy. max_new_tokens: most tokens of an answer, in the model's tokens. seed:
+    has no effect on greedy decoding. Raises RecipeError for invalid values.
     """
 
     max_new_tokens: int = 512
@@ -30,16 +29,16 @@ class Decoding:
             raise RecipeError(f"--seed is {self.seed}; expected 0 to {(1 << 32) - 1}")
 
     def to_json(self) -> dict[str, Any]:
-        """Field by field."""
+        """Return the fields as JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What came back for one prompt. `text` ends before the first stop string.
+    """The completion of one prompt. `text` ends before the first stop string.
 
     finish_reason: "stop" (an end token or a stop string) or "length" (cut off at max_new_tokens); a server may have others.
-    Token counts are None where nobody counted.
+    Token counts are None where they are unknown.
     """
 
     text: str
@@ -49,23 +48,23 @@ class Completion:
 
 
 class Generator(Protocol):
-    """Completes prompts. The same prompts in the same batch give the same completions as often as they are asked for,
-    as far as what stands behind it allows.
+    """Completes prompts. The same prompts in the same batch give the same completions every time, as far as the backend
+    allows.
     """
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What an output depends on besides weights, prompt and stop strings: goes into the header of the log."""
+        """Everything that an output depends on besides weights, prompt and stop strings. Goes into the header of the log."""
 
     def length(self, prompt: Prompt) -> int:
-        """How long a prompt is, in whatever batches should be sorted by."""
+        """Length of a prompt in the unit by which batches are sorted."""
 
     def complete(self, prompts: Sequence[Prompt], *, stop: Sequence[str], seed: int) -> list[Completion]:
-        """One completion for each prompt, in their order. seed: of this batch; without meaning for greedy decoding."""
+        """Return one completion for each prompt, in order. seed: of this batch; has no effect on greedy decoding."""
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    r"""`text` up to the first place where a stop string begins, and whether there was one.
+    r"""Return `text` up to the first stop string, and whether there was one.
 
     >>> cut("7.\n\nQuestion: how", ["\n\n", "Question:"])
     ('7.', True)

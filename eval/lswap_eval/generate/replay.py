@@ -1,4 +1,4 @@
-"""A log as a generator: says again what a model said, without the model."""
+"""A log as a generator: it repeats a model's answers without the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lswap_eval.mgsm.prompts import Prompt
 
 
 class ReplayGenerator:
-    """Completes the prompts that a log has answers to. RecipeError for a log with several samples of a problem."""
+    """Completes the prompts that a log has answers to. Raises RecipeError for a log with several samples of a problem."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.header, records = read_log(path)
@@ -27,15 +27,15 @@ class ReplayGenerator:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those of the log: what is said again was made with them."""
+        """The log's settings, since its answers were generated with them."""
         return self.header.settings
 
     def length(self, prompt: Prompt) -> int:
-        """In the tokens that the log counted, or 0."""
+        """Length in tokens as counted in the log, or 0."""
         return self._find(prompt).prompt_tokens or 0
 
     def complete(self, prompts: Sequence[Prompt], *, stop: Sequence[str], seed: int) -> list[Completion]:  # noqa: ARG002
-        """See `Generator`. RecipeError for a prompt that the log has no answer to."""
+        """See `Generator`. Raises RecipeError for a prompt without an answer in the log."""
         return [self._find(prompt) for prompt in prompts]
 
     def _find(self, prompt: Prompt) -> Completion:

@@ -1,7 +1,7 @@
-"""Problems x languages -> prompts -> generator -> log. What a run is interrupted in is the batch in flight.
+"""Asks a generator all problems in all languages and logs the answers. An interruption loses only the current batch.
 
-Batches are cut before anything is looked up in the log, and a batch of which a record is missing is generated whole: so an
-answer comes from the same batch whether the run was interrupted or not, and a resumed log is the log of an unbroken run.
+Batches are cut before the log is consulted, and a batch that misses a record is generated whole. So each answer comes from
+the same batch whether the run was interrupted or not, and a resumed log equals that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ class Task:
 
     @property
     def key(self) -> Key:
-        """As `Record.key`."""
+        """The key of its record; see `Record.key`."""
         return self.language, self.problem, self.sample
 
 
 class Watcher(Protocol):
-    """Sees records as they come."""
+    """Receives records as they are written."""
 
     def begin(self, keys: Sequence[Key], known: Sequence[Key]) -> None:
-        """keys: of all tasks; known: of those that the log has already."""
+        """Begin. keys: of all tasks. known: of those that the log already has."""
 
     def advance(self, records: Sequence[Record]) -> None:
-        """These were written just now."""
+        """These records were just written."""
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """The run has ended."""
 
 
 class Unwatched:
-    """A watcher that looks away."""
+    """A watcher that shows nothing."""
 
     def begin(self, keys: Sequence[Key], known: Sequence[Key]) -> None:
         """See `Watcher`."""
@@ -72,7 +72,7 @@ def make_tasks(
     half: str | None = None,
     samples: int = 1,
 ) -> list[Task]:
-    """What to ask: see `ProblemSet.choose` and `build_prompt`. samples: answers to each problem."""
+    """Make the tasks: see `ProblemSet.choose` and `build_prompt`. samples: answers to each problem."""
     if samples < 1:
         raise RecipeError(f"--samples is {samples}; expected 1 or more")
     return [
@@ -89,9 +89,9 @@ def make_tasks(
 
 
 def cut_batches(tasks: Iterable[Task], generator: Generator, batch_size: int) -> list[list[Task]]:
-    """The tasks in batches of one language each, in the order that `ORDER` states. All but a language's last are full.
+    """Cut the tasks into batches of one language each, in the order that `ORDER` states. All but a language's last are full.
 
-    So neither another language nor a resumed run changes what a batch is made of.
+    So neither another language nor a resumed run changes the content of a batch.
     """
     if batch_size < 1:
         raise RecipeError(f"--batch-size is {batch_size}; expected 1 or more")
@@ -109,7 +109,7 @@ def cut_batches(tasks: Iterable[Task], generator: Generator, batch_size: int) ->
 def make_header(
     model: Mapping[str, Any], generator: Generator, settings: Mapping[str, Any], data: ProblemSet, *, batch_size: int
 ) -> Header:
-    """The header of a run. settings: what the prompts were made by."""
+    """The header of a run. settings: of the prompts."""
     made_by = {**settings, **generator.settings, "batch_size": batch_size, "order": ORDER}
     return Header(model, made_by, data.sha256, data.golds())
 
@@ -132,7 +132,7 @@ def generate(tasks: Iterable[Task], generator: Generator, log: Log, *, batch_siz
 
 
 def answer(batch: Sequence[Task], generator: Generator, seed: int) -> Iterator[Record]:
-    """The records of one batch."""
+    """Return the records of one batch."""
     completions = generator.complete([task.prompt for task in batch], stop=batch[0].stop, seed=batch_seed(seed, batch))
     for task, completion in zip(batch, completions, strict=True):
         yield Record(
@@ -146,6 +146,6 @@ def answer(batch: Sequence[Task], generator: Generator, seed: int) -> Iterator[R
 
 
 def batch_seed(seed: int, batch: Sequence[Task]) -> int:
-    """A seed of 32 bits for a batch: its own, and the same when the run is resumed."""
+    """A seed of 32 bits for a batch. It is the same when the run is resumed."""
     named = f"{seed} {batch[0].key}".encode()
     return int.from_bytes(hashlib.sha256(named).digest()[:4], "little")

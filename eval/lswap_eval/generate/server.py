@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server as a generator: how vLLM, SGLang, TGI or llama.cpp is used, in a process of its own."""
+"""An OpenAI-compatible server as a generator, such as vLLM, SGLang, TGI or llama.cpp in its own process."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from lswap_eval.generate.protocol import Completion, Decoding, cut
 from lswap_eval.mgsm.prompts import Prompt
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be others the next time."""
+"""Statuses that may change with another attempt."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
 _SHOWN = 200
 
 
 class HttpGenerator:
-    """Completes over HTTP: text by `/completions`, messages by `/chat/completions`, at most `concurrency` at a time.
+    """Completes over HTTP: text with `/completions`, messages with `/chat/completions`, at most `concurrency` requests at a
+    time.
 
-    A request that is refused, too slow, cut off or answered with one of `RETRIED` is made again, `attempts` times in all,
-    waiting twice as long each time, or as long as the server asks. What came back is returned once, whatever it took.
-    SourceError, one line, where the server cannot be had or refuses for good.
+    A request that is refused, too slow, cut off or answered with one of `RETRIED` is repeated, up to `attempts` attempts in
+    all. It waits twice as long each time, or as long as the server asks. Raises SourceError, one line, where the server
+    cannot be reached or refuses finally.
 
-    url: up to and including `/v1`, if the server has one. model: what the server calls it; by default the first that it
-    lists. key: sent as a bearer token, never logged. Use as a context manager, or `close` it.
+    url: up to and including `/v1`, if the server has one. model: the server's name for it; by default the first that it
+    lists. key: sent as a bearer token, never logged. Use as a context manager, or call `close`.
     """
 
     def __init__(
@@ -66,15 +67,15 @@ class HttpGenerator:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """See `Generator`. The address is no part of it: a server may move while a run is interrupted."""
+        """See `Generator`. The address is left out: a server may move while a run is interrupted."""
         return {"generator": "http", **self._decoding.to_json(), "served_model": self.model}
 
     def length(self, prompt: Prompt) -> int:
-        """In characters: the server has the tokenizer."""
+        """Length in characters, since only the server has the tokenizer."""
         return len(prompt.text or "") + sum(len(message["content"]) for message in prompt.messages or ())
 
     def complete(self, prompts: Sequence[Prompt], *, stop: Sequence[str], seed: int) -> list[Completion]:
-        """See `Generator`. Servers take at most a few stop strings; all are applied here too."""
+        """See `Generator`. Servers take only a few stop strings; all of them are applied here too."""
         with ThreadPoolExecutor(self._concurrency, thread_name_prefix="lswap-http") as pool:
             asked = [pool.submit(self._complete, prompt, list(stop), seed) for prompt in prompts]
             try:
@@ -100,7 +101,7 @@ class HttpGenerator:
             "temperature": self._decoding.temperature,
         }
         if stop:
-            body["stop"] = stop[:4]  # more are an error to some servers; `cut` applies them all
+            body["stop"] = stop[:4]  # some servers reject more; `cut` applies them all
         if self._decoding.temperature:
             body["seed"] = seed
         if prompt.text is not None:
@@ -110,7 +111,7 @@ class HttpGenerator:
         try:
             choice = answer["choices"][0]
             said = choice["text"] if prompt.text is not None else choice["message"]["content"]
-            text, stopped = cut(said or "", stop)  # a chat model that says nothing says null
+            text, stopped = cut(said or "", stop)  # a chat model that says nothing returns null
             reason = "stop" if stopped else str(choice.get("finish_reason") or "unknown")
             usage = answer.get("usage") or {}
             return Completion(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"))
@@ -125,7 +126,7 @@ class HttpGenerator:
             raise SourceError(f"{self._url}/models lists no model: {listed!s:.{_SHOWN}}; name one with --served-model") from None
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
-        """The JSON of an answer, however many attempts it takes."""
+        """Return the JSON of an answer, after as many attempts as it takes."""
         trouble = ""
         for attempt in range(self._attempts):
             asked_to_wait: float | None = None
@@ -141,7 +142,7 @@ class HttpGenerator:
                 raise
             except httpx.TimeoutException:
                 trouble = f"took longer than {self._timeout_s:g} s"
-            except httpx.TransportError as error:  # refused, reset, cut off in the middle
+            except httpx.TransportError as error:  # refused, reset, or cut off in the middle
                 trouble = f"cannot be reached, or broke off: {error}"
             except ValueError as error:
                 trouble = f"sent no JSON: {error}"
@@ -150,12 +151,12 @@ class HttpGenerator:
         raise SourceError(f"{self._url}{path} {trouble}; gave up after {self._attempts} attempts")
 
     def _wait_s(self, attempt: int) -> float:
-        # Between half the time and all of it, so that requests that failed together do not come back together.
+        # Between half the time and all of it, so that requests that failed together do not return together.
         return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt) * (0.5 + 0.5 * self._jitter.random())
 
 
 def _retry_after_s(header: str | None) -> float | None:
-    """Seconds that a server asks to wait, as a number or a date, at most `_LONGEST_WAIT_S`; None where it says nothing."""
+    """Seconds that a server asks to wait, as a number or a date, at most `_LONGEST_WAIT_S`. None where it does not say."""
     if header is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""What the task files call: prompts as `lswap_eval` builds them, and its reading of the answers beside lm-eval's own.
+"""The functions of the task files: prompts as `lswap_eval` builds them, and its answer rule beside lm-eval's own.
 
-The data directory comes from `--metadata '{"data": "DIR", "exemplars": 8}'` or from the environment's LSWAP_MGSM; without
-either, from the hub.
+The data directory comes from `--metadata '{"data": "DIR", "exemplars": 8}'` or from the environment's LSWAP_MGSM. Without
+either, the data come from the hub.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lswap_eval.mgsm.prompts import build_prompt
 
 
 def load(language: str, style: str, data: str | None = None, exemplars: int = 8, **_: object) -> dict[str, Any]:
-    """The split `test`: one row per problem with its prompt and its right answer. Other metadata are lm-eval's own."""
+    """Return the split `test`: one row per problem, with its prompt and its right answer. Other metadata are lm-eval's own."""
     import datasets
 
     problems = load_problems(data or os.environ.get("LSWAP_MGSM", "hub"))
@@ -33,7 +33,9 @@ def load(language: str, style: str, data: str | None = None, exemplars: int = 8,
 
 
 def judge(responses: Iterable[Sequence[str]], docs: Iterable[Mapping[str, str]]) -> list[list[str]]:
-    """A filter: the right answer where `extract_answer` reads it, else "[wrong]", for lm-eval's metric drops signs and points."""
+    """A filter that returns the right answer where `extract_answer` reads it, else "[wrong]". lm-eval's metric drops signs
+    and points.
+    """
     return [
         [doc["gold"] if extract_answer(text, doc["language"]).value == int(doc["gold"]) else "[wrong]" for text in texts]
         for texts, doc in zip(responses, docs, strict=True)

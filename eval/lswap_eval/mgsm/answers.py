@@ -1,7 +1,7 @@
-"""The answer in a model's output, and by which rule it was found.
+"""Reads the answer from a model's output, and reports which rule read it.
 
-The flagged answer first: in a box, after #### or in the sentence that a language uses to give a result; of several the
-last. Without a flag, the last number. A number word is no number; an output without digits has no answer.
+A flagged answer comes first: in a box, after #### or in a language's sentence for a result. Of several the last counts.
+Without a flag, the last number counts. Number words do not count; an output without digits has no answer.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ RULES = ("box", "hashes", "sentence", "label", "last_number", "none")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered, or None, and the rule of `RULES` that found it."""
+    """The answer, or None, and the rule of `RULES` that read it."""
 
     value: Fraction | None
     rule: str
 
     @property
     def flagged(self) -> bool:
-        """The output says that this is its answer."""
+        """Whether the output marks this as its answer."""
         return self.rule not in ("last_number", "none")
 
 
-# How a sentence gives the result: the words before the number, which may be other words than these up to its end.
+# A sentence that states the result: the words before the number. Other words may follow it.
 _SENTENCES = {
     "en": r"\banswer\b(?: \S+){0,4}? (?:is|was|equals|would be|should be|comes to|=)(?![^\W\d_])",
     "bn": r"উত্তর(?:টি|টা)?\s*(?:হল|হলো|হবে|হচ্ছে|হয়|=)",
@@ -43,7 +43,7 @@ _SENTENCES = {
     "th": r"คำตอบ(?:สุดท้าย|ที่ถูกต้อง)?\s*(?:คือ|เท่ากับ|เป็น|=)",
     "zh": r"(?:答案|结果|結果)\s*(?:就)?(?:是|为|為|等于|=)",
 }
-# A word and a colon. Cues of a worked solution look the same, so the number must follow at once and alone.
+# A word and a colon. Cues of a worked solution look the same, so the number must follow directly and alone.
 _LABELS = {
     "en": "answer",
     "bn": "উত্তর",
@@ -72,23 +72,23 @@ _QUESTIONS = {
     "zh": "问题",
 }
 _STEPS = "(?<!step )(?<!schritt-)(?<!ধাপে )(?<!ごとの)(?<!దశలవారీగా )(?<!逐步)"
-"""A label behind one of these begins a worked solution."""
+"""A label after one of these begins a worked solution."""
 _MARKUP = re.compile(r"[\s*_`$({\[\\\"'“”«»„「『<>~=:]*")
 _CURRENCY = re.compile(r"(?:[-–]?(?:Rs|KSh|Ksh|TSh|Tsh|USD|EUR|US)?\.?[ $€£¥₹฿৳₽]*)?")
 _CALCULATES = re.compile(r"[ $%)*€£¥₹]*(?:[^\W\d_]+ ?)?[ $(*)]*[-–+*/×÷·=xX]| ?% ?[^\W\d_]+ \W*\d")  # also 20% of 90 =
 _ENDS = re.compile(r"[*_$)}\]\"'€%]*[.。।](?=\s|[*_]|$)")
 _PASSAGE = 1000
-"""Characters behind a flag in which its number must begin and end. A bound, so that a text that repeats a flag thousands of
-times, as models caught in a loop write, is read in linear time."""
+"""Characters after a flag in which its number must begin and end. The bound makes reading linear in time, even where a model
+in a loop repeats a flag thousands of times."""
 _MADE_UP = 8
-"""Problems that a model goes on to make up and that are looked at one by one before the rest is taken as a whole."""
+"""Problems that a model makes up after its answer and that are examined one by one, before the rest is taken as a whole."""
 _BOX = re.compile(r"\\boxed\s*\{|\\fbox\s*\{")
 _HASHES = re.compile(r"####(?!#)")
 _SENTENCE_END = re.compile(r"[.!?](?=[\s\"'*)$\]}]|$)|[。।|\n]|[.](?=[^\W\d_])")
 
 
 def extract_answer(text: str, language: str) -> Answer:
-    """The answer in `text`, the output of a model asked in `language`; English flags count in every language.
+    """The answer in `text`, the output of a model asked in `language`. English flags count in every language.
 
     >>> extract_answer("5 + 6 = 11. Jibu ni 11.", "sw")
     Answer(value=Fraction(11, 1), rule='sentence')
@@ -98,32 +98,32 @@ def extract_answer(text: str, language: str) -> Answer:
     plain = make_plain(text)
     ends = (match.start() for match in _next_problem(language).finditer(plain))
     for end in (*islice(ends, _MADE_UP), len(plain)):
-        if (found := _flagged(plain[:end], language)) is not None:
-            return found
+        if (answer := _flagged(plain[:end], language)) is not None:
+            return answer
     numbers = list(find_numbers(plain))
     return Answer(numbers[-1].value, "last_number") if numbers else Answer(None, "none")
 
 
 def _flagged(plain: str, language: str) -> Answer | None:
-    """The last flagged answer. A flag without a number after it is none."""
-    found: list[tuple[int, Answer]] = []
+    """The last flagged answer. A flag without a number after it does not count."""
+    answers: list[tuple[int, Answer]] = []
     for match in _BOX.finditer(plain):
         if (number := _result(plain, match.end(), _closing(plain, match.end()))) is not None:
-            found.append((number.end, Answer(number.value, "box")))
+            answers.append((number.end, Answer(number.value, "box")))
     for match in _HASHES.finditer(plain):
         if (number := _result(plain, match.end(), _line_end(plain, match.end()))) is not None:
-            found.append((number.end, Answer(number.value, "hashes")))
+            answers.append((number.end, Answer(number.value, "hashes")))
     for match in _pattern(_SENTENCES, language).finditer(plain):
         if (number := _result(plain, *_rest_of_sentence(plain, match.end()))) is not None:
-            found.append((number.end, Answer(number.value, "sentence")))
+            answers.append((number.end, Answer(number.value, "sentence")))
     for match in _label_pattern(language).finditer(plain):
         if (number := _labelled(plain, match.end())) is not None:
-            found.append((number.end, Answer(number.value, "label")))
-    return max(found, key=lambda pair: pair[0])[1] if found else None  # of equal ends the first, the stronger flag
+            answers.append((number.end, Answer(number.value, "label")))
+    return max(answers, key=lambda pair: pair[0])[1] if answers else None  # of equal ends the first, which has the stronger flag
 
 
 def _result(plain: str, start: int, end: int) -> Number | None:
-    """The number that a passage gives: the first, or where that begins a calculation, the first after the last equals sign."""
+    """The number that a passage states: the first, or, where that begins a calculation, the first after the last equals sign."""
     first = next(find_numbers(plain, start, end), None)
     if first is not None and _CALCULATES.match(plain, first.end, end):
         equals = [match.end() for match in re.finditer("=", plain[first.end : end])]
@@ -133,7 +133,7 @@ def _result(plain: str, start: int, end: int) -> Number | None:
 
 
 def _labelled(plain: str, start: int) -> Number | None:
-    """The number at once behind a label, if it ends the sentence or is, with its calculation, all numbers of the line."""
+    """The number directly after a label, if it ends the sentence or if it and its calculation are all numbers of the line."""
     begin = _until_text(plain, start)
     end = _line_end(plain, begin)
     number = _result(plain, start, end)
@@ -145,7 +145,7 @@ def _labelled(plain: str, start: int) -> Number | None:
 
 
 def _until_text(plain: str, start: int) -> int:
-    """Where text begins behind a flag: on its line, or on a later one behind nothing but markup."""
+    """Position where text begins after a flag: on its line, or on a later line after nothing but markup."""
     markup = _MARKUP.match(plain, start, start + _PASSAGE)
     return start if markup is None else markup.end()
 
@@ -163,7 +163,7 @@ def _line_end(plain: str, start: int) -> int:
 
 
 def _closing(plain: str, start: int) -> int:
-    """Where the brace that was opened before `start` closes, or the line ends."""
+    """Position where the brace that was opened before `start` closes, or where the line ends."""
     depth = 1
     for at in range(start, _line_end(plain, start)):
         depth += {"{": 1, "}": -1}.get(plain[at], 0)

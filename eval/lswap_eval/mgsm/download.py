@@ -1,7 +1,7 @@
-"""MGSM from the hub: `juletxara/mgsm`, as tab-separated files or as Parquet, whichever its current revision has.
+"""Downloads MGSM from the hub: `juletxara/mgsm`, as tab-separated files or as Parquet, whichever its current revision has.
 
-The hub's rows carry question, answer, answer_number; of the training rows question and answer are worked exemplars with
-their cues, as in `exemplars.json`. The digest is of the texts, so it equals that of a directory with the same texts.
+The hub's rows have question, answer and answer_number. In the training rows, question and answer are worked exemplars with
+their cues, as in `exemplars.json`. The digest covers the texts, so it equals that of a directory with the same texts.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from lswap_eval.mgsm.problems import EXEMPLARS_FILE, LANGUAGES, Exemplar, Proble
 REPOSITORY = "juletxara/mgsm"
 
 _CONVERTED = "refs/convert/parquet"
-"""Where the hub keeps the Parquet that it makes itself of data sets in other forms."""
+"""Branch where the hub keeps the Parquet that it makes from data sets in other forms."""
 
 _PATTERNS = ("mgsm_*.tsv", EXEMPLARS_FILE, "*.parquet")
 
 
 def download_problems() -> ProblemSet:
-    """The hub's copy, through the hub's cache. SourceError: it cannot be had. FormatError: it is not as expected."""
+    """Download the hub's copy into the hub's cache. Raises SourceError where that fails, FormatError where it has another
+    form.
+    """
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -44,7 +46,7 @@ def _is_readable(folder: Path) -> bool:
 
 
 def read_snapshot(folder: Path) -> ProblemSet:
-    """A downloaded revision. FormatError: it holds neither layout, or not every member of a row."""
+    """Read a downloaded revision. Raises FormatError where it has neither layout, or a row lacks a member."""
     if (folder / EXEMPLARS_FILE).exists():
         return read_problems(folder)
     problems, exemplars = {}, {}
@@ -61,7 +63,7 @@ def read_snapshot(folder: Path) -> ProblemSet:
 
 
 def _rows(folder: Path, language: str, split: str) -> list[dict[str, str]]:
-    """Rows of `<language>/<split>*.parquet`, in order; none where there is no such file."""
+    """Rows of `<language>/<split>*.parquet`, in order; none without such a file."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -77,9 +79,9 @@ def _rows(folder: Path, language: str, split: str) -> list[dict[str, str]]:
 
 
 def load_problems(where: str | os.PathLike[str]) -> ProblemSet:
-    """Everything in a data directory, or with "hub" in the hub's copy of MGSM, which is downloaded once.
+    """Read a data directory or, with "hub", the hub's copy of MGSM, which is downloaded once.
 
-    RecipeError and FormatError as `read_problems`; SourceError: the hub cannot be had.
+    Raises RecipeError and FormatError as `read_problems`, and SourceError where the hub cannot be reached.
     """
     if where == "hub":
         return download_problems()

@@ -1,9 +1,9 @@
-"""Numbers as people and models write them, read exactly.
+"""Reads numbers as people and models write them, exactly.
 
-A text is first made plain (`make_plain`): decimal digits of any script become ASCII, full-width punctuation its ASCII
-form, invisible characters go. Numbers are then read with the separators of every locale at once, because a model that
-answers in German may group as the English do: comma, point, space, apostrophe, and the Indian 1,14,200. A single separator
-before exactly three digits groups them (2.125 is 2125), unless a zero stands before it; any other single one is decimal.
+`make_plain` first turns decimal digits of any script into ASCII, makes full-width punctuation ASCII, and drops invisible
+characters. Numbers are then read with the separators of every locale, because a model that answers in German may group as in
+English: comma, point, space, apostrophe, and the Indian 1,14,200. A single separator before exactly three digits groups them
+(2.125 is 2125), unless a zero precedes it. Any other single separator is decimal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GROUPED = [re.compile(rf"([1-9]\d{{0,2}}(?:{mark}\d{{3}})+)(?:([.,])(\d+))?(?!{
 _INDIAN = re.compile(r"([1-9]\d?(?:,\d{2})+,\d{3})(?:\.(\d+))?(?!,?\d)")
 _SIMPLE = re.compile(r"(\d+)(?:[.,](\d+))?(?![.,]?\d)")
 _WHOLE = re.compile(r"\d+")
-_LISTED = re.compile(r"(?<=\d[.,'])\d+")  # what follows in a run of digits that is no one number, as in 1,2,3
+_LISTED = re.compile(r"(?<=\d[.,'])\d+")  # the rest of a run of digits that is not one number, as in 1,2,3
 _BARE_DECIMAL = re.compile(r"\.(\d+)(?![.,]?\d)")
 _RATIO = re.compile(r"/(\d+)(?![\d/]|[.,]\d)")
 _MIXED = re.compile(r"(?<![\d/.,])(\d+) (\d{1,2})/(\d{1,2})(?![\d/]|[.,]\d)")
@@ -37,7 +37,7 @@ _START = re.compile(r"\d|(?<![\w.,)])\.\d")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number in a text, and the half-open range of characters it takes, sign and currency included."""
+    """A number in a text, and its half-open range of characters, including sign and currency."""
 
     value: Fraction
     start: int
@@ -45,7 +45,7 @@ class Number:
 
 
 def make_plain(text: str) -> str:
-    """`text` in NFC, in which every decimal digit is ASCII, punctuation is of one width, and nothing is invisible.
+    """Return `text` in NFC, with ASCII digits, punctuation of one width, and no invisible characters.
 
     >>> make_plain("答えは１８。"), make_plain("উত্তর হল ১৮।")[-3:]
     ('答えは18。', '18।')
@@ -100,9 +100,9 @@ def _join(whole: str, decimals: str | None) -> Fraction:
 
 
 def _sign(plain: str, start: int, low: int) -> tuple[int, bool]:
-    """Where the number starts with its sign and currency, and whether it is negative.
+    """Where the number starts, with sign and currency, and whether it is negative.
 
-    A minus is a sign where no operand stands before it; a hyphen in a word, a range and a bullet are none.
+    A minus is a sign where no operand precedes it. A hyphen in a word, a range and a bullet are not signs.
     """
     at = start
     while at > low and (plain[at - 1] in "+" or unicodedata.category(plain[at - 1]) == "Sc"):

@@ -1,8 +1,8 @@
-"""MGSM's problems and worked exemplars, from a directory: values, and their digest.
+"""MGSM's problems and worked exemplars, read from a directory: values, and their digest.
 
-A data directory holds `mgsm_<language>.tsv` (question, tab, answer; one problem a line) and `exemplars.json` (language ->
-worked exemplars with question, answer and answer_number, cues included). Texts are kept to the character: prompts are
-built from them unnormalised. Problems are numbered from 0; number n is the same problem in every language.
+A data directory holds `mgsm_<language>.tsv` (question, tab, answer; one problem per line) and `exemplars.json` (language ->
+worked exemplars with question, answer and answer_number, cues included). Prompts use the exact texts, without normalisation.
+Problems are numbered from 0; number n is the same problem in every language.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 
@@ -28,7 +28,7 @@ _GOLD = re.compile(r"[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem: its question without a cue, and the whole number that answers it."""
+    """One problem: its question without a cue, and its answer, a whole number."""
 
     language: str
     number: int
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A worked example: question and solution, each with its cue, as they stand in the data."""
+    """A worked example: question and solution, each with its cue, exactly as in the data."""
 
     question: str
     solution: str
@@ -47,14 +47,14 @@ class Exemplar:
 
 @dataclass(frozen=True, slots=True)
 class ProblemSet:
-    """All that a data directory holds, for every language that it has."""
+    """The content of a data directory, for every language in it."""
 
     problems: Mapping[str, tuple[Problem, ...]]
     exemplars: Mapping[str, tuple[Exemplar, ...]]
 
     @property
     def sha256(self) -> str:
-        """Digest of the texts and golds, whatever files they came from."""
+        """SHA-256 of the texts and golds, independent of the files that held them."""
         value = [
             [(p.language, p.number, p.question, p.gold) for each in sorted(self.problems) for p in self.problems[each]],
             [(each, e.question, e.solution, e.gold) for each in sorted(self.exemplars) for e in self.exemplars[each]],
@@ -62,14 +62,14 @@ class ProblemSet:
         return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
     def golds(self) -> dict[str, list[int]]:
-        """The right answers of every language, by problem number: what a log's header keeps for scoring."""
+        """The right answers of every language, by problem number. A log's header keeps them for scoring."""
         return {language: [problem.gold for problem in problems] for language, problems in self.problems.items()}
 
     def choose(self, languages: Sequence[str], limit: int | None = None, half: str | None = None) -> list[Problem]:
-        """Problems to ask: language by language, in order of number.
+        """Choose problems to ask: language by language, in order of number.
 
-        `limit`: so many problems of each language, the same numbers in every one (`fixed_numbers`). `half`: "dev" or "test"
-        (`half_of`); of the limited ones. RecipeError: a language that is not there, a limit below 1.
+        limit: this many problems of each language, with the same numbers in every language (`fixed_numbers`). half: "dev" or
+        "test" (`half_of`); applied to the limited problems. Raises RecipeError for an unknown language and a limit below 1.
         """
         chosen = []
         for language in check_languages(languages, self.problems):
@@ -80,7 +80,7 @@ class ProblemSet:
 
 
 def check_languages(languages: Sequence[str], there: Mapping[str, Any]) -> tuple[str, ...]:
-    """`languages`, each once. RecipeError: none, an unknown one, one twice, one without problems."""
+    """Return `languages`. Raises RecipeError where there are none, or one is unknown, repeated, or without problems."""
     known = f"known are {', '.join(LANGUAGES)}"
     if not languages:
         raise RecipeError(f"no language is named; {known}")
@@ -97,8 +97,9 @@ def check_languages(languages: Sequence[str], there: Mapping[str, Any]) -> tuple
 
 
 def fixed_numbers(count: int, limit: int | None = None) -> list[int]:
-    """The first `limit` of 0..count-1 in a fixed shuffled order, sorted: shorter lists are part of longer ones, and as
-    many are of the dev half as of the test half, but for one. RecipeError: a limit below 1.
+    """The first `limit` of 0..count-1 in a fixed shuffled order, sorted. Raises RecipeError for a limit below 1.
+
+    Shorter lists are part of longer ones, and the numbers from the dev and the test half differ by at most one.
     """
     if limit is None or limit >= count:
         return list(range(count))
@@ -110,7 +111,7 @@ def fixed_numbers(count: int, limit: int | None = None) -> list[int]:
 
 
 def half_of(number: int) -> str:
-    """The half that a problem belongs to, "dev" or "test", in every language. Of 2n and 2n+1, a coin sends one to each."""
+    """The half that a problem belongs to in every language, "dev" or "test". A hash gives one of 2n and 2n+1 to each."""
     return "dev" if (number + _digest(f"half/{number // 2}")[0]) % 2 else "test"
 
 
@@ -119,7 +120,7 @@ def _digest(text: str) -> bytes:
 
 
 def read_problems(directory: str | os.PathLike[str]) -> ProblemSet:
-    """Everything in a data directory. RecipeError: it is none. FormatError: a file in it is not as it should be."""
+    """Read a data directory. Raises RecipeError where it is none, and FormatError for a malformed file."""
     folder = Path(directory)
     if not folder.is_dir():
         raise RecipeError(f"{folder} is not a directory; expected one with mgsm_<language>.tsv files and {EXEMPLARS_FILE}")
@@ -134,7 +135,7 @@ def read_problems(directory: str | os.PathLike[str]) -> ProblemSet:
 
 def _parse_problems(path: Path, language: str) -> tuple[Problem, ...]:
     try:
-        lines = path.read_bytes().decode().split("\n")  # by newlines alone: questions may hold what splitlines() splits at
+        lines = path.read_bytes().decode().split("\n")  # not splitlines(): questions may hold other separators
     except UnicodeDecodeError as error:
         raise FormatError(f"not UTF-8 at byte {error.start}", path=str(path)) from None
     if lines[-1] == "":

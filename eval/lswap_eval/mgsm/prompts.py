@@ -1,8 +1,8 @@
-"""Prompts: what a model is asked, built from the exemplars to the character.
+"""Builds prompts from the exemplars, character by character.
 
-Cues are not listed here: they are what the exemplars of a language begin with (`Swali:`, `Question :`; in ja and zh with
-a full-width colon), and what follows the colon there, a space or nothing, follows it in every prompt. A completion
-prompt is exemplars and problem, parted by an empty line, and ends with the cue of the answer.
+Cues are not listed here: every exemplar of a language begins with them (`Swali:`, `Question :`; in ja and zh with a
+full-width colon). What follows the colon there, a space or nothing, follows it in every prompt. A completion prompt has
+exemplars and problem, separated by an empty line, and ends with the cue of the answer.
 
     native_cot   worked solutions in the problem's language
     en_cot       the problem's language, worked solutions in English
@@ -24,7 +24,7 @@ STYLES = ("native_cot", "en_cot", "direct", "chat")
 MAX_EXEMPLARS = 8
 Message = dict[str, str]
 _CUE = re.compile(r"[^:：\n]+[:：] ?")
-# A direct answer has no exemplar to take its cue from. The word is the one in which the exemplars give their results;
+# A direct answer has no exemplar to take its cue from. The word is that with which the exemplars state results;
 # the colon is that of the language's other cues.
 _ANSWER_WORDS = {
     "bn": "উত্তর",
@@ -50,7 +50,7 @@ class Prompt:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the text as UTF-8, or of the messages as compact JSON."""
+        """SHA-256 of the text as UTF-8, or of the messages as compact JSON, as hex."""
         text = self.text if self.text is not None else json.dumps(self.messages, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -64,7 +64,7 @@ class Cues:
 
 
 def find_cues(data: ProblemSet, language: str) -> Cues:
-    """The cues that every exemplar of a language begins with. FormatError: there are none, or they differ."""
+    """Find the cues that begin every exemplar of a language. Raises FormatError where there are none, or they differ."""
     exemplars = data.exemplars.get(language, ())
     parts = []
     for part, texts in (("question", [e.question for e in exemplars]), ("answer", [e.solution for e in exemplars])):
@@ -78,9 +78,9 @@ def find_cues(data: ProblemSet, language: str) -> Cues:
 
 
 def build_prompt(data: ProblemSet, problem: Problem, style: str, exemplars: int = MAX_EXEMPLARS) -> Prompt:
-    """What to ask for `problem`, after the first `exemplars` (0 to 8) worked examples, in the order of the data.
+    """Build the prompt for `problem`, after the first `exemplars` (0 to 8) worked examples, in the order of the data.
 
-    RecipeError: an unknown style, a number of exemplars that is not to be had.
+    Raises RecipeError for an unknown style, and for more exemplars than there are.
     """
     check_prompts(data, style, exemplars, problem.language)
     cues = find_cues(data, problem.language)
@@ -99,7 +99,7 @@ def build_prompt(data: ProblemSet, problem: Problem, style: str, exemplars: int 
 
 
 def check_prompts(data: ProblemSet, style: str, exemplars: int, *languages: str) -> None:
-    """RecipeError unless such prompts can be built in these languages."""
+    """Raises RecipeError unless such prompts can be built in these languages."""
     check_languages(languages, data.problems)
     if style not in STYLES:
         raise RecipeError(f"prompt {style!r} is not known; known are {', '.join(STYLES)}")
@@ -110,7 +110,9 @@ def check_prompts(data: ProblemSet, style: str, exemplars: int, *languages: str)
 
 
 def stop_strings(data: ProblemSet, language: str, style: str) -> tuple[str, ...]:
-    """Where a completion ends: at the next question. A direct answer also ends with its paragraph; a chat ends itself."""
+    """Strings that end a completion: the cue of the next question. A direct answer also ends with its paragraph; a chat model
+    ends by itself.
+    """
     if style == "chat":
         return ()
     question = "\n" + find_cues(data, language).question.rstrip(" ")

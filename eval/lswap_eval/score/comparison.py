@@ -1,11 +1,12 @@
-"""What several scored logs show together: accuracies, paired differences to a reference, and what was chosen on one half.
+"""Compares several scored logs: accuracies, paired differences to a reference, and the best setting on one half of the
+problems.
 
 A run is one setting, of one pair of experts where there are several (`model["setting"]` and `model["pair"]` in the header;
-else the model's name, else the file's). A setting's differences are taken from the reference's run of the same pair; a
-model that belongs to no pair, such as the base, is held against the reference's run of every pair.
+else the model's name, else the file's). Differences compare a setting with the reference's run of the same pair. A model that
+belongs to no pair, such as the base, is compared with the reference's run of every pair.
 
-Where each problem has one outcome the error bars are Wilson's and Tango's and p is McNemar's; where it has several (many
-languages, pairs or samples) they are clustered by problem number. Two families of tests are declared, each corrected by
+Where each problem has one outcome, the error bars are Wilson's and Tango's, and p is McNemar's. Where it has several (many
+languages, pairs or samples), they are clustered by problem number. Two families of tests are declared, each corrected by
 Holm: the settings pooled over languages, and every setting in every language.
 """
 
@@ -26,12 +27,12 @@ from lswap_eval.score.scoring import Score, score_log
 from lswap_eval.score.statistics import FlipTable, Interval
 
 ALL = "all"
-"""In place of a language: pooled over all of them."""
+"""In place of a language: pooled over all languages."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """The scores of one log, and what was said."""
+class ScoredRun:
+    """The scores of one log, and its records."""
 
     setting: str
     pair: str
@@ -42,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Accuracy of a setting in a language (or `ALL`), over pairs if there are several; counts of outcomes by category."""
+    """Accuracy of a setting in a language (or `ALL`), over all pairs. Counts of outcomes by category."""
 
     setting: str
     language: str
@@ -55,7 +56,9 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of a setting less that of the reference on the same problems. `flips` and McNemar's p: one outcome a problem."""
+    """Accuracy of a setting minus that of the reference, on the same problems. `flips` and McNemar's p need one outcome per
+    problem.
+    """
 
     setting: str
     language: str
@@ -69,7 +72,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The setting that was best on the dev half, and how it does on the test half, which had no say."""
+    """The setting that was best on the dev half, and its result on the test half, which did not influence the choice."""
 
     setting: str
     dev: float
@@ -80,7 +83,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All of it. `reference` is what differences are taken from."""
+    """All results. reference: the setting that differences refer to."""
 
     reference: str
     settings: tuple[str, ...]
@@ -92,19 +95,19 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON; fractions of one throughout."""
+        """Return the results as JSON; fractions of one throughout."""
         return {"format": "lswap-eval-results/1", **asdict(self)}
 
 
-def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = None, half: str | None = None) -> list[Run]:
-    """Score logs. `data`: the problems, for logs that do not hold the right answers. `half`: only "dev" or "test" problems.
+def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = None, half: str | None = None) -> list[ScoredRun]:
+    """Score logs. data: the problems, for logs without the right answers. half: only "dev" or "test" problems.
 
-    RecipeError: no records; other problems than `data`; two logs of one setting and pair; what `score_log` raises.
-    FormatError: no log.
+    Raises RecipeError for a log without records, of other problems than `data`, or with the setting and pair of another log,
+    and whatever `score_log` raises. Raises FormatError for a file that is no log.
     """
     golds = None if data is None else data.golds()
     digest = None if data is None else data.sha256
-    runs: dict[tuple[str, str], Run] = {}
+    runs: dict[tuple[str, str], ScoredRun] = {}
     for path in paths:
         header, records = read_log(path)
         if digest not in (None, header.data_sha256):
@@ -116,7 +119,7 @@ def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = Non
         if not kept:
             raise RecipeError(f"{path} holds no records" + (f" of the {half} half" if half else ""))
         setting = str(header.model.get("setting") or header.model.get("name") or path.stem)
-        run = Run(
+        run = ScoredRun(
             setting,
             str(header.model.get("pair") or ""),
             header,
@@ -129,8 +132,10 @@ def read_runs(paths: Iterable[Path], *, rule: str, data: ProblemSet | None = Non
     return list(runs.values())
 
 
-def compare(runs: Sequence[Run], reference: str) -> Comparison:
-    """Everything that runs on the same problems show. RecipeError: no such reference; other problems, prompts or data."""
+def compare(runs: Sequence[ScoredRun], reference: str) -> Comparison:
+    """Compare runs on the same problems. Raises RecipeError for an unknown reference, and where problems, prompts or data
+    differ.
+    """
     settings = tuple(dict.fromkeys(run.setting for run in runs))
     if reference not in settings:
         raise RecipeError(f"no log is of the reference {reference!r}; there are {', '.join(settings)}")
@@ -154,7 +159,7 @@ def compare(runs: Sequence[Run], reference: str) -> Comparison:
     )
 
 
-def accuracy_of(runs: Sequence[Run], setting: str, language: str = ALL) -> Accuracy:
+def accuracy_of(runs: Sequence[ScoredRun], setting: str, language: str = ALL) -> Accuracy:
     """Accuracy of the runs of one setting."""
     scores = [(run.pair, score) for run in runs for score in run.scores.values() if language in (ALL, score.key[0])]
     outcomes = [(score.key[1], score.correct) for _, score in scores]
@@ -178,22 +183,24 @@ def _accuracy_interval(outcomes: Sequence[tuple[int, bool]]) -> Interval:
     problems, right = len({problem for problem, _ in outcomes}), {correct for _, correct in outcomes}
     if problems < 2:
         return Interval(fmean(correct for _, correct in outcomes), 0.0, 1.0)
-    if len(right) == 1:  # without any spread a standard error is 0, which would claim certainty: as many outcomes as problems
+    if (
+        len(right) == 1
+    ):  # without any spread the standard error is 0, which would claim certainty: count as many outcomes as problems
         return statistics.wilson_interval(problems if True in right else 0, problems)
-    found = statistics.clustered_mean([(problem, float(correct)) for problem, correct in outcomes]).interval
-    return Interval(found.estimate, max(found.low, 0.0), min(found.high, 1.0))
+    interval = statistics.clustered_mean([(problem, float(correct)) for problem, correct in outcomes]).interval
+    return Interval(interval.estimate, max(interval.low, 0.0), min(interval.high, 1.0))
 
 
 def _is_single(outcomes: Sequence[tuple[int, Any]]) -> bool:
-    """No problem has two outcomes."""
+    """Whether each problem has one outcome."""
     return len({problem for problem, _ in outcomes}) == len(outcomes)
 
 
-Pairs = Sequence[tuple[Run, Run]]
+Pairs = Sequence[tuple[ScoredRun, ScoredRun]]
 
 
-def pair_runs(runs: Sequence[Run], setting: str, reference: str) -> Pairs:
-    """(reference's run, setting's run), each of the same pair, or of every pair if a run belongs to none."""
+def pair_runs(runs: Sequence[ScoredRun], setting: str, reference: str) -> Pairs:
+    """Pairs (reference's run, setting's run) of the same pair of experts, or of every pair for a run that belongs to none."""
     references = [run for run in runs if run.setting == reference]
     return [
         (against, run)
@@ -223,7 +230,7 @@ def _difference(pairs: Pairs, setting: str, language: str) -> Difference:
 
 
 def _correct_families(differences: Sequence[Difference]) -> list[Difference]:
-    """The same with Holm's p: over the pooled ones, and over those of single languages."""
+    """Return the differences with Holm's p: over the pooled ones, and over those of single languages."""
     adjusted: dict[str, float] = {}
     for pooled in (True, False):
         family = {f"{d.setting}\n{d.language}": d.p for d in differences if (d.language == ALL) == pooled}
@@ -231,8 +238,8 @@ def _correct_families(differences: Sequence[Difference]) -> list[Difference]:
     return [replace(d, p_holm=adjusted[f"{d.setting}\n{d.language}"]) for d in differences]
 
 
-def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
-    """None where one of the halves is empty, or there is nothing to choose from."""
+def _choose(runs: Sequence[ScoredRun], reference: str) -> Choice | None:
+    """Choose the best setting. None where one of the halves is empty, or there is nothing to choose from."""
     dev, test = (_restrict(runs, half) for half in ("dev", "test"))
     settings = list(dict.fromkeys(run.setting for run in runs))
     if len(settings) < 2 or not all(run.scores for run in (*dev, *test)):
@@ -246,12 +253,12 @@ def _choose(runs: Sequence[Run], reference: str) -> Choice | None:
     return Choice(best, on_dev[best], on_test, difference.interval, difference.p)
 
 
-def _restrict(runs: Sequence[Run], half: str) -> list[Run]:
+def _restrict(runs: Sequence[ScoredRun], half: str) -> list[ScoredRun]:
     return [replace(run, scores={key: score for key, score in run.scores.items() if half_of(key[1]) == half}) for run in runs]
 
 
-def _refuse_unlike(runs: Sequence[Run]) -> None:
-    """RecipeError unless all runs answered the same problems of the same data in the same words."""
+def _refuse_unlike(runs: Sequence[ScoredRun]) -> None:
+    """Raises RecipeError unless all runs answered the same problems of the same data with the same prompts."""
     first = runs[0]
     for run in runs[1:]:
         if run.header.data_sha256 != first.header.data_sha256:
@@ -269,7 +276,7 @@ def _refuse_unlike(runs: Sequence[Run]) -> None:
             )
 
 
-def _notes(runs: Sequence[Run], differences: Sequence[Difference]) -> tuple[str, ...]:
+def _notes(runs: Sequence[ScoredRun], differences: Sequence[Difference]) -> tuple[str, ...]:
     notes = []
     count = len({problem for _, problem, _ in runs[0].scores})
     single = [d.flips for d in differences if d.flips is not None]
@@ -288,5 +295,5 @@ def _notes(runs: Sequence[Run], differences: Sequence[Difference]) -> tuple[str,
     return tuple(notes)
 
 
-def _named(run: Run) -> str:
+def _named(run: ScoredRun) -> str:
     return f"{run.setting!r}" + (f" of {run.pair}" if run.pair else "")

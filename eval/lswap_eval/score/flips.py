@@ -1,4 +1,4 @@
-"""A page to browse the answers that flipped between the reference and a setting: one file of HTML, no network, no libraries."""
+"""A page to browse the answers that flipped between the reference and a setting: one HTML file, no network, no libraries."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from lswap_eval.score.comparison import Comparison, Run, pair_runs
+from lswap_eval.score.comparison import Comparison, ScoredRun, pair_runs
 
 
-def list_flips(runs: Sequence[Run], reference: str, golds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
-    """Every answer that one of reference and setting has right and the other has not: setting, pair, problem, both outputs."""
+def list_flips(runs: Sequence[ScoredRun], reference: str, golds: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
+    """List every answer that is right in one of reference and setting only: setting, pair, problem, both outputs."""
     flips = []
     for setting in dict.fromkeys(run.setting for run in runs if run.setting != reference):
         for against, run in pair_runs(runs, setting, reference):
@@ -34,20 +34,20 @@ def list_flips(runs: Sequence[Run], reference: str, golds: Mapping[str, Sequence
     return flips
 
 
-def _side(run: Run, key: tuple[str, int, int]) -> dict[str, Any]:
+def _side(run: ScoredRun, key: tuple[str, int, int]) -> dict[str, Any]:
     score = run.scores[key]
     return {"value": score.value, "found_by": score.found_by, "cut_off": score.cut_off, "output": run.outputs[key]}
 
 
 def render_page(
     results: Comparison,
-    runs: Sequence[Run],
+    runs: Sequence[ScoredRun],
     golds: Mapping[str, Sequence[int]],
     questions: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
-    """The page. `questions` (language -> texts by problem number) are shown where they are given.
+    """Render the page. questions: language -> texts by problem number, shown where given.
 
-    Texts go in as JSON and are shown as text: nothing that a model said can become markup or code.
+    Texts go in as JSON and are shown as text: no output of a model can become markup or code.
     """
     flips = list_flips(runs, results.reference, golds)
     for flip in flips:

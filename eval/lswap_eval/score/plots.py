@@ -1,4 +1,4 @@
-"""Pictures of results: accuracy with its interval by setting, and a sweep as a heat map. Drawn without a display."""
+"""Plots of results: accuracy with its interval by setting, and a sweep as a heat map. Drawing needs no display."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ _PER_INCH = 150
 
 
 def draw_accuracies(results: Comparison) -> Figure:
-    """A panel per language and one for all, a line per setting: percent right with its 95% interval; the reference's dashed."""
+    """One panel per language and one for all, one line per setting: percent right with its 95% interval. The reference's line
+    is dashed.
+    """
     from matplotlib.figure import Figure
 
     columns = (*results.languages, ALL) if len(results.languages) > 1 else results.languages
     figure = Figure(figsize=(2.2 + 1.9 * len(columns), 1.4 + 0.32 * len(results.settings)), layout="constrained")
     panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    found = {(a.setting, a.language): a.interval for a in results.accuracies}
+    intervals_of = {(a.setting, a.language): a.interval for a in results.accuracies}
     heights = list(range(len(results.settings)))[::-1]
     for panel, language in zip(panels, columns, strict=True):
-        intervals = [found[setting, language] for setting in results.settings]
+        intervals = [intervals_of[setting, language] for setting in results.settings]
         percents = [100 * i.estimate for i in intervals]
         below = [max(0.0, 100 * (i.estimate - i.low)) for i in intervals]
         above = [max(0.0, 100 * (i.high - i.estimate)) for i in intervals]
         panel.errorbar(percents, heights, xerr=[below, above], fmt="o", markersize=4, capsize=2, linewidth=1, color="#1f4e79")
-        panel.axvline(100 * found[results.reference, language].estimate, linestyle="--", linewidth=0.8, color="#999999")
+        panel.axvline(100 * intervals_of[results.reference, language].estimate, linestyle="--", linewidth=0.8, color="#999999")
         panel.set_title("average" if language == ALL else language, fontsize=10)
         panel.set_yticks(heights, results.settings, fontsize=8)
         panel.tick_params(axis="x", labelsize=8)
@@ -40,9 +42,10 @@ def draw_accuracies(results: Comparison) -> Figure:
 
 
 def draw_sweep(accuracies: Mapping[tuple[int, int, int], float]) -> Figure:
-    """A sweep: (bottom, top, transition) -> accuracy as a fraction. A panel per transition, bottom by top, percent in each cell.
+    """Draw a sweep: (bottom, top, transition) -> accuracy as a fraction. One panel per transition, bottom by top, percent in
+    each cell.
 
-    Points that were not run stay blank. ValueError: there are no points.
+    Points that were not run stay blank. Raises ValueError where there are no points.
     """
     from matplotlib.figure import Figure
 
@@ -73,7 +76,9 @@ def draw_sweep(accuracies: Mapping[tuple[int, int, int], float]) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as its suffix says (.png, .svg, .pdf): equal figures as equal bytes, so without the time of drawing."""
+    """Save a figure in the format of its suffix (.png, .svg, .pdf). Equal figures give equal bytes, so no time of drawing is
+    saved.
+    """
     from matplotlib import rc_context
 
     dated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

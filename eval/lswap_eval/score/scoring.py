@@ -1,12 +1,12 @@
-"""From a log to scores: a pure function of what was said and of the right answers, under the rules of several harnesses.
+"""Turns a log into scores: a pure function of the outputs and the right answers, with the rules of several harnesses.
 
     lswap               `extract_answer`; of an output that was cut off, only an answer that is flagged
-    lm-eval-strict      the language's sentence, first match, as lm-evaluation-harness 0.4.13 has it
+    lm-eval-strict      the language's sentence, first match, as in lm-evaluation-harness 0.4.13
     lm-eval-flexible    the last of its numbers
-    simple-evals        the last number behind the language's word for answer, as OpenAI's simple-evals has it
+    simple-evals        the last number after the language's word for answer, as in OpenAI's simple-evals
 
-The foreign rules are here to compare with numbers that others publish; their quirks are theirs and kept: lm-eval drops
-punctuation, so that 1.8 and -18 pass for 18, and its Bengali sentence is the English one.
+The other harnesses' rules allow a comparison with published numbers, so their quirks are kept. lm-eval drops punctuation, so
+1.8 and -18 pass for 18, and its Bengali sentence is the English one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one generation did. `value`: what the rule took for the answer, as text; None where it found none."""
+    """The score of one generation. value: the answer under the rule, as text, or None."""
 
     key: Key
     correct: bool
@@ -63,7 +63,7 @@ class Score:
 
     @property
     def category(self) -> str:
-        """One of "correct", "wrong", "unparsable" and "truncated": cut off at the limit of tokens before it gave the answer."""
+        """One of "correct", "wrong", "unparsable" and "truncated" (cut off at the limit of tokens before the answer)."""
         if self.correct:
             return "correct"
         if self.cut_off:
@@ -74,9 +74,9 @@ class Score:
 def score_log(
     header: Header, records: Sequence[Record], rule: str = "lswap", golds: Mapping[str, Sequence[int]] | None = None
 ) -> dict[Key, Score]:
-    """Scores by key, in the order of the log. `golds` (language -> right answers) default to the header's.
+    """Score a log. Returns scores by key, in the order of the log. golds: language -> right answers; by default the header's.
 
-    RecipeError: an unknown rule; no golds, or none for a record.
+    Raises RecipeError for an unknown rule, without golds, and for a record without a gold.
     """
     if rule not in RULES:
         raise RecipeError(f"rule {rule!r} is not known; known are {', '.join(RULES)}")
@@ -113,21 +113,21 @@ def _score(record: Record, gold: int, rule: str, style: str) -> Score:
 
 
 def lm_eval_strict(output: str, language: str, style: str) -> str | None:
-    """What lm-eval's strict filter takes: of worked solutions the sentence, of direct answers everything."""
+    """The match of lm-eval's strict filter: of worked solutions the sentence, of direct answers everything."""
     if style == "direct":
         return output.strip()
-    found = re.search(LM_EVAL_SENTENCES["en" if style == "en_cot" else language], output)
-    return found[1] if found else None
+    match = re.search(LM_EVAL_SENTENCES["en" if style == "en_cot" else language], output)
+    return match[1] if match else None
 
 
 def lm_eval_flexible(output: str) -> str | None:
-    """What lm-eval's flexible filter takes: the last of what it calls numbers, dollar signs and points among them."""
-    found = re.findall(LM_EVAL_NUMBERS, output)
-    return (found[-1][0] or found[-1][1]) if found else None
+    """The match of lm-eval's flexible filter: the last of its numbers, which may have dollar signs and points."""
+    matches = re.findall(LM_EVAL_NUMBERS, output)
+    return (matches[-1][0] or matches[-1][1]) if matches else None
 
 
 def simple_evals_answer(output: str, language: str) -> str:
-    """What simple-evals takes: the last number behind the last of the language's words for answer; "" for none."""
+    """The match of simple-evals: the last number after the last of the language's words for answer; "" without one."""
     _, word, behind = output.rpartition(_SIMPLE_EVALS_WORDS[language])
     numbers = re.findall(r"\d+\.?\d*", behind.replace(",", "")) if word else []
     return str(numbers[-1]).rstrip(".") if numbers else ""

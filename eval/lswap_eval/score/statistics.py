@@ -1,6 +1,6 @@
-"""Error bars and tests for accuracies on the same problems. scipy's where it has them.
+"""Error bars and tests for accuracies on the same problems. Uses scipy where it has them.
 
-Everything is two-sided. Outcomes are booleans; a pair of outcomes is one problem answered by two models.
+All tests are two-sided. Outcomes are booleans; a pair of outcomes is one problem answered by two models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class FlipTable:
-    """The same problems under a reference and under another model: counts by who was right."""
+    """The same problems under a reference and under another model: counts by which of them was right."""
 
     both: int
     gained: int
@@ -37,18 +37,18 @@ class FlipTable:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the other model less that of the reference."""
+        """Accuracy of the other model minus that of the reference."""
         return (self.gained - self.lost) / self.count
 
 
 def tabulate_flips(reference: Sequence[bool], other: Sequence[bool]) -> FlipTable:
-    """The table of two sequences in the same order. ValueError: their lengths differ."""
+    """Tabulate two sequences of outcomes in the same order. Raises ValueError where their lengths differ."""
     pairs = list(zip(reference, other, strict=True))
     return FlipTable(*(pairs.count(pair) for pair in ((True, True), (False, True), (True, False), (False, False))))
 
 
 def wilson_interval(correct: int, count: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion. ValueError: count is 0."""
+    """Wilson's score interval of a proportion. Raises ValueError where count is 0."""
     from scipy.stats import binomtest
 
     if not count:
@@ -58,7 +58,7 @@ def wilson_interval(correct: int, count: int, confidence: float = CONFIDENCE) ->
 
 
 def mcnemar_exact(table: FlipTable) -> float:
-    """p of McNemar's test, exact: of the flips as many gains as losses. 1 where nothing flipped."""
+    """p of McNemar's exact test, whose hypothesis is equally many gains and losses. 1 where nothing flipped."""
     from scipy.stats import binomtest
 
     flips = table.gained + table.lost
@@ -66,7 +66,7 @@ def mcnemar_exact(table: FlipTable) -> float:
 
 
 def mcnemar_mid_p(table: FlipTable) -> float:
-    """p of McNemar's test by the mid-p: half the probability of what was seen is left out (Fagerland et al. 2013)."""
+    """p of McNemar's mid-p test: half the probability of the observed table is left out (Fagerland et al. 2013)."""
     from scipy.stats import binom
 
     flips, fewer = table.gained + table.lost, min(table.gained, table.lost)
@@ -76,8 +76,8 @@ def mcnemar_mid_p(table: FlipTable) -> float:
 def paired_interval(table: FlipTable, confidence: float = CONFIDENCE) -> Interval:
     """Tango's score interval of the difference of two paired proportions (Statistics in Medicine 17:891, 1998).
 
-    The bounds are the differences at which the score statistic, with nuisance parameter at its constrained maximum of
-    likelihood, is the normal quantile. ValueError: the table is empty.
+    The bounds are the differences at which the score statistic, with the nuisance parameter at its constrained maximum of
+    likelihood, is the normal quantile. Raises ValueError where the table is empty.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -97,7 +97,7 @@ def paired_interval(table: FlipTable, confidence: float = CONFIDENCE) -> Interva
 
 
 def _tango(table: FlipTable, difference: float) -> float:
-    """Tango's statistic of the hypothesis that other minus reference is `difference`."""
+    """Tango's statistic for the hypothesis that other minus reference is `difference`."""
     n, gained, lost = table.count, table.gained, table.lost
     b = -gained - lost + (2 * n - gained + lost) * difference
     c = -lost * difference * (1 - difference)
@@ -111,7 +111,7 @@ def _tango(table: FlipTable, difference: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ClusteredMean:
-    """A mean over items that come in clusters, its standard error, interval and p against 0."""
+    """A mean over clustered items, with its standard error, interval and p against 0."""
 
     interval: Interval
     standard_error: float
@@ -121,10 +121,11 @@ class ClusteredMean:
 
 
 def clustered_mean(values: Sequence[tuple[Hashable, float]], confidence: float = CONFIDENCE) -> ClusteredMean:
-    """Mean of (cluster, value) pairs, with the cluster-robust standard error and Student's t with clusters - 1 degrees.
+    """Mean of (cluster, value) pairs, with the cluster-robust standard error and Student's t with clusters - 1 degrees of
+    freedom.
 
-    Problem n is the same problem in every language: its outcomes are not independent, so a problem is a cluster. The
-    variance is the sandwich with the factor G/(G-1). ValueError: fewer than two clusters.
+    Problem n is the same problem in every language, so its outcomes are not independent and it is a cluster. The variance is
+    the sandwich estimate with the factor G/(G-1). Raises ValueError for fewer than two clusters.
     """
     from scipy.stats import t as student
 
@@ -142,7 +143,7 @@ def clustered_mean(values: Sequence[tuple[Hashable, float]], confidence: float =
 
 
 def adjust_holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p of each member of a family, in the order given: reject where it is below the level."""
+    """Holm's adjusted p of each member of a family, in the order given. Reject where it is below the level."""
     adjusted: dict[str, float] = {}
     running = 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
@@ -152,8 +153,10 @@ def adjust_holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def resolvable_difference(count: int, discordance: float, power: float = 0.8, level: float = 0.05) -> float:
-    """The smallest difference that McNemar's test finds with `power` among `count` problems of which a share `discordance`
-    is answered rightly by one of the two models alone (Miettinen 1968). NaN where no difference can be that large.
+    """The smallest difference that McNemar's test detects with `power` among `count` problems (Miettinen 1968).
+
+    discordance: the fraction of problems that exactly one of the two models answers correctly. NaN where no difference can be
+    that large.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm
@@ -171,7 +174,7 @@ def resolvable_difference(count: int, discordance: float, power: float = 0.8, le
 
 
 def state_power(count: int, discordance: float) -> str:
-    """What so many problems can show, in one sentence."""
+    """One sentence about the difference that this many problems can show."""
     seen = f"{count} problems, of which {discordance:.0%} are answered rightly by one of two models alone,"
     difference = resolvable_difference(count, discordance)
     if math.isnan(difference):

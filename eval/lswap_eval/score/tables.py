@@ -20,13 +20,13 @@ _CSV_COLUMNS = (
 def accuracy_table(results: Comparison) -> Table:
     """One line per setting: percent right per language with its interval, the average, and the best pair's average."""
     columns = _columns(results)
-    found = {(a.setting, a.language): a for a in results.accuracies}
+    accuracies = {(a.setting, a.language): a for a in results.accuracies}
     many = len(results.pairs) > 1
     rows = []
     for setting in results.settings:
-        row = [setting, *(_percent(found[setting, language].interval) for language in columns)]
+        row = [setting, *(_percent(accuracies[setting, language].interval) for language in columns)]
         if many:
-            row.append(f"{100 * found[setting, columns[-1]].best_pair:.1f}")
+            row.append(f"{100 * accuracies[setting, columns[-1]].best_pair:.1f}")
         rows.append(tuple(row))
     titles = [_title(language) for language in columns]
     return Table(("setting", *titles, *(["best pair"] if many else [])), tuple(rows))
@@ -35,19 +35,19 @@ def accuracy_table(results: Comparison) -> Table:
 def difference_table(results: Comparison) -> Table:
     """One line per setting but the reference: points gained per language, and the pooled difference with its p."""
     columns = _columns(results)
-    found = {(d.setting, d.language): d for d in results.differences}
+    differences = {(d.setting, d.language): d for d in results.differences}
     rows = []
     for setting in results.settings:
         if setting != results.reference:
-            last = found[setting, columns[-1]]
-            points = [_points(found[setting, language]) for language in columns]
+            last = differences[setting, columns[-1]]
+            points = [_points(differences[setting, language]) for language in columns]
             rows.append((setting, *points, _p(last.p), _p(last.p_holm)))
     titles = [_title(language) for language in columns]
     return Table((f"less {results.reference}", *titles, "p", "p (Holm)"), tuple(rows))
 
 
 def flip_table(results: Comparison) -> Table:
-    """One line per setting and language with one outcome a problem: answers gained and lost, and McNemar's p."""
+    """One line per setting and language with one outcome per problem: answers gained and lost, and McNemar's p."""
     rows = [
         (d.setting, d.language, str(d.flips.gained), str(d.flips.lost), *map(_p, (d.p_exact, d.p_mid, d.p_holm)))
         for d in results.differences
@@ -57,7 +57,7 @@ def flip_table(results: Comparison) -> Table:
 
 
 def category_table(accuracies: Sequence[Accuracy]) -> Table:
-    """One line per setting and language: how many answers were right, wrong, unparsable, or cut off before they came."""
+    """One line per setting and language: how many answers were right, wrong, unparsable, or cut off before the answer."""
     rows = [
         (
             a.setting,
@@ -91,7 +91,7 @@ def to_markdown(results: Comparison) -> str:
 
 
 def to_csv(results: Comparison) -> str:
-    """One line per accuracy and per difference, every number in full; fractions of one."""
+    """One line per accuracy and per difference, with all digits; fractions of one."""
     out = io.StringIO()
     writer = csv.DictWriter(out, _CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Write results: tables, JSON, a plot, and the page of flips."""
+"""Writes results: tables, JSON, a plot, and the page of flips."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lswap_eval.mgsm.problems import ProblemSet
-    from lswap_eval.score.comparison import Comparison, Run
+    from lswap_eval.score.comparison import Comparison, ScoredRun
 
 
-def write_results(results: Comparison, runs: Sequence[Run], folder: Path, data: ProblemSet | None = None) -> None:
-    """Write results.md, results.csv, results.json, accuracy.svg and flips.html into `folder`, made if it is not there."""
+def write_results(results: Comparison, runs: Sequence[ScoredRun], folder: Path, data: ProblemSet | None = None) -> None:
+    """Write results.md, results.csv, results.json, accuracy.svg and flips.html into `folder`, creating it where necessary."""
     from lswap_eval.score import flips, plots, tables
 
     folder.mkdir(parents=True, exist_ok=True)

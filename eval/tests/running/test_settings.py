@@ -34,7 +34,7 @@ SHARES_OF_32 = {
 
 
 def shares_of(settings: list[Setting], layer_count: int) -> dict[str, list[float]]:
-    return {s.id: list(s.recipe.zones(layer_count).shares) for s in settings if isinstance(s.recipe, LayerSwap)}
+    return {s.id: list(s.recipe.zones(layer_count).weights) for s in settings if isinstance(s.recipe, LayerSwap)}
 
 
 def test_the_table_for_32_layers() -> None:

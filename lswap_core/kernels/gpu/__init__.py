@@ -1,4 +1,4 @@
-"""The GPU backends: Triton, and CUDA C++. Both launch kernels over tables of tiles; `device` is what they share."""
+"""The GPU backends: Triton and CUDA C++. Both launch kernels over tables of tiles. `device` has the code that they share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 @cache
 def load_launcher() -> Launcher:
-    """Triton's kernels, or those in CUDA C++ where there is no Triton. Raises BackendUnavailable."""
+    """Return the Triton launcher, or the CUDA C++ launcher where Triton is not installed. Raises BackendUnavailable where
+    neither is.
+    """
     reasons = []
     for name, load in (("triton", triton.load_launcher), ("cuda", cuda.load_launcher)):
         try:

@@ -1,6 +1,6 @@
-"""A batch of tensors as a GPU kernel takes it: one launch over a table of tiles, whichever tensor a tile belongs to.
+"""A batch of tensors as a GPU kernel takes it: one launch over a table of tiles, in which each tile names its tensor.
 
-Tables are numpy here; who launches brings them to the device. Triton and CUDA C++ read the same ones.
+The tables are numpy arrays here; the launcher copies them to the device. Triton and CUDA C++ read the same tables.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.difference import BLOCK_ELEMENTS, DifferenceStats
 
 STATISTICS = tuple(f.name for f in fields(DifferenceStats))
-"""Columns of a table of statistics, one row per tensor, in fp64: counts are exact up to 2^53."""
+"""Columns of a table of statistics in fp64, with one row per tensor. Counts are exact up to 2^53."""
 SUMS = 5
-"""Sums kept for each block: |d|, d^2, x y, x^2, y^2, in fp64. A row of them is as long as the batch has blocks."""
+"""Sums of each block: |d|, d^2, x y, x^2, y^2, in fp64. The table has a row per sum and a column per block of the batch."""
 TALLIES = 4 + 3 * SUMS
-"""Kept for each tile: differing, max |d|, non-finite x, non-finite y; then for each of the sums, over the tile's blocks,
-their sum, their magnitudes' sum, and the exponent of the lowest bit set in any. All in fp64. A row is as long as there
-are tiles."""
+"""Tallies of each tile: differing, max |d|, non-finite x, non-finite y; then for each of the sums, over the tile's blocks:
+their sum, the sum of their magnitudes, and the exponent of the lowest bit set in any of them. All in fp64. The table has a
+row per tally and a column per tile."""
 RECORD = 8
-"""Words of 64 bits in a tensor's record: addresses of x, y and out, elements, first tile, first block, and as fp64
-bits w0 and w1, rounded to the compute type."""
+"""64-bit words in a tensor's record: addresses of x, y and out, number of elements, first tile, first block, and w0 and w1 as
+fp64 bits, rounded to the compute type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """One tensor: addresses on the device, each a multiple of the element's size; `out` is 0 for statistics alone."""
+    """One tensor: addresses on the device, each a multiple of the element's size. `out` is 0 where only statistics are
+    wanted.
+    """
 
     x: int
     y: int
@@ -40,7 +42,7 @@ class Operands:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """records: int64 (tensors, RECORD). tiles: int32 (tiles), the tensor that each tile lies in."""
+    """The tables of one launch. records: int64 (tensors, RECORD). tiles: int32 (tiles), the index of each tile's tensor."""
 
     records: NDArray[np.int64]
     tiles: NDArray[np.int32]
@@ -48,7 +50,7 @@ class Batch:
 
 
 def lay_out_batch(tensors: Sequence[Operands], dtype: DType, *, tile_blocks: int) -> Batch:
-    """Cut the tensors into tiles of `tile_blocks` blocks of 1,024 elements; a tensor begins with a tile of its own."""
+    """Cut the tensors into tiles of `tile_blocks` blocks of 1,024 elements. A tile never spans two tensors."""
     elements = np.array([tensor.elements for tensor in tensors], np.int64)
     blocks = -(-elements // BLOCK_ELEMENTS)
     tiles = -(-blocks // tile_blocks)
@@ -57,19 +59,19 @@ def lay_out_batch(tensors: Sequence[Operands], dtype: DType, *, tile_blocks: int
     records[:, 3] = elements
     records[:, 4] = np.cumsum(tiles) - tiles
     records[:, 5] = np.cumsum(blocks) - blocks
-    records[:, 6:] = np.array([shares(tensor.weight, dtype) for tensor in tensors]).reshape(-1, 2).view(np.int64)
+    records[:, 6:] = np.array([rounded_weights(tensor.weight, dtype) for tensor in tensors]).reshape(-1, 2).view(np.int64)
     return Batch(records, np.repeat(np.arange(len(tensors), dtype=np.int32), tiles), int(blocks.sum()))
 
 
-def shares(weight: float, dtype: DType) -> tuple[float, float]:
-    """w0 and w1 as the reference computes them, in the compute type."""
+def rounded_weights(weight: float, dtype: DType) -> tuple[float, float]:
+    """Return the weights w0 and w1 as the reference computes them, in the compute type."""
     compute = np.float64 if dtype.name == "F64" else np.float32
     w1 = compute(weight)
     return float(compute(1) - w1), float(w1)
 
 
 def to_row(statistics: DifferenceStats) -> list[float]:
-    """Statistics as a row of such a table."""
+    """Return statistics as a row of the statistics table."""
     return [float(value) for value in astuple(statistics)]
 
 

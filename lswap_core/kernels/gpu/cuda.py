@@ -1,4 +1,6 @@
-"""The CUDA C++ backend: `csrc/src/gpu.cu`, through ctypes. The library loads without a driver; its launches say so."""
+"""The CUDA C++ backend: `csrc/src/gpu.cu`, called with ctypes. The library loads without a driver; without one, launches
+fail.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _ABI = 1
 
 
 class CudaError(RuntimeError):
-    """A launch that the driver or the device refused."""
+    """The driver or the device refused a launch."""
 
 
 class CudaLauncher:
@@ -55,12 +57,12 @@ class CudaLauncher:
         )  # fmt: skip
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self, addresses: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
     ) -> None:
         """See Launcher."""
         self._check(
             self._library.lswap_gpu_blend_many(
-                DTYPE_NUMBERS[dtype.name], addresses.data_ptr(), shares.data_ptr(), len(addresses), out.data_ptr(), elements,
+                DTYPE_NUMBERS[dtype.name], addresses.data_ptr(), weights.data_ptr(), len(addresses), out.data_ptr(), elements,
                 aligned, _stream(addresses),
             )
         )  # fmt: skip
@@ -76,7 +78,7 @@ class CudaLauncher:
 
 
 def load_launcher() -> CudaLauncher:
-    """The kernels, for tensors that lie on the device. Raises BackendUnavailable where the library was not built."""
+    """Return the launcher, for tensors in device memory. Raises BackendUnavailable where the library was not built."""
     return CudaLauncher(open_library(find_library(LIBRARY, built_with="nvcc")))
 
 
@@ -93,7 +95,9 @@ def load() -> Backend:
 
 
 def open_library(path: Path) -> ctypes.CDLL:
-    """The library at `path`. Raises BackendUnavailable where it does not load or is not this package's."""
+    """Open the library at `path`. Raises BackendUnavailable where it does not load or belongs to another version of this
+    package.
+    """
     pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
     functions: list[Function] = [
         ("error", ctypes.c_char_p, [i32]),
@@ -107,7 +111,7 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 
 def _stream(table: torch.Tensor) -> int:
-    if not table.is_cuda:  # an emulation
+    if not table.is_cuda:  # an emulated device
         return 0
     from torch import cuda
 

@@ -1,6 +1,6 @@
-"""What Triton and CUDA C++ share: tables, workspace and operands in a device's memory, which torch manages.
+"""What Triton and CUDA C++ share: tables, workspace and operands in device memory, which torch allocates.
 
-The device is a CUDA device, or the CPU where the kernels run in Triton's interpreter or an emulation.
+The device is a CUDA device. It is the CPU where the kernels run in Triton's interpreter or in an emulation.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.backend import BackendUnavailable, Bytes
 from lswap_core.kernels.difference import DifferenceStats
-from lswap_core.kernels.gpu.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, shares, to_row
+from lswap_core.kernels.gpu.batch import SUMS, TALLIES, Operands, from_row, lay_out_batch, rounded_weights, to_row
 
 _ALIGNMENT = 16
 """Bytes of the widest load."""
 
 
 class Launcher(Protocol):
-    """Kernels on tables in the device's memory, put on its current stream. Words are int64, shares and sums fp64."""
+    """Launches kernels on tables in device memory, on the device's current stream. Words are int64; weights and sums are
+    fp64.
+    """
 
     def tile_blocks(self, dtype: DType) -> int:
         """Blocks of 1,024 elements in a tile."""
@@ -29,27 +31,36 @@ class Launcher(Protocol):
     def blend(
         self, records: torch.Tensor, tiles: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, dtype: DType, *, write: bool
     ) -> None:
-        """Every tile of a batch; shapes as in `lswap_core.kernels.gpu.batch`."""
+        """Process every tile of a batch. For shapes see `lswap_core.kernels.gpu.batch`."""
 
     def add_up(
         self, records: torch.Tensor, sums: torch.Tensor, tallies: torch.Tensor, statistics: torch.Tensor, dtype: DType
     ) -> None:
-        """Add what the tiles gave to `statistics`, a row per tensor."""
+        """Add the tiles' results to `statistics`, which has one row per tensor."""
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self,
+        addresses: torch.Tensor,
+        rounded_weights: torch.Tensor,
+        out: torch.Tensor,
+        elements: int,
+        dtype: DType,
+        *,
+        aligned: bool,
     ) -> None:
-        """addresses: one per input, as shares. out: one address. aligned: all at 16 bytes."""
+        """Compute one chunk of a weighted sum. addresses, shares: one per input. out: one address. aligned: all are multiples
+        of 16.
+        """
 
     def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:
-        """x, out: one address each."""
+        """Cast one chunk. x, out: one address each."""
 
 
 def blend_batch(launcher: Launcher, tensors: Sequence[Operands], dtype: DType, statistics: torch.Tensor) -> None:
-    """Blend every tensor, or where all outs are 0 only compare, and continue its row of `statistics`, in one launch.
+    """Blend every tensor in one launch, or only compare where all outs are 0. Adds to each tensor's row of `statistics`.
 
-    The tensors and `statistics`, contiguous fp64 (tensors, 10), are on one device; the work is put on its current
-    stream. Operands are not checked.
+    The tensors and `statistics`, contiguous fp64 (tensors, 10), are on one device. The work goes to its current stream.
+    Operands are not checked.
     """
     batch = lay_out_batch(tensors, dtype, tile_blocks=launcher.tile_blocks(dtype))
     device = statistics.device
@@ -65,14 +76,14 @@ def blend_batch(launcher: Launcher, tensors: Sequence[Operands], dtype: DType, s
 
 
 def cuda_device() -> torch.device:
-    """The current CUDA device. Raises BackendUnavailable where there is none that this torch can use."""
+    """The current CUDA device. Raises BackendUnavailable where torch finds no usable one."""
     if not torch.cuda.is_available():
         raise BackendUnavailable("no CUDA device")
     return torch.device("cuda", torch.cuda.current_device())
 
 
 class DeviceBackend:
-    """A backend for operands in the host's memory: they are moved to the device and back."""
+    """A backend for operands in host memory: it copies them to the device and the result back."""
 
     def __init__(self, launcher: Launcher, device: torch.device) -> None:
         self.launcher = launcher
@@ -83,9 +94,9 @@ class DeviceBackend:
     ) -> DifferenceStats:
         """See `lswap_core.kernels.blend_stats`."""
         target = self._room(out, dtype)
-        found = self._run(x, y, weight, dtype, target, before)
+        statistics = self._run(x, y, weight, dtype, target, before)
         _fetch(target, out)
-        return found
+        return statistics
 
     def stats(self, x: Bytes, y: Bytes, dtype: DType, before: DifferenceStats) -> DifferenceStats:
         """See `lswap_core.kernels.stats`."""
@@ -96,7 +107,7 @@ class DeviceBackend:
         moved = [self._moved(data, dtype) for data in inputs]
         target = self._room(out, dtype)
         addresses = [side.data_ptr() for side in moved]
-        rounded = torch.tensor([shares(weight, dtype)[1] for weight in weights], dtype=torch.float64)
+        rounded = torch.tensor([rounded_weights(weight, dtype)[1] for weight in weights], dtype=torch.float64)
         if out.size:
             self.launcher.blend_many(
                 self._words(addresses),
@@ -128,8 +139,8 @@ class DeviceBackend:
         return from_row(statistics.tolist()[0])
 
     def _room(self, like: Bytes, dtype: DType) -> torch.Tensor:
-        """Memory as far from 16-byte alignment as the host's buffer, to whole elements: so `out` of an odd slice takes
-        the path here that it takes where it lies on the device.
+        """Allocate device memory with the same misalignment to 16 bytes as the host buffer, in whole elements. An odd slice
+        then takes the same code path here as it would on the device.
         """
         width = dtype.bits // 8
         begin = like.ctypes.data % _ALIGNMENT // width * width
@@ -137,7 +148,7 @@ class DeviceBackend:
 
     def _moved(self, data: Bytes, dtype: DType) -> torch.Tensor:
         room = self._room(data, dtype)
-        room.copy_(torch.from_numpy(data if data.flags.writeable else data.copy()))  # torch warns of read-only memory
+        room.copy_(torch.from_numpy(data if data.flags.writeable else data.copy()))  # torch warns about read-only memory
         return room
 
     def _words(self, addresses: Sequence[int]) -> torch.Tensor:
@@ -145,13 +156,13 @@ class DeviceBackend:
 
 
 def _uploaded(table: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """From pinned memory, or the host would wait until the device comes to the copy."""
+    """Upload from pinned memory: an upload from pageable memory would block the host until the device reaches the copy."""
     here = torch.from_numpy(table)
     return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
 
 
-def _fetch(found: torch.Tensor, out: NDArray[Any]) -> None:
-    torch.from_numpy(out).copy_(found)
+def _fetch(result: torch.Tensor, out: NDArray[Any]) -> None:
+    torch.from_numpy(out).copy_(result)
 
 
 def _aligned(addresses: Sequence[int]) -> bool:

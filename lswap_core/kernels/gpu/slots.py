@@ -1,6 +1,7 @@
-"""Slots on a CUDA device, for `lswap_core.engine.device_streaming`: pinned memory here, as much there, and a stream for each.
+"""Slots of a CUDA device for `lswap_core.engine.device_streaming`: each has pinned host memory, equal device memory and a
+stream.
 
-This module imports torch; `import lswap_core` does not import it.
+This module imports torch; `import lswap_core` does not import this module.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from lswap_core.kernels.gpu.batch import STATISTICS, Operands, from_row
 from lswap_core.kernels.gpu.device import Launcher, blend_batch, cuda_device
 
 SLOTS = 3
-"""One on its way to the device, one there, one on its way back. Not measured."""
+"""One uploading, one computing, one downloading. Not measured."""
 SLOT_BYTES = 16 << 20
-"""Of each of x, y and out, so a slot is 48 MiB: at PCIe's 55 GB/s 0.3 ms for each of them, to which a launch (some 10 us)
-adds little. Not measured."""
+"""Bytes of each of x, y and out, so a slot has 48 MiB. At PCIe's 55 GB/s each takes 0.3 ms; a launch (some 10 us) adds
+little. Not measured."""
 
 
 def open_slots() -> list[CudaSlot]:
-    """The slots of the current CUDA device. Raises RecipeError where there is none, or nothing to compute with."""
+    """Open the slots of the current CUDA device. Raises RecipeError where there is no device or no kernel library."""
     try:
         device, launcher = cuda_device(), load_launcher()
     except BackendUnavailable as reason:
@@ -33,7 +34,7 @@ def open_slots() -> list[CudaSlot]:
 
 
 class _Carried:
-    """The statistics of a tensor so far, (1, 10) on the device, and the event after which they are there."""
+    """A tensor's statistics so far, (1, 10) on the device, and the event that marks them complete."""
 
     def __init__(self, before: _Carried | None, device: torch.device) -> None:
         self.ready: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,7 +57,7 @@ class CudaSlot:
         self._there = [torch.empty(SLOT_BYTES, dtype=torch.uint8, device=device) for _ in range(3)]
         self._row = torch.zeros((1, len(STATISTICS)), dtype=torch.float64, pin_memory=True)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # the memory is that one's
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # these are views of the pinned memory
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self.x, self.y, self.out = (_view(side) for side in self._here)
 

@@ -1,6 +1,6 @@
-"""The Triton backend: kernels, launched on a CUDA device, or run by the interpreter where TRITON_INTERPRET=1.
+"""The Triton backend. Its kernels run on a CUDA device, or in Triton's interpreter where TRITON_INTERPRET=1.
 
-Triton reads that variable when the kernels are defined, so a process has one or the other.
+Triton reads that variable when the kernels are defined, so one process has one of the two.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 TILE_BLOCKS = {1: 8, 2: 16, 4: 16, 8: 8}
-"""Blocks in a tile, by the bytes of an element: 8 lanes of 16-bit elements, a load's worth, to a thread of the one warp.
-Not measured on a GPU. Compiled by Triton 3.9 for sm_90, bf16 takes 168 registers and spills none, so 12 warps with 128
-bytes of x and y under way in each thread are 48 KiB per multiprocessor, where 4.3 TB/s at 1 us ask for 32. The loop has
-34.4 machine instructions per bf16 element (31.6 F16, 22.9 F32); copying at 4.3 TB/s leaves an H200 time for 46.7."""
+"""Blocks in a tile, by the bytes of an element. Each thread of the one warp has 8 lanes of 16-bit elements, which is one
+load. Not measured on a GPU. Compiled by Triton 3.9 for sm_90, bf16 takes 168 registers and spills none. So 12 warps with 128
+bytes of x and y in flight per thread are 48 KiB per multiprocessor, where 4.3 TB/s at 1 us need 32. The loop has 34.4 machine
+instructions per bf16 element (31.6 F16, 22.9 F32); copying at 4.3 TB/s leaves an H200 time for 46.7."""
 ROWS = {1: 4, 2: 4, 4: 2, 8: 1}
-"""Rows of 16 elements that are loaded at once: 128 bytes of a block, a whole line (64 of fp8). Not measured."""
+"""Rows of 16 elements that are loaded at once: 128 bytes of a block, a whole cache line (64 of fp8). Not measured."""
 CAREFUL_ROWS = 1
-"""Likewise where a tile is walked carefully, which is rare: with 4, that would be what takes registers (220 for bf16)."""
+"""The same in the careful walk, which is rare. With 4, the careful walk would set the number of registers (220 for bf16)."""
 WARPS = 1
-"""One warp to a tile shares nothing with others and waits for none. Not measured."""
+"""One warp per tile: it shares nothing with other warps and waits for none. Not measured."""
 INTERPRETED_BLOCKS = 64
-"""Blocks in a tile, and in a chunk, where the interpreter runs them, whose time goes by operations, not by elements."""
+"""Blocks in a tile, and in a chunk, in the interpreter, whose time depends on the number of operations, not of elements."""
 CHUNK = 1024
-"""Elements that a program of the lesser kernels takes, and partials that are read at once. Not measured."""
+"""Elements per program of the element-wise kernels, and partial sums that are loaded at once. Not measured."""
 
 
 class TritonLauncher:
@@ -72,12 +72,12 @@ class TritonLauncher:
             launch(records, sums, tallies, statistics, sums.shape[1], tallies.shape[1], tile, CHUNK, enable_fp_fusion=False)
 
     def blend_many(
-        self, addresses: torch.Tensor, shares: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
+        self, addresses: torch.Tensor, weights: torch.Tensor, out: torch.Tensor, elements: int, dtype: DType, *, aligned: bool
     ) -> None:
         """See Launcher."""
         launch = self._elementwise.blend_many_kernel[(-(-elements // self._chunk),)]
         with np.errstate(all="ignore"):
-            launch(addresses, shares, out, elements, len(addresses), dtype.name, self._chunk, aligned, enable_fp_fusion=False)
+            launch(addresses, weights, out, elements, len(addresses), dtype.name, self._chunk, aligned, enable_fp_fusion=False)
 
     def cast(self, x: torch.Tensor, out: torch.Tensor, elements: int, source: DType, target: DType, *, aligned: bool) -> None:
         """See Launcher."""
@@ -87,7 +87,7 @@ class TritonLauncher:
 
 
 def load_launcher() -> TritonLauncher:
-    """The kernels, for tensors that lie on the device. Raises BackendUnavailable where Triton is not installed."""
+    """Return the launcher, for tensors in device memory. Raises BackendUnavailable where Triton is not installed."""
     try:
         from triton import knobs
 

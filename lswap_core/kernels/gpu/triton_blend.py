@@ -1,12 +1,12 @@
-"""The GPU kernels in Triton. `lswap_core.kernels.reference` says what they compute; here is how.
+"""The blend kernels in Triton. `lswap_core.kernels.reference` defines what they compute; this text says how.
 
-Sums have the reference's bits. In a block of 1,024 elements each of 16 lanes adds up 64 terms one after the other, so a
-tile is walked row by row with a tensor of lanes, (blocks, 16), as the accumulator: no reduction whose order a compiler
-may choose. Four rows of a block (128 bytes of 16-bit elements) are loaded at once, so that a warp reads whole lines,
-and then go to the threads that own their lanes, through shared memory, which Triton arranges.
+The sums have the same bits as the reference's. In a block of 1,024 elements each of 16 lanes adds up 64 terms in order. The
+kernel therefore walks a tile row by row and accumulates in a tensor of lanes, (blocks, 16): no reduction is left whose order
+the compiler could choose. It loads four rows of a block (128 bytes of 16-bit elements) at once, so that a warp reads whole
+cache lines. Triton then moves them through shared memory to the threads that own their lanes.
 
-A tile is walked first as if all values were finite. If its sums say otherwise it is walked again, carefully; so is the
-tail of a tensor, and a tensor that does not lie at 16 bytes.
+The first walk over a tile assumes that all values are finite. If the sums show otherwise, a careful walk follows. The tail of
+a tensor, and a tensor that is not 16-byte aligned, take the careful walk too.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def tile_kernel(
     CAREFUL_ROWS: tl.constexpr,
     WRITE: tl.constexpr,
 ) -> None:
-    """One tile: out, five sums for each block, and the tile's tallies. Tables: see `lswap_core.kernels.gpu.batch`.
+    """One tile: out, five sums for each block, and the tile's tallies. For the tables see `lswap_core.kernels.gpu.batch`.
 
-    records: int64 (tensors, 8). tile_owners: int32 (tiles), as many as programs. sums: fp64 (5, all_blocks).
-    tallies: fp64 (19, tiles). FORMAT: a dtype's name. BLOCKS: of a tile. ROWS: of 16 elements, loaded at once;
-    CAREFUL_ROWS: likewise where a tile is walked carefully. WRITE: whether there is an out.
+    records: int64 (tensors, 8). tile_owners: int32 (tiles), one per program. sums: fp64 (5, all_blocks). tallies: fp64 (19,
+    tiles). FORMAT: name of the dtype. BLOCKS: blocks in a tile. ROWS: rows of 16 elements that are loaded at once;
+    CAREFUL_ROWS: the same in the careful walk. WRITE: whether there is an out.
     """
     tile = tl.program_id(0)
     record = records + tl.load(tile_owners + tile) * RECORD
@@ -54,7 +54,7 @@ def tile_kernel(
         finite = _walk(record, begin, elements, sums, tallies, all_blocks, FORMAT, BLOCKS, ROWS, WRITE, False)
         careful = not finite
     if careful:
-        tl.debug_barrier()  # another thread may have written the element that one is about to write
+        tl.debug_barrier()  # another thread may have written an element that this thread is about to write
         _walk(record, begin, elements, sums, tallies, all_blocks, FORMAT, BLOCKS, CAREFUL_ROWS, WRITE, True)
 
 
@@ -72,7 +72,7 @@ def _walk(
     WRITE: tl.constexpr,
     CAREFUL: tl.constexpr,
 ) -> tl.tensor:
-    """The tile that begins at element `begin`. Returns whether its sums of squares are finite."""
+    """Process the tile whose first element is `begin`. Returns whether its sums of squares are finite."""
     x = operand(record, begin, FORMAT, not CAREFUL)
     y = operand(record + 1, begin, FORMAT, not CAREFUL)
     out = operand(record + 2, begin, FORMAT, not CAREFUL)
@@ -145,7 +145,7 @@ def _share(word: tl.tensor, COMPUTE: tl.constexpr) -> tl.tensor:
 
 @inlined
 def _rows(x: tl.tensor, y: tl.tensor, BLOCKS: tl.constexpr, ROWS: tl.constexpr) -> tl.tensor:
-    """Operands x and y, (blocks, rows x lanes), as two tuples of (blocks, lanes). Narrow ones change hands as one word."""
+    """Load x and y, (blocks, rows x lanes), as two tuples of (blocks, lanes). Elements of 16 or 8 bits move as one word."""
     if ROWS == 1:
         return (x,), (y,)
     elif ROWS == 2:
@@ -169,7 +169,7 @@ def _two_rows(bits: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
 
 @inlined
 def _in_order(lanes: tl.tensor, BLOCKS: tl.constexpr) -> tl.tensor:
-    """The 16 lanes of each block, added in order in fp64: (blocks, 16) -> (blocks)."""
+    """Add the 16 lanes of each block in order, in fp64: (blocks, 16) -> (blocks)."""
     first, second = tl.split(tl.permute(tl.reshape(lanes.to(tl.float64), [BLOCKS, 2, 8]), (0, 2, 1)))
     return _add_eight(_add_eight(tl.zeros([BLOCKS], tl.float64), first, BLOCKS), second, BLOCKS)
 
@@ -203,9 +203,10 @@ def totals_kernel(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Statistics of each tensor, from those of its tiles. Grid: tensors, 10 columns.
+    """Add up the statistics of each tensor from its tiles. Grid: tensors, 10 columns.
 
-    statistics: fp64 (tensors, 10), those of the chunks before on entry. TILE: its elements. CHUNK: partials read at once.
+    statistics: fp64 (tensors, 10); on entry those of the earlier chunks. TILE: elements in a tile. CHUNK: partial sums loaded
+    at once.
     """
     record = records + tl.program_id(0) * RECORD
     column = tl.program_id(1)
@@ -228,7 +229,7 @@ def totals_kernel(
 
 @inlined
 def _tally(partials: tl.tensor, tiles: tl.tensor, before: tl.tensor, is_maximum: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
-    """Sum of whole numbers, or the maximum: the order makes no difference."""
+    """Sum of whole numbers, or their maximum. The order does not change the result."""
     added = tl.zeros([CHUNK], tl.float64)
     largest = tl.zeros([CHUNK], tl.float64)
     for begin in range(0, tiles, CHUNK):
@@ -249,11 +250,11 @@ def _sum(
     before: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> tl.tensor:
-    """`before` and the blocks' sums, added one after the other in fp64; in any order where that comes to the same.
+    """Add `before` and the blocks' sums in order, in fp64. Any order is taken where it gives the same result.
 
-    It does where every one of them is a multiple of 2^e and their magnitudes add up to less than 2^(52 + e): then no
-    sum of some of them is rounded. Lanes of 24 bits leave 28 for their number and their spread, which weights rarely
-    need; where they do, one program adds up in order. tallies: three rows, of the tiles' sums, magnitudes and e.
+    It does where all terms are multiples of 2^e and their magnitudes add up to less than 2^(52 + e): then no partial sum is
+    rounded. Lanes of 24 bits leave 28 bits for the number of terms and their spread. Weights rarely need more; where they do,
+    one program adds in order. tallies: three rows, with the tiles' sums, magnitudes and e.
     """
     added = tl.zeros([CHUNK], tl.float64)
     magnitude = tl.zeros([CHUNK], tl.float64)
@@ -269,7 +270,7 @@ def _sum(
     exponent = ((size.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
     if (exponent >= 52 + finest) | (exponent == 1024):
         total = before
-        for begin in range(0, blocks, UNROLLED):  # unrolled, so that loads are under way while earlier ones are added
+        for begin in range(0, blocks, UNROLLED):  # unrolled, so that new loads are issued while earlier terms are added
             for ahead in tl.static_range(UNROLLED):
                 total += tl.load(partials + begin + ahead, mask=begin + ahead < blocks, other=0.0)
     return total
@@ -277,7 +278,7 @@ def _sum(
 
 @inlined
 def _grid(values: tl.tensor) -> tl.tensor:
-    """The exponent of the lowest bit set in fp64 values, NO_GRID for zero: they are multiples of 2 to that power."""
+    """The exponent e of the lowest set bit of fp64 values, which are multiples of 2^e. NO_GRID for zero."""
     bits = values.to(tl.int64, bitcast=True)
     exponent = (bits >> 52) & 0x7FF
     significand = (bits & 0xFFFFFFFFFFFFF) | tl.where(exponent > 0, 1 << 52, 0).to(tl.int64)

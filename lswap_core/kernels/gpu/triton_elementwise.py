@@ -1,4 +1,4 @@
-"""The lesser kernels in Triton: weighted sums of many tensors, and casts. One element after the other, no statistics."""
+"""Element-wise kernels in Triton: weighted sums of many tensors, and casts. They take no statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lswap_core.kernels.gpu.triton_formats import decode, encode, inlined, opera
 @triton.jit
 def blend_many_kernel(
     addresses: tl.tensor,
-    shares: tl.tensor,
+    weights: tl.tensor,
     out: tl.tensor,
     elements: tl.tensor,
     inputs: tl.tensor,
@@ -19,18 +19,19 @@ def blend_many_kernel(
     CHUNK: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """One chunk of a weighted sum. addresses: int64 (inputs). shares: fp64 (inputs), rounded to the compute type.
+    """One chunk of a weighted sum. addresses: int64 (inputs). shares: the weights, fp64 (inputs), rounded to the compute
+    type.
 
     out: int64 (1), the address. ALIGNED: every address is a multiple of 16.
     """
     COMPUTE: tl.constexpr = tl.float64 if FORMAT == "F64" else tl.float32
     at = tl.program_id(0).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)
     first = _elements(addresses, at, elements, FORMAT, CHUNK, ALIGNED)
-    mixed = tl.load(shares).to(COMPUTE) * decode(first, FORMAT)
+    mixed = tl.load(weights).to(COMPUTE) * decode(first, FORMAT)
     equal = first == first
     for number in range(1, inputs):
         bits = _elements(addresses + number, at, elements, FORMAT, CHUNK, ALIGNED)
-        mixed += tl.load(shares + number).to(COMPUTE) * decode(bits, FORMAT)
+        mixed += tl.load(weights + number).to(COMPUTE) * decode(bits, FORMAT)
         equal = equal & (bits == first)
     mixed = tl.where(equal, first, encode(mixed, FORMAT, True))
     _put(out, at, mixed, elements, FORMAT, CHUNK, ALIGNED)

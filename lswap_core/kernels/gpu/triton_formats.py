@@ -1,6 +1,6 @@
-"""The element types in Triton: pointers to them, and their values.
+"""Element types in Triton: pointers to them, and conversion from and to their values.
 
-The hardware converts fp16 alone: bf16 and fp8 are rounded in integers, by the same code on a device and in Triton's
+The hardware converts only fp16. bf16 and fp8 are rounded in integer arithmetic, by the same code on a device and in Triton's
 interpreter, whose own conversions truncate.
 """
 
@@ -13,7 +13,7 @@ import triton.language as tl
 
 
 def inlined(function: Any) -> Any:
-    """What kernels call. The interpreter runs it as the Python that it is: entering a function of Triton's costs it as
+    """Decorate a function that kernels call. The interpreter runs it as plain Python: a call of a Triton function costs it as
     much as ten operations.
     """
     return function if triton.knobs.runtime.interpret else triton.jit(function)
@@ -21,7 +21,7 @@ def inlined(function: Any) -> Any:
 
 @inlined
 def operand(word: tl.tensor, begin: tl.tensor, FORMAT: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
-    """A pointer to element `begin` of the operand whose address `word` points at."""
+    """A pointer to element `begin` of the operand. `word` points at the operand's address."""
     address = tl.load(word)
     if FORMAT == "F64":
         pointer = address.to(tl.pointer_type(tl.uint64))
@@ -57,7 +57,9 @@ def decode(bits: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
 
 @inlined
 def encode(values: tl.tensor, FORMAT: tl.constexpr, NANS: tl.constexpr) -> tl.tensor:
-    """fp32 or fp64 values as elements, to nearest, ties to even. NANS: some may be NaN, and become the canonical one."""
+    """Round fp32 or fp64 values to elements, to nearest, ties to even. NANS: some values may be NaN, and become the canonical
+    NaN.
+    """
     if FORMAT == "F64":
         bits = values.to(tl.float64).to(tl.uint64, bitcast=True)
         nan = 0x7FF8_0000_0000_0000
@@ -84,7 +86,7 @@ def encode(values: tl.tensor, FORMAT: tl.constexpr, NANS: tl.constexpr) -> tl.te
 
 @inlined
 def _encode_f8(wide: tl.tensor, MANTISSA: tl.constexpr, BIAS: tl.constexpr, OVERFLOW: tl.constexpr) -> tl.tensor:
-    """Bits of fp32 values as fp8 with so many bits of mantissa; what is too large becomes OVERFLOW."""
+    """Bits of fp32 values as fp8 with the given number of mantissa bits. Values that are too large become OVERFLOW."""
     SHIFT: tl.constexpr = 23 - MANTISSA
     # Added to a subnormal, this power of two leaves a sum whose last bit is worth one step of the format.
     RULER: tl.constexpr = (127 + 1 - BIAS + SHIFT) << 23
@@ -96,14 +98,14 @@ def _encode_f8(wide: tl.tensor, MANTISSA: tl.constexpr, BIAS: tl.constexpr, OVER
     normal = rounded - ((127 - BIAS) << MANTISSA)
     code = tl.where(magnitude < SMALLEST_NORMAL, subnormal, tl.minimum(normal, OVERFLOW))
     sign = (wide >> 24) & 0x80
-    if OVERFLOW == 0x7F:  # NaN, which has one form
+    if OVERFLOW == 0x7F:  # NaN has one form
         sign = tl.where(code == 0x7F, 0, sign)
     return (code | sign).to(tl.uint8)
 
 
 @inlined
 def _to_odd_fp32(values: tl.tensor) -> tl.tensor:
-    """Bits of fp32 values; fp64 rounded to odd, so that rounding once more gives what rounding once would."""
+    """Bits of fp32 values. fp64 is rounded to odd, so that a second rounding gives the same result as one rounding."""
     if values.dtype == tl.float32:
         return values.to(tl.uint32, bitcast=True)
     else:

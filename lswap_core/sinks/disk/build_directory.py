@@ -1,12 +1,11 @@
-"""The directory that several workers build one output in, `.<name>.parts` beside its final place.
+"""The directory in which several workers build one output, `.<name>.parts` beside its final place.
 
-    build.json              what all parts agree on: the plan, how many parts, which digests
-    part-3-of-16.json       the records of a part that is done, all of its bytes durable before
-    output/                 the files, each at its full length from the first; it gets the final name
+    build.json              the terms of all parts: the plan, the number of parts, the kind of digests
+    part-3-of-16.json       the records of a part that is done; its bytes were durable before
+    output/                 the files, each at its full length from the start; it gets the final name
 
-Nothing is locked, since on cluster filesystems locks may mean nothing. Small files appear whole, by a link or a rename, and
-whoever writes one that is there already writes the same; whoever writes a range of a file writes the same bytes as anyone
-else of the same plan.
+Nothing is locked, since locks may have no effect on cluster filesystems. Small files appear whole, by a link or a rename. Two
+workers that write the same small file, or the same range of a file, write the same bytes.
 """
 
 from __future__ import annotations
@@ -39,14 +38,16 @@ class Build:
     """The build directory of one destination."""
 
     def __init__(self, destination: Path) -> None:
-        """Nothing is made yet."""
+        """Create nothing yet."""
         self.destination = destination
         self.path = destination.with_name(f".{destination.name}.parts")
         self.output = self.path / OUTPUT
 
     def join(self, terms: Terms) -> None:
-        """Make the directory, or take a part in what others build there. RecipeError where their terms are others, or where
-        something else has the directory's name, or where the output has been published by now.
+        """Create the directory, or join others who build there.
+
+        Raises RecipeError where their terms differ, where something else has the directory's name, or where the output has
+        been published.
         """
         self.path.mkdir(exist_ok=True)
         if self.terms() is None:
@@ -55,55 +56,55 @@ class Build:
         self.check(terms)
         if os.path.lexists(self.destination):
             if not self.output.exists():
-                self.remove()  # published a moment ago: this was made after that
+                self.remove()  # published a moment ago: this directory was made after that
             raise RecipeError(f"{self.destination} exists by now; nothing was done, since an output is never written over")
         self.output.mkdir(exist_ok=True)
         sync_directory(self.path)
         sync_directory(self.path.parent)
 
     def terms(self) -> Terms | None:
-        """What was agreed on; None where nobody has begun. FormatError where that cannot be read."""
+        """The terms of the build, None where nobody has begun. Raises FormatError where they cannot be read."""
         raw = _read(self.path / _BUILD_FILE)
         return None if raw is None else Terms.of(decode(raw, FORMAT, str(self.path / _BUILD_FILE)))
 
     def check(self, terms: Terms) -> None:
-        """RecipeError where the terms of those who build there are others."""
-        found = self.terms()
-        if found is None:
+        """Raises RecipeError where the build has other terms."""
+        terms_there = self.terms()
+        if terms_there is None:
             raise RecipeError(f"{self.path} was removed by another process while this one began; start it again")
-        if found != terms:
-            raise refuse_terms(found, terms, self.path, "remove that directory once nobody works in it")
+        if terms_there != terms:
+            raise refuse_terms(terms_there, terms, self.path, "remove that directory once nobody works in it")
 
     def records(self, part: Part, terms: Terms) -> list[StepRecord] | None:
-        """The records of a part; None where it is not done, or its file is damaged. RecipeError where it was done on other
-        terms.
+        """The records of a part. None where it is not done, or its file is damaged. Raises RecipeError where it was done on
+        other terms.
         """
         path = self.path / part_file(part)
-        found = None if (raw := _read(path)) is None else decode_part(raw, part, terms, str(path))
-        return None if found is None else found[0]
+        decoded = None if (raw := _read(path)) is None else decode_part(raw, part, terms, str(path))
+        return None if decoded is None else decoded[0]
 
     def note(self, part: Part, terms: Terms, records: Sequence[StepRecord]) -> None:
-        """Record that a part is done. What it wrote must be durable already."""
+        """Record that a part is done. Its bytes must be durable already."""
         self.put(self.path / part_file(part), encode_part(part, terms, records))
 
     def forget(self, part: Part) -> None:
-        """Take back that a part is done, durably."""
+        """Remove the record of a part, durably."""
         (self.path / part_file(part)).unlink(missing_ok=True)
         sync_directory(self.path)
 
     def put(self, path: Path, data: bytes) -> None:
-        """Make a small file of the build, whole and durable, in place of whatever has its name."""
+        """Write a small file of the build, whole and durable. Replaces a file of that name."""
         fresh = self._fresh(data)
         fresh.rename(path)
         sync_directory(path.parent)
 
     def scratch(self) -> Path:
-        """A file name that nobody else uses."""
+        """A file name that no other worker uses."""
         return self.path / f"{_FRESH}{uuid4().hex}"
 
     def remove(self) -> None:
-        """Remove it, as far as it goes: a worker that has come late may be making a file there. Records go before the terms,
-        which tell whose they are.
+        """Remove the directory, as far as possible: a late worker may be creating a file there. Records go before the terms,
+        which say what they belong to.
         """
         with suppress(OSError):
             shutil.rmtree(self.output, ignore_errors=True)
@@ -122,7 +123,9 @@ class Build:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            fresh.rename(self.path / _BUILD_FILE)  # whoever came at the same moment with other terms sees these when it ends
+            fresh.rename(
+                self.path / _BUILD_FILE
+            )  # a worker that began at the same moment with other terms sees these when it ends
         sync_directory(self.path)
 
     def _fresh(self, data: bytes) -> Path:
@@ -146,7 +149,7 @@ class Build:
 
 
 def _read(path: Path) -> bytes | None:
-    """All of a file; None where there is none."""
+    """The content of a file, None where it does not exist."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writing that is complete, and stays."""
+"""Complete writes, and durable files and directories."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lswap_core.errors import located
 
 
 def write_all(fd: int, data: bytes | memoryview, at: int | None = None) -> None:
-    """All of `data`, at an offset or else where the file is."""
+    """Write all of `data`, at an offset or at the file's position."""
     rest = memoryview(data)
     while rest:
         count = os.write(fd, rest) if at is None else os.pwrite(fd, rest, at)
@@ -18,8 +18,8 @@ def write_all(fd: int, data: bytes | memoryview, at: int | None = None) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Make a file's bytes durable. Where that fails the file is removed: what the page cache still shows may not be on the
-    disk, and a second try would say that all is well.
+    """Make a file's bytes durable. Where that fails, remove the file: the page cache may show bytes that are not on the disk,
+    and a second fsync would report success.
     """
     try:
         sync(path)
@@ -34,7 +34,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sync(path: Path, flags: int = 0) -> None:
-    """Make durable what is at `path`, and leave it there whatever happens. flags: to open it with."""
+    """Make the file at `path` durable. It is never removed. flags: to open it with."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         with located(path):

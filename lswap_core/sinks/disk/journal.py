@@ -1,10 +1,10 @@
-"""The journal of an output under construction: what of it is finished, so that a run that was cut off can be resumed.
+"""The journal of an output under construction. It records what is finished, so that an interrupted run can be resumed.
 
-One line per event: the XXH3 of the rest of the line, in hexadecimal, and a JSON object. Of a journal that was cut off, or
-that a power cut has damaged, everything before the first line that is not sound counts.
+One line per event: the XXH3 of the rest of the line, in hexadecimal, and a JSON object. Of a journal that was cut off or
+damaged, everything before the first invalid line counts.
 
-    {"journal": "lswap-journal/1", "plan": DIGEST, "digest": KIND}   what it is the journal of
-    {"placed": {FILE: "clone", ...}}      the files are there with their headers, durably, and how they came to be
+    {"journal": "lswap-journal/1", "plan": DIGEST, "digest": KIND}   the plan and the kind of digests
+    {"placed": {FILE: "clone", ...}}      the files exist durably with their headers, and how they were created
     {"done": [[STEP, DIGEST, STATISTICS], ...]}      the bytes of these steps were written
     {"synced": N}      the first N events of that kind are durable
 """
@@ -24,7 +24,7 @@ import xxhash
 from lswap_core.errors import FormatError, located
 from lswap_core.plan.manifest import StepRecord, record_from_json, record_to_json
 from lswap_core.sinks.disk.durable import sync_directory, write_all
-from lswap_core.strict_json import Node, parse_object
+from lswap_core.text.strict_json import Node, parse_object
 
 FORMAT = "lswap-journal/1"
 
@@ -32,9 +32,9 @@ _SUM_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """What a journal tells: of which plan, how files were placed, which records are durable and which may not be, those
-    together that were made together.
+class JournalContents:
+    """The content of a journal: the plan, how files were created, which records are durable and which may not be. The latter
+    are grouped as they were made.
     """
 
     plan: str
@@ -48,7 +48,7 @@ class Journal:
     """A journal to write to. Safe to use from several threads."""
 
     def __init__(self, path: Path, plan: str, digest: str) -> None:
-        """Nothing is on disk before `start`."""
+        """Create nothing on disk before `start`."""
         self._path = path
         self._head = {"journal": FORMAT, "plan": plan, "digest": digest}
         self._lock = Lock()
@@ -56,7 +56,7 @@ class Journal:
         self._events = 0
 
     def start(self, placed: Mapping[str, str], done: Sequence[StepRecord]) -> None:
-        """Begin anew, in place of whatever journal there is, with what is durable already."""
+        """Begin a new journal, which replaces an existing one and contains what is durable already."""
         fresh = self._path.with_name(self._path.name + ".new")
         fresh.unlink(missing_ok=True)
         self.close()
@@ -71,7 +71,7 @@ class Journal:
         sync_directory(self._path.parent)
 
     def record(self, done: Sequence[StepRecord]) -> int:
-        """Note that steps were written; returns how many times that was noted."""
+        """Record that steps were written. Returns the number of such events."""
         line = _line({"done": [record_to_json(record) for record in done]})
         with self._lock, located(self._path):
             write_all(self._fd, line)
@@ -79,20 +79,20 @@ class Journal:
             return self._events
 
     def synced(self, events: int) -> None:
-        """Note that what the first `events` calls of `record` told is durable by now."""
+        """Record that the first `events` events of `record` are durable."""
         with self._lock, located(self._path):
             write_all(self._fd, _line({"synced": events}))
             os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
-def read_journal(path: Path) -> Progress | None:
-    """What the journal at `path` tells; None where there is none that got as far as the placing of files."""
+def read_journal(path: Path) -> JournalContents | None:
+    """Read the journal at `path`. None where it does not exist, or ends before the placing of files."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -113,12 +113,12 @@ def read_journal(path: Path) -> Progress | None:
             else:
                 synced = event["synced"].integer(high=len(done))
     except FormatError:
-        pass  # the line that was being written when the run was cut off, or what a power cut left of it
+        pass  # the line that was being written when the run was interrupted, or damage from a power cut
     if head is None or placed is None:
         return None
     durable = {record.name: record for records in done[:synced] for record in records}
     unsure = tuple(map(tuple, done[synced:]))
-    return Progress(*head, placed, durable, unsure)
+    return JournalContents(*head, placed, durable, unsure)
 
 
 def _line(event: Mapping[str, Any]) -> bytes:

@@ -1,5 +1,5 @@
-"""Copying between two files without the bytes passing through this process: the fastest way that a pair of filesystems
-takes, found out by trying, once for each pair.
+"""Copies between two files in the kernel, without the bytes passing through this process. The fastest way that a pair of
+filesystems supports is determined by trying, once for each pair.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.options import CopyMethod
 
 PIECE_BYTES = 8 * 1024 * 1024
-"""Most bytes of one call: between two, progress is told and an interruption noticed."""
+"""Most bytes of one call. Progress and interruptions are handled between two calls."""
 
 _LARGEST_BLOCK = 64 * 1024
 
@@ -27,12 +27,12 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NEVER = frozenset({
     errno.EOPNOTSUPP, errno.EXDEV, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EBADF, errno.ETXTBSY,
 })  # fmt: skip
-"""A filesystem, or a pair of them, that cannot. Anything else, a read error say, is told best by reading."""
+"""The filesystem, or the pair, does not support the call. Other errors, such as read errors, show best in reading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`size` bytes from `source_at` on of an open file, bound for `target_at` of another."""
+    """`size` bytes of an open file from `source_at` on, and their place in another, from `target_at` on."""
 
     source: int
     source_at: int
@@ -41,12 +41,12 @@ class Span:
     size: int
 
     def part(self, begin: int, end: int) -> Span:
-        """Bytes [begin, end) of it."""
+        """Bytes [begin, end) of the span."""
         return Span(self.source, self.source_at + begin, self.target, self.target_at + begin, end - begin)
 
 
 class Copier:
-    """Copies spans; safe to use from several threads, as long as no two use one target descriptor."""
+    """Copies spans. Safe to use from several threads, as long as no two use one target descriptor."""
 
     def __init__(self, method: CopyMethod, traffic: Traffic) -> None:
         """method: the only one to try before reading and writing; `auto` tries all."""
@@ -54,16 +54,16 @@ class Copier:
         self._traffic = traffic
         self._refused: set[tuple[str, int, int]] = set()
         self.shares = False
-        """Cloning has worked."""
+        """Whether cloning has worked."""
 
     def clone_file(self, source: int, target: int) -> bool:
-        """Make `target` share all of `source`; False where that cannot be."""
+        """Make `target` share all of `source`. False where that is impossible."""
         cloned = self._may("clone", source, target) and self._try("clone", source, target, lambda: clone_file(source, target))
         self.shares |= cloned
         return cloned
 
     def clone(self, span: Span) -> tuple[int, int] | None:
-        """Share the whole blocks of `span`; returns which bytes [begin, end) of it they are, None where none can be."""
+        """Share the whole blocks of `span`. Returns their range [begin, end), None where nothing can be shared."""
         block = max(_block_bytes(span.source), _block_bytes(span.target))
         begin = -span.target_at % block
         end = span.size - (span.target_at + span.size) % block
@@ -80,9 +80,9 @@ class Copier:
         return begin, end
 
     def move(self, span: Span, advance: Callable[[int, int], None]) -> int:
-        """Let the kernel copy; returns how many bytes it did, from the first on. The rest is to be read and written.
+        """Copy in the kernel. Returns the number of bytes copied, from the first on. The caller reads and writes the rest.
 
-        advance: called with the range of the span [begin, end) that a call has done.
+        advance: called with the range [begin, end) of the span that each call has copied.
         """
         done = 0
         if self._may("copy_file_range", span.source, span.target):
@@ -103,7 +103,7 @@ class Copier:
                 else:
                     count = os.copy_file_range(rest.source, rest.target, rest.size, rest.source_at, rest.target_at)
 
-            # Nothing moved, without an error: the file ends here, or the filesystem is an odd one. Reading will tell.
+            # Nothing moved, without an error: the file ends here, or the filesystem is unusual. Reading will show which.
             if not self._try(method, span.source, span.target, call) or count == 0:
                 break
             self._traffic.add(method, count)
@@ -135,7 +135,7 @@ def _devices(source: int, target: int) -> tuple[int, int]:
 
 
 def _block_bytes(fd: int) -> int:
-    """What extents are made of. Network filesystems give what they like to transfer instead."""
+    """The size of extents' blocks. Network filesystems report their preferred transfer size instead."""
     size = os.fstatvfs(fd).f_bsize
     return size if _USUAL_BLOCK <= size <= _LARGEST_BLOCK and size & (size - 1) == 0 else _USUAL_BLOCK
 
@@ -147,10 +147,10 @@ _FICLONERANGE = 0x4020940D
 
 
 def clone_file(source: int, target: int) -> None:
-    """Make `target` share all extents of `source`; whatever it held is gone. OSError where the filesystem cannot."""
+    """Make `target` share all extents of `source`. Its old content is lost. Raises OSError where the filesystem cannot."""
     fcntl.ioctl(target, _FICLONE, source)
 
 
 def clone_range(source: int, source_at: int, target: int, target_at: int, size: int) -> None:
-    """Make a range of `target` share the extents of a range of `source`. Offsets and size are whole blocks."""
+    """Make a range of `target` share the extents of a range of `source`. Offsets and size are multiples of the block size."""
     fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, size, target_at))

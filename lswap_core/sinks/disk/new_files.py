@@ -1,4 +1,4 @@
-"""Output files before their first step: linked or cloned where they are a source's file, in part at least, else empty."""
+"""Creates output files before their first step: linked to or cloned from a source's file where possible, else empty."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from lswap_core.options import CopyMethod, Link
 from lswap_core.plan.plan import OutputFile, Plan, Step
 from lswap_core.plan.runs import Base, is_plain, is_shareable
 from lswap_core.sinks.disk.kernel_copy import Copier, Span
-from lswap_core.text import format_size
+from lswap_core.text.plain import format_size
 
 LINKED, CLONED, WRITTEN = "link", "clone", "write"
-"""How a file came to be: an inode shared with the source, all extents shared with it, a header and room."""
+"""How a file was created: as a link to the source's file, with all extents shared with it, or with a header and free space."""
 SCRATCH_FILE = ".lswap-scratch"
 _CANNOT_LINK = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 def try_copying(plan: Plan, source: Source, scratch: Path, copier: Copier, method: CopyMethod) -> None:
-    """Find out before any work is done whether extents can be shared; RecipeError where the one copying method that was
-    asked for does not work. scratch: a file to try it on, which is gone afterwards.
+    """Find out before any work whether extents can be shared. scratch: a file to try it on, which is removed.
+
+    Raises RecipeError where the only copying method that was asked for does not work.
     """
     if method == "read_write":
         return
@@ -44,7 +45,7 @@ def try_copying(plan: Plan, source: Source, scratch: Path, copier: Copier, metho
 
 
 def check_space(folder: Path, left: Iterable[Step], copier: Copier) -> None:
-    """Raise ENOSPC where the steps that are left do not fit. What can be shared with a source takes no room."""
+    """Raises ENOSPC where the remaining steps do not fit. Bytes that can be shared with a source need no space."""
     needed = sum(step.size_bytes for step in left if not (copier.shares and is_shareable(step)))
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -53,7 +54,7 @@ def check_space(folder: Path, left: Iterable[Step], copier: Copier) -> None:
 
 
 def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, copier: Copier, link: Link) -> str:
-    """Make `path`, in place of whatever is there; returns how. Where it is shared, the base's shared steps are done."""
+    """Create `path`, replacing an existing file. Returns how. Where it is shared, the base's shared steps are done."""
     path.unlink(missing_ok=True)
     theirs = None if base is None else source.descriptor(base.role, base.file)
     if base is not None and theirs is not None and _begins_alike(theirs, file):
@@ -70,13 +71,13 @@ def place(file: OutputFile, base: Base | None, source: Source, path: Path, *, co
 
 
 def _begins_alike(fd: int, file: OutputFile) -> bool:
-    """The source file has the output file's size and header."""
+    """Whether the source file has the output file's size and header."""
     head = file.header.encode()
     return os.fstat(fd).st_size == file.header.file_size and os.pread(fd, len(head), 0) == head
 
 
 def _link(source: str, path: Path) -> bool:
-    """False where the filesystem cannot, or the two are on different ones."""
+    """Link the file. False where the filesystem cannot, or the two are on different ones."""
     try:
         os.link(os.path.realpath(source), path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A part of an output, written by one of several workers into the directory that they share; and all parts put together."""
+"""Writes a part of an output as one of several workers that share a directory; and publishes all parts together."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lswap_core.sinks.part_records import Terms, covers, gather
 
 
 class SharedSink:
-    """Writes the steps of one part at their final places, among other workers, of whom none needs to know of another. Two on
-    one part are harmless: they write the same bytes.
+    """Writes the steps of one part at their final places. Workers need not know of each other. Two workers may do the same
+    part: they write the same bytes.
 
-    Where no extents are shared, the records are those that `LocalSink` would have, for any number of parts. Where they are,
-    `--digest auto` takes none of a tensor with bytes in shared blocks; `LocalSink`, which can begin with a clone of a whole
-    file, shares more of them, and which blocks can be shared at the ends of runs hangs on the number of parts. Digests of
-    every other kind are the same everywhere, and so are the files.
+    Where no extents are shared, the records equal those of `LocalSink`, for any number of parts. Where extents are shared,
+    `--digest auto` takes no digest of a tensor with bytes in shared blocks. `LocalSink` can clone a whole file and so shares
+    more of them, and the blocks that can be shared at the ends of runs depend on the number of parts. Digests of every other
+    kind, and the files, are always the same.
     """
 
     in_order = False
@@ -52,9 +52,10 @@ class SharedSink:
         traffic: Traffic | None = None,
         restart: bool = False,
     ) -> None:
-        """Make the build directory or join those who did. RecipeError where the destination is impossible, where parts of
-        another plan, number or kind of digests are there, or for `link`: a linked shard cannot be written by many.
-        restart: forget that this part is done.
+        """Create the build directory or join it. restart: forget that this part is done.
+
+        Raises RecipeError where the destination is impossible; where the build has another plan, number of parts or kind of
+        digests; and for `link`, since many workers cannot write a linked shard.
         """
         if options.link != "none":
             raise RecipeError(f"--link {options.link} is not to be had with --part: parts are written into shards of their own")
@@ -63,10 +64,10 @@ class SharedSink:
         self._build.join(self._terms)
         self._options = options
         self.steps = divide(plan, part.count)[part.number - 1]
-        """What this part is to do."""
+        """The steps of this part."""
         self._mover = Mover(
             self._build.output, options, traffic or Traffic(), open_file=self._open, on_loss=lambda _: None
-        )  # a file of which pages were lost is the other parts' as well; this part fails, and is written anew
+        )  # other parts write the same file, so it stays; this part fails, and is written again
         self._lock = Lock()
         self._left = Counter(step.file for step in self.steps)
         self._watched: dict[str, int] = {}
@@ -75,16 +76,16 @@ class SharedSink:
 
     @property
     def is_done(self) -> bool:
-        """The part has been done, by whomever."""
+        """Whether any worker has done the part."""
         records = self._build.records(self._part, self._terms)
         return records is not None and covers(records, self.steps)
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.io.ports.Writer`: a part that was cut off is done from its beginning."""
+        """See `lswap_core.io.ports.Writer`. A part that was interrupted begins again."""
         try_copying(plan, source, self._build.scratch(), self._mover.copier, self._options.copy_method)
         check_space(self._build.path, self.steps, self._mover.copier)
         for file in plan.files:
-            # A file without tensors is nobody's; the first part makes it.
+            # A file without tensors belongs to no part; the first part creates it.
             if file.name in self._left or (self._part.number == 1 and not file.made_of):
                 self._make(file)
         return {}
@@ -98,7 +99,7 @@ class SharedSink:
         self._mover.write(run, offset, data)
 
     def finish(self, run: Run, records: list[StepRecord]) -> None:  # noqa: ARG002
-        """See `lswap_core.io.ports.Writer`. A file in which this part has nothing left to do is synced."""
+        """See `lswap_core.io.ports.Writer`. Syncs a file in which this part has nothing left to do."""
         with self._lock:
             self._left[run.file] -= len(run.steps)
             fd = self._watched.pop(run.file, None) if not self._left[run.file] else None
@@ -106,7 +107,7 @@ class SharedSink:
             self._sync(run.file, fd)
 
     def seal(self, records: list[StepRecord]) -> None:
-        """Record that the part is done. What it wrote is durable by then."""
+        """Record that the part is done, after making its bytes durable."""
         self._mover.close()
         while self._watched:
             self._sync(*self._watched.popitem())
@@ -114,13 +115,15 @@ class SharedSink:
         self._build.note(self._part, self._terms, records)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close all files."""
         self._mover.close()
         while self._watched:
             os.close(self._watched.popitem()[1])
 
     def _make(self, file: OutputFile) -> None:
-        """The file with its header and its full length. Whatever it holds already stays: this is what others did, too."""
+        """Create the file with its header and its full length. Existing content stays, since other workers write the same
+        file.
+        """
         path = self._build.output / file.name
         fd = self._open_to_write(file.name, os.O_CREAT)
         try:
@@ -133,8 +136,10 @@ class SharedSink:
             os.close(fd)
 
     def _open(self, name: str) -> int:
-        """A descriptor for one thread. Another, opened before the first byte is written and held until this part is through
-        with the file, is for syncing: it is told of every page that the disk failed to take since.
+        """Return a descriptor for one thread.
+
+        A second descriptor is for syncing. It is opened before the first write and stays open until this part is done with
+        the file, so that fsync reports every page that the disk failed to write since.
         """
         with self._lock:
             if name not in self._watched:
@@ -142,8 +147,8 @@ class SharedSink:
         return self._open_to_write(name)
 
     def _open_to_write(self, name: str, flags: int = 0) -> int:
-        # For writing alone: a network filesystem's client that may read a file can fill up the page at the seam of two parts
-        # before it writes to it, and then writes back the whole page, over what another machine has put there.
+        # Write-only: where a network filesystem's client may read the file, it can fill up the page between two parts before
+        # it writes to it. It then writes back the whole page, over the bytes of another machine.
         return os.open(self._build.output / name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666)
 
     def _sync(self, name: str, fd: int) -> None:
@@ -155,14 +160,14 @@ class SharedSink:
 
 
 class Gathering:
-    """The parts of an output, all of them done, on their way to its final name."""
+    """The finished parts of an output, to be published."""
 
     def __init__(self, destination: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str] = ()) -> None:
-        """RecipeError where the destination exists or is impossible, where a part is missing, or is one of another plan."""
+        """Raises RecipeError where the destination exists or is impossible, and where a part is missing or of another plan."""
         absolute = Path(os.path.abspath(destination))
         build = Build(Path(os.path.realpath(absolute.parent)) / absolute.name)
         if os.path.lexists(build.destination) and build.path.is_dir() and not build.output.exists():
-            build.remove()  # what was left when publishing was cut off after its last act
+            build.remove()  # left over where publishing was interrupted after its last act
         self._build = build = Build(check_destination(destination, sources))
         terms = build.terms() if build.path.is_dir() else None
         if terms is None:
@@ -172,10 +177,10 @@ class Gathering:
         if terms.plan != plan.digest:
             raise RecipeError(f"{build.path} holds the parts of another plan; give that plan, or choose another --out")
         self.digest = terms.digest
-        """The kind of digests that the parts were made with."""
+        """The kind of digests of the parts."""
         steps = divide(plan, terms.parts)
         self.records = gather(plan, steps, lambda part: build.records(part, terms), build.path)
-        """Of every step, in the plan's order."""
+        """Records of every step, in the plan's order."""
         if wrong := [file.name for file in plan.files if not is_intact(build.output, file, WRITTEN)]:
             what = f"{build.output / wrong[0]} is not what the parts made: its size or its header is another, or it is gone"
             raise RecipeError(f"{what}; remove {build.path} and do all parts again")
@@ -188,21 +193,23 @@ class Gathering:
             self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
-        """Add a small file. What an earlier attempt left under that name gives way. RecipeError where this one has put a file
-        of that name already, or where a shard has it.
+        """Add a small file. Replaces a file that an earlier attempt left.
+
+        Raises RecipeError where this attempt has put a file of that name already, or where a shard has it.
         """
         if name in self._names:
             raise RecipeError(f"{self._build.output / name}: two files of the output would have this name")
         self._names.add(name)
         folder = self._build.output
-        for inner in Path(name).parent.parts:  # never `output` itself, which somebody else may have published by now
+        for inner in Path(name).parent.parts:  # never `output` itself, which another process may have published
             folder /= inner
             folder.mkdir(exist_ok=True)
         self._build.put(self._build.output / name, data)
 
     def publish(self) -> None:
-        """Make names and lengths durable, give the whole its final name, and clear the rest away, small files of an earlier
-        attempt among it. RecipeError where that name is taken by now.
+        """Make names and lengths durable, rename the output to its final name, and remove the rest.
+
+        Raises RecipeError where that name has been taken.
         """
         build = self._build
         for folder, _, files in os.walk(build.output, topdown=False):

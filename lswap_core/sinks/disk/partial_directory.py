@@ -1,4 +1,4 @@
-"""The directory that an output is built in, `.<name>.partial` beside its final place: claimed, kept or cleared, published."""
+"""The directory in which an output is built, `.<name>.partial` beside its final place: claimed, kept or cleared, published."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from typing import NoReturn
 from lswap_core.errors import RecipeError, located
 from lswap_core.plan.plan import CLAIM_FILE, MANIFEST_FILE
 from lswap_core.sinks.disk.durable import sync_directory, sync_file
-from lswap_core.strict_json import is_unicode
+from lswap_core.text.strict_json import is_unicode
 
 JOURNAL_FILE = ".lswap-journal"
 
 
 def check_destination(destination: str | os.PathLike[str], sources: Iterable[str], option: str = "--out") -> Path:
-    """Where the output will be. RecipeError where it exists, or is, holds or lies in one of `sources` (paths);
-    FileNotFoundError where its parent does not exist. option: what to choose it by.
+    """Return the path of the output. option: the command line's option for it.
+
+    Raises RecipeError where it exists, or is, contains or is inside one of `sources` (paths), and FileNotFoundError where its
+    parent does not exist.
     """
-    # Links are followed up to the directory that the output appears in; the name itself must be free, links included.
+    # Links are resolved up to the output's parent directory; the name itself must be free, links included.
     absolute = Path(os.path.abspath(destination))
     place = Path(os.path.realpath(absolute.parent)) / absolute.name
     if not is_unicode(str(place)):
@@ -31,7 +33,7 @@ def check_destination(destination: str | os.PathLike[str], sources: Iterable[str
     for source in sources:
         real = Path(os.path.realpath(source))
         if place == real or place.is_relative_to(real) or real.is_relative_to(place):
-            raise RecipeError(f"the output {place} is, holds or lies in the source {real}; choose another {option}")
+            raise RecipeError(f"the output {place} is, contains or is inside the source {real}; choose another {option}")
     if os.path.lexists(place):
         raise RecipeError(f"{place} exists; an output is never written over, choose another {option} or remove it")
     if not place.parent.is_dir():
@@ -40,24 +42,24 @@ def check_destination(destination: str | os.PathLike[str], sources: Iterable[str
 
 
 class Partial:
-    """A claimed directory. A lock on it, which a dead process does not hold, keeps others out."""
+    """A claimed directory. A lock, which ends with its process, keeps other processes out."""
 
     def __init__(self, destination: Path) -> None:
         """Raises RecipeError where another process writes there, or where something else has the directory's name."""
         self.destination = destination
         self.path = destination.with_name(f".{destination.name}.partial")
         self.published = False
-        """It has its final name."""
+        """Whether it has its final name."""
         self._directory = self._claim()
 
     @property
     def holds_work(self) -> bool:
-        """An earlier run may have left something worth keeping."""
+        """Whether an earlier run may have left finished work."""
         return any((self.path / name).exists() for name in (JOURNAL_FILE, MANIFEST_FILE))
 
     def clear(self, keep: Collection[str] = ()) -> None:
-        """Remove everything in it but the claim and what `keep` names. What tells of finished work goes first, and durably, so
-        that it is never believed of files that are made anew.
+        """Remove everything but the claim and the names in `keep`. The records of finished work go first, and durably, so
+        that they never seem to describe new files.
         """
         told = [self.path / name for name in (MANIFEST_FILE, JOURNAL_FILE) if name not in keep]
         if any(path.exists() for path in told):
@@ -71,15 +73,17 @@ class Partial:
                 path.unlink()
 
     def publish(self) -> None:
-        """Sync the files, then the directories, give the whole its final name, and sync the parent; without the last, a power
-        cut left only the partial name on ext4, XFS and btrfs. RecipeError where that name is taken by now.
+        """Sync the files, then the directories, rename the directory to its final name, and sync the parent. Without the last
+        sync, a power cut left only the partial name on ext4, XFS and btrfs.
+
+        Raises RecipeError where that name has been taken.
         """
         for folder, _, files in os.walk(self.path, topdown=False, onerror=_raise):
             for name in files:
                 if name not in (JOURNAL_FILE, CLAIM_FILE):
                     sync_file(Path(folder, name))
             sync_directory(Path(folder))
-        # From here on the manifest says that all is there, should the rename not come to pass.
+        # From here on the manifest says that the output is complete, in case the rename fails.
         for name in (JOURNAL_FILE, CLAIM_FILE):
             (self.path / name).unlink()
         sync_directory(self.path)
@@ -94,14 +98,14 @@ class Partial:
             raise
 
     def remove(self) -> None:
-        """Remove it. The claim goes last: whatever is left by an interruption is still known as ours."""
+        """Remove the directory. The claim goes last, so that the rest after an interruption is still recognised."""
         (self.path / CLAIM_FILE).touch()
         self.clear()
         (self.path / CLAIM_FILE).unlink()
         self.path.rmdir()
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         os.close(self._directory)
 
     def _claim(self) -> int:
@@ -123,14 +127,14 @@ class Partial:
         try:
             with located(self.path):
                 fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between mkdir and flock the directory may have been published, or abandoned, by whoever held it.
+            # Between mkdir and flock the process that held the directory may have published or abandoned it.
             if not os.path.samestat(os.fstat(directory), os.stat(self.path)):
                 raise _taken(self.destination)
             leftovers = {path.name for path in self.path.iterdir()}
             if leftovers and not {CLAIM_FILE, JOURNAL_FILE, MANIFEST_FILE} & leftovers:
                 raise RecipeError(f"{self.path} is in the way and not of this program's making; move it or choose another --out")
             (self.path / CLAIM_FILE).touch()
-            sync_directory(self.path)  # on btrfs, a power cut may leave files that were synced later, and not the claim
+            sync_directory(self.path)  # on btrfs, a power cut may leave files that were synced later, but not the claim
         except (BlockingIOError, FileNotFoundError):
             raise _taken(self.destination) from None
         except OSError:
@@ -140,7 +144,7 @@ class Partial:
             raise
 
     def _abandon(self) -> None:
-        """Remove the directory if it is empty: perhaps it was made just now."""
+        """Remove the directory if it is empty: it may be new."""
         with suppress(OSError):
             self.path.rmdir()
 

@@ -1,4 +1,4 @@
-"""What an earlier run left of an output, and how much of it holds."""
+"""Determines what an earlier run left of an output, and how much of it is valid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lswap_core.io.digests import RunDigests
 from lswap_core.options import DigestKind
 from lswap_core.plan.manifest import Manifest, StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan, Step
-from lswap_core.sinks.disk.journal import Progress, read_journal
+from lswap_core.sinks.disk.journal import JournalContents, read_journal
 from lswap_core.sinks.disk.new_files import LINKED, WRITTEN
 from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
 
@@ -20,22 +20,24 @@ _PIECE_BYTES = 1024 * 1024
 _ANY_DIGEST = ""
 
 
-def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> Progress | None:
-    """What was done of this plan in a partial directory; None for nothing. RecipeError where it is another plan's."""
-    # A manifest beside a journal, even a damaged one, vouches for nothing: it may be older than the last sync.
+def find_earlier(partial: Path, plan: Plan, digest: DigestKind) -> JournalContents | None:
+    """What was done of this plan in a partial directory, None for nothing. Raises RecipeError for work on another plan."""
+    # A manifest beside a journal, even a damaged one, proves nothing: it may be older than the last sync.
     journal = partial / JOURNAL_FILE
-    found = read_journal(journal) if os.path.lexists(journal) else _sealed(partial / MANIFEST_FILE)
-    if found is None or not (found.durable or found.unsure):
+    earlier = read_journal(journal) if os.path.lexists(journal) else _sealed(partial / MANIFEST_FILE)
+    if earlier is None or not (earlier.durable or earlier.unsure):
         return None
-    if found.plan != plan.digest or found.digest not in (_ANY_DIGEST, digest):
-        what = "of another plan" if found.plan != plan.digest else f"begun with --digest {found.digest}"
+    if earlier.plan != plan.digest or earlier.digest not in (_ANY_DIGEST, digest):
+        what = "of another plan" if earlier.plan != plan.digest else f"begun with --digest {earlier.digest}"
         raise RecipeError(f"{partial} holds an unfinished merge {what}; finish that first, or discard it with --restart")
-    return found
+    return earlier
 
 
 def is_intact(partial: Path, file: OutputFile, placed: str | None) -> bool:
-    """The output file, of which the journal says that it was `placed` so, is there, with its size and its header. One with a
-    second name, which was not given to it on purpose, is not: what is written to it would be written there too.
+    """Whether the output file exists with its size and its header. placed: how the journal says that it was created.
+
+    A file with a second name is not intact, unless it was linked on purpose: writing to it would change the other name's
+    file.
     """
     head, path = file.header.encode(), partial / file.name
     try:
@@ -48,10 +50,11 @@ def is_intact(partial: Path, file: OutputFile, placed: str | None) -> bool:
         return status.st_size == file.header.file_size and handle.read(len(head)) == head
 
 
-def finished(partial: Path, plan: Plan, earlier: Progress, intact: Collection[str]) -> dict[str, StepRecord]:
-    """Records of steps in intact files that hold: those that are durable, and of the others those whose bytes still have
-    the recorded digest. What was done together holds together or not at all: a run that is done in parts may take other
-    digests than the whole, since what extents it can share differs.
+def finished(partial: Path, plan: Plan, earlier: JournalContents, intact: Collection[str]) -> dict[str, StepRecord]:
+    """Valid records of steps in intact files: those that are durable, and others if the bytes still have the recorded digest.
+
+    Records that were made together are valid together or not at all: a run that is done in sections may take other digests
+    than the whole run, since it may share other extents.
     """
     steps = {step.name: step for step in plan.steps if step.file in intact}
     holds = {name: record for name, record in earlier.durable.items() if name in steps}
@@ -62,7 +65,7 @@ def finished(partial: Path, plan: Plan, earlier: Progress, intact: Collection[st
 
 
 def _holds(partial: Path, step: Step, record: StepRecord) -> bool:
-    """The bytes have the recorded digest."""
+    """Whether the bytes have the recorded digest."""
     if record.digest is None:
         return False
     digests = RunDigests((step,))
@@ -72,11 +75,11 @@ def _holds(partial: Path, step: Step, record: StepRecord) -> bool:
     return digests.records()[0].digest == record.digest
 
 
-def _sealed(path: Path) -> Progress | None:
-    """What the manifest tells of a run that was cut off just before its last act, the rename."""
+def _sealed(path: Path) -> JournalContents | None:
+    """The records in the manifest of a run that was interrupted just before its last act, the rename."""
     try:
         manifest = Manifest.from_json(path.read_bytes(), path=str(path))
-    except (FileNotFoundError, FormatError):  # a damaged one is as good as none
+    except (FileNotFoundError, FormatError):  # a damaged one counts as missing
         return None
     records = {name: StepRecord(name, r.digest, r.statistics) for name, r in manifest.tensors.items()}
-    return Progress(manifest.plan_digest, _ANY_DIGEST, {shard.name: WRITTEN for shard in manifest.shards}, records, ())
+    return JournalContents(manifest.plan_digest, _ANY_DIGEST, {shard.name: WRITTEN for shard in manifest.shards}, records, ())

@@ -1,4 +1,6 @@
-"""An output on a local or mounted disk: built beside its final place, resumable, published by one rename."""
+"""Writes an output to a local or mounted disk: builds it beside its final place, can resume, and publishes it with one
+rename.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,11 @@ from lswap_core.sinks.disk.resume import find_earlier, finished, is_intact
 from lswap_core.sinks.disk.writing import Mover
 
 _COMMIT_SECONDS = 5.0
-"""What a power cut costs, at most, beside the steps in flight."""
+"""Most work that a power cut loses, in seconds, beside the steps in progress."""
 
 
 class LocalSink:
-    """Writes to `.<name>.partial` beside `destination`. What was finished there is kept when a run fails, for the next one."""
+    """Writes to `.<name>.partial` beside `destination`. Finished work stays there when a run fails, for the next run."""
 
     in_order = False
     """See `lswap_core.io.ports.Sink`."""
@@ -45,8 +47,10 @@ class LocalSink:
         traffic: Traffic | None = None,
         restart: bool = False,
     ) -> None:
-        """Claim the partial directory. RecipeError where the destination exists, lies in, is or holds one of `sources`
-        (paths), or is being written by another process. restart: discard what an earlier run left.
+        """Claim the partial directory. restart: discard what an earlier run left.
+
+        Raises RecipeError where the destination exists, is inside, is or contains one of `sources` (paths), or is being
+        written by another process.
         """
         self._partial = Partial(check_destination(destination, sources))
         self._options = options
@@ -62,12 +66,12 @@ class LocalSink:
         self._shared: frozenset[str] = frozenset()
         self._open_still = True
         self.shard_sha256: dict[str, str] = {}
-        """Of whole shards, as far as they were asked for."""
+        """SHA-256 of whole shards by name, where asked for."""
         self._worth_keeping = not restart and self._partial.holds_work
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.io.ports.Sink`. RecipeError where an unfinished merge of another plan is in the way,
-        or the copying method that was asked for does not work.
+        """See `lswap_core.io.ports.Sink`. Raises RecipeError where an unfinished merge of another plan is there, or the
+        copying method that was asked for does not work.
         """
         try_copying(plan, source, self.partial / SCRATCH_FILE, self._mover.copier, self._options.copy_method)
         earlier = None if self._restart else find_earlier(self.partial, plan, self._options.digest)
@@ -77,7 +81,7 @@ class LocalSink:
         intact = {f.name for f in plan.files if earlier and is_intact(self.partial, f, earlier.placed.get(f.name))}
         held = finished(self.partial, plan, earlier, intact) if earlier is not None else {}
         if earlier is not None and len(intact) < len(plan.files):
-            # A file that is made anew must not be taken for the one that the journal tells of.
+            # A new file must not be mistaken for the one in the journal.
             self._sync(intact)
             self._journal.start({name: earlier.placed[name] for name in intact}, list(held.values()))
         placed, shared = {}, set()
@@ -103,13 +107,13 @@ class LocalSink:
         sync_directory(self._partial.destination.parent)
         self._traffic.add("resume", sum(step.size_bytes for step in plan.steps if step.name in held))
         self._journal.start(placed, list(held.values()))
-        (self.partial / MANIFEST_FILE).unlink(missing_ok=True)  # what it told stands in the journal now
+        (self.partial / MANIFEST_FILE).unlink(missing_ok=True)  # the journal has its content now
         self._events = 1 if held else 0
         return done
 
     def copy(self, run: Run, source: Source, tally: Tally) -> list[StepRecord]:
         """See `lswap_core.io.ports.Sink`."""
-        # Of what is shared nothing is to be written; only a digest was asked for.
+        # Shared bytes need no writing; only a digest was asked for.
         return self._mover.copy(run, source, tally, there=run.steps[0].name in self._shared)
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
@@ -135,7 +139,7 @@ class LocalSink:
                 self._committing.release()
 
     def hash_shard(self, name: str) -> None:
-        """Take the SHA-256 of a whole shard, unless that was done."""
+        """Take the SHA-256 of a whole shard, unless it is known."""
         if name not in self.shard_sha256:
             with open(self.partial / name, "rb", buffering=0) as file:
                 self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
@@ -169,12 +173,12 @@ class LocalSink:
 
     @property
     def kept(self) -> bool:
-        """What was finished is kept in the partial directory, for the same command to go on from."""
+        """Whether finished work stays in the partial directory, so that the same command can resume."""
         return self._worth_keeping and not self._partial.published
 
     @property
     def partial(self) -> Path:
-        """Where it is built."""
+        """The partial directory."""
         return self._partial.path
 
     def _let_go(self) -> None:
@@ -191,7 +195,7 @@ class LocalSink:
         sync_directory(self.partial)
 
     def _commit(self) -> None:
-        """Make what was written so far durable, then say so in the journal: never the other way round."""
+        """Make the bytes written so far durable, and only then record that in the journal."""
         assert self._journal is not None
         with self._lock:
             events, touched, self._touched = self._events, self._touched, set()
@@ -199,7 +203,7 @@ class LocalSink:
             for name in touched:
                 sync_file(self.partial / name)
         except OSError:
-            with self._lock:  # another thread may still come here, and must not vouch for what was not synced
+            with self._lock:  # another thread may still come here, and must not record what was not synced
                 self._touched |= touched
             raise
         self._journal.synced(events)
@@ -207,5 +211,5 @@ class LocalSink:
 
 
 def _remove(path: Path) -> None:
-    """As `sync_file` does, and for the same reason."""
+    """Remove the file, as `sync_file` does, and for the same reason."""
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Bringing runs into the files of a directory: by sharing extents, by the kernel, or through a buffer that is digested."""
+"""Writes runs into the files of a directory: by sharing extents, in the kernel, or through a buffer that is digested."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from threading import local
 from typing import Any
 
 from lswap_core.errors import located
-from lswap_core.io.digests import RunDigests
 from lswap_core.io.per_thread import Buffers, Descriptors
+from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
@@ -27,7 +27,7 @@ _PIECE_BYTES = 256 * 1024
 
 
 class Mover:
-    """Writes into files that are there already. Safe to use from several threads."""
+    """Writes into existing files. Safe to use from several threads."""
 
     def __init__(
         self,
@@ -38,8 +38,8 @@ class Mover:
         open_file: Callable[[str], int],
         on_loss: Callable[[Path], None],
     ) -> None:
-        """open_file: a descriptor to write to, of a name in `root`. on_loss: called with the path of a file of which the disk
-        failed to take pages, before that is raised.
+        """open_file: opens a name in `root` for writing. on_loss: called with the path of a file of which the disk failed to
+        write pages, before the error is raised.
         """
         self._root = root
         self._options = options
@@ -52,12 +52,12 @@ class Mover:
 
     def copy(self, run: Run, source: Source, tally: Tally, *, there: bool = False) -> list[StepRecord]:
         """A copied run, byte for byte. there: its bytes are in place, and only their digests are wanted."""
-        digests = None if self._options.digest == "none" else RunDigests(run.steps)
+        pieces = Pieces(run, source, tally, self._options.digest)
         if there:
-            self._through(run, 0, run.size_bytes, source, tally, digests, write=False)
+            self._through(run, 0, run.size_bytes, pieces, write=False)
         else:
-            self._transfer(run, source, tally, digests)
-        return [StepRecord(step.name, None) for step in run.steps] if digests is None else digests.records()
+            self._transfer(run, source, pieces)
+        return pieces.records()
 
     def write(self, run: Run, offset: int, data: memoryview) -> None:
         """`data` at `offset` within a computed run."""
@@ -65,52 +65,49 @@ class Mover:
         self._traffic.add("compute", len(data))
 
     def close(self) -> None:
-        """Close what is open. No thread may be using it."""
+        """Close all files. No thread may be using them."""
         self._descriptors.close()
 
-    def _transfer(self, run: Run, source: Source, tally: Tally, digests: RunDigests | None) -> None:
-        """By sharing extents where that can be; else by the kernel where no digest is wanted; else through a buffer, in which
+    def _transfer(self, run: Run, source: Source, pieces: Pieces) -> None:
+        """Share extents where the filesystem can. Else let the kernel copy, if no digest is wanted. Else use a buffer, where
         the bytes are digested while they are in the cache.
         """
         theirs, end = source.descriptor(run.source.role, run.source.file), run.size_bytes
         if theirs is None:
-            return self._through(run, 0, end, source, tally, digests)
+            return self._through(run, 0, end, pieces)
         span = Span(theirs, run.source.begin, self._descriptors.get("out", run.file), run.begin, end)
         with located(self._root / run.file):
             body = self.copier.clone(span)
         if body is not None:
-            self._through(run, 0, body[0], source, tally, digests)
-            if digests is not None and self._options.digest != "auto":
-                self._through(run, *body, source, tally, digests, write=False)
+            self._through(run, 0, body[0], pieces)
+            if pieces.digested and self._options.digest != "auto":
+                self._through(run, *body, pieces, write=False)
             else:
-                tally(body[1] - body[0])
-            return self._through(run, body[1], end, source, tally, digests)
-        if digests is not None and self._options.copy_method == "auto":
-            return self._through(run, 0, end, source, tally, digests)
+                pieces.skip(body[1] - body[0])
+            return self._through(run, body[1], end, pieces)
+        if pieces.digested and self._options.copy_method == "auto":
+            return self._through(run, 0, end, pieces)
 
         def advance(begin: int, stop: int) -> None:
             self._wrote(run, span.target, run.begin + begin, run.begin + stop)
-            if digests is None:
-                tally(stop - begin)
+            if pieces.digested:
+                self._through(run, begin, stop, pieces, write=False)
             else:
-                self._through(run, begin, stop, source, tally, digests, write=False)
+                pieces.skip(stop - begin)
 
         with located(self._root / run.file):
             done = self.copier.move(span, advance)
-        return self._through(run, done, end, source, tally, digests)
+        return self._through(run, done, end, pieces)
 
-    def _through(
-        self, run: Run, begin: int, end: int, source: Source, tally: Tally, digests: RunDigests | None, *, write: bool = True
-    ) -> None:
+    def _through(self, run: Run, begin: int, end: int, pieces: Pieces, *, write: bool = True) -> None:
         """Bring bytes [begin, end) of a run over through a buffer; or only digest them, if they are there already."""
-        for offset in range(begin, end, _PIECE_BYTES):
-            piece = self._buffers.get("piece", min(_PIECE_BYTES, end - offset), run.source.begin + offset)
-            source.read_into(run.source, offset, piece)
-            if digests is not None:
-                digests.feed(run.begin + offset, piece)
+
+        def memory(offset: int, size: int) -> memoryview:
+            return self._buffers.get("piece", size, run.source.begin + offset)
+
+        for offset, piece in pieces.read(begin, end, _PIECE_BYTES, memory):
             if write:
                 self._write(run, offset, piece)
-            tally(len(piece))
         if write and end > begin:
             self._traffic.add("read_write", end - begin)
 
@@ -131,17 +128,19 @@ class Mover:
 
 
 WINDOW_BYTES = 8 * 1024 * 1024
-"""What a thread writes before it pushes; twice as much may be dirty for each."""
+"""Bytes that a thread writes before it starts writeback. Twice as many may be dirty for each thread."""
 
 
 class Writeback:
-    """Told of every range that is written. Each thread has a window of its own."""
+    """Starts writeback of the ranges that are written. Each thread has its own window."""
 
     def __init__(self) -> None:
         self._mine = local()
 
     def wrote(self, fd: int, begin: int, end: int) -> None:
-        """Bytes [begin, end) were written. While a full window goes out, the thread waits for the one before it."""
+        """Report that bytes [begin, end) were written. While a full window is written back, the thread waits for the one
+        before it.
+        """
         held, at, to = getattr(self._mine, "window", (-1, 0, 0))
         if (held, to) != (fd, begin):
             self._mine.before = None
@@ -156,28 +155,29 @@ class Writeback:
 
 
 _LOST = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
-"""What became of pages on their way to the disk. Any other error says that the call is not to be had there."""
+"""Errors for pages that were lost on their way to the disk. Any other error means that the call is not supported."""
 
 # <fcntl.h>
 _SYNC_FILE_RANGE_WAIT_BEFORE, _SYNC_FILE_RANGE_WRITE, _SYNC_FILE_RANGE_WAIT_AFTER = 1, 2, 4
 
 
 def start_writing(fd: int, begin: int, end: int) -> None:
-    """Begin to write the dirty pages of a range to the disk, without waiting. OSError where the disk failed to take pages."""
+    """Begin writeback of a range's dirty pages, without waiting. Raises OSError where the disk failed to write pages."""
     _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WRITE)
 
 
 def finish_writing(fd: int, begin: int, end: int) -> None:
-    """Wait until the pages of a range are on their way out, then let the page cache have them back. No replacement for fsync.
-    OSError where the disk failed to take pages.
+    """Wait for writeback of a range's pages, then drop them from the page cache. This does not replace fsync.
+
+    Raises OSError where the disk failed to write pages.
     """
     _sync_range(fd, begin, end, _SYNC_FILE_RANGE_WAIT_BEFORE | _SYNC_FILE_RANGE_WRITE | _SYNC_FILE_RANGE_WAIT_AFTER)
     os.posix_fadvise(fd, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def _sync_range(fd: int, begin: int, end: int, flags: int) -> None:
-    # Its error must not be overlooked: the kernel tells of pages that it failed to write only once, and to an fsync after
-    # this call, through another descriptor, no more.
+    # Its error must not be ignored: the kernel reports pages that it failed to write only once. An fsync after this call,
+    # through another descriptor, does not report them again.
     if _sync_file_range()(fd, begin, end - begin, flags) and (error := ctypes.get_errno()) in _LOST:
         raise OSError(error, os.strerror(error))
 

@@ -1,6 +1,6 @@
-"""A place in an S3-compatible store, `s3://bucket/prefix`: the calls that writing a model takes, with errors of our own.
+"""A place in an S3-compatible store, `s3://bucket/prefix`: the calls that writing a model needs, with this package's errors.
 
-Credentials, region and endpoint are found as every program that uses boto3 finds them: the environment, ~/.aws, roles.
+Credentials, region and endpoint come from the same places as for every program with boto3: the environment, ~/.aws, roles.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lswap_core.io.threads import run_all
 
 SCHEME = "s3://"
 CONNECTIONS = 32
-"""To the store, at a time."""
+"""Most connections to the store at a time."""
 PLAN_KEY = "lswap-plan"
-"""Metadata of an object that a run has made: the digest of its plan."""
+"""Metadata key of an object that a run has written; the value is the digest of its plan."""
 _READ_SECONDS = 300
-"""A store that copies a large part may be silent for minutes."""
+"""Read timeout: a store that copies a large part may be silent for minutes."""
 _CONNECT_SECONDS = 10
 _CALLS_AT_A_TIME = 8
-T = TypeVar("T")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class UnknownCallError(SourceError):
@@ -33,11 +33,11 @@ class UnknownCallError(SourceError):
 
 
 class GoneError(SourceError):
-    """There is no such object or upload."""
+    """The object or upload does not exist."""
 
 
 class LostUploadError(GoneError):
-    """There is no such upload, or no longer."""
+    """The upload does not exist, or no longer."""
 
 
 _REFUSALS: tuple[tuple[str, type[LswapError], str], ...] = (
@@ -72,12 +72,12 @@ _REFUSALS: tuple[tuple[str, type[LswapError], str], ...] = (
         "the store is too busy ({code}); the same command goes on later",
     ),
 )
-"""Codes and HTTP statuses of a store's refusals, and what is raised for them. The first row that has either counts."""
+"""Codes and HTTP statuses of a store's refusals, and the errors to raise for them. The first row that matches counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An object: its size, and its ETag, which tells one content from another."""
+    """An object: its size, and its ETag, which identifies its content."""
 
     size: int
     etag: str
@@ -90,13 +90,15 @@ def split_url(url: str) -> tuple[str, str]:
     return bucket, key.strip("/")
 
 
-def at_once(call: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """The results of calls to a store, in the order of `items`; several calls are under way at a time."""
+def at_once(call: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return the results of several calls to a store, in the order of `items`. The calls run concurrently."""
     return run_all(lambda item, _: call(item), items, total_bytes=0, progress=Silence(), workers=_CALLS_AT_A_TIME)
 
 
 def connect(connections: int) -> Any:
-    """An S3 client, safe to use from several threads. RecipeError where boto3 is missing, SourceError for a bad setup."""
+    """Return an S3 client, safe to use from several threads. Raises RecipeError where boto3 is missing, SourceError for a bad
+    setup.
+    """
     try:
         import boto3
         from botocore.config import Config
@@ -110,7 +112,7 @@ def connect(connections: int) -> Any:
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         max_pool_connections=max(connections, 10),
-        # Other stores refuse the newer checksums; over HTTPS and by the signature over HTTP bodies are protected anyway.
+        # Other stores refuse the newer checksums. HTTPS protects bodies anyway, and over HTTP the signature does.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path"} if named else None,
@@ -133,33 +135,34 @@ class BucketPrefix:
         return f"{SCHEME}{self.bucket}/{self._key(name)}"
 
     def names(self) -> set[str]:
-        """Every object."""
+        """Names of all objects."""
         return {entry["Key"][len(self._key("")) :] for entry in self._listed("list_objects_v2", "Contents")}
 
     def uploads(self) -> list[tuple[str, str]]:
-        """Unfinished uploads: name and id. UnknownCallError where the store cannot say."""
+        """Name and id of all unfinished uploads. Raises UnknownCallError where the store cannot list them."""
         start = self._key("")
-        found = [(entry["Key"], entry["UploadId"]) for entry in self._listed("list_multipart_uploads", "Uploads")]
-        return [(key[len(start) :], upload) for key, upload in found if key.startswith(start)]
+        uploads = [(entry["Key"], entry["UploadId"]) for entry in self._listed("list_multipart_uploads", "Uploads")]
+        return [(key[len(start) :], upload) for key, upload in uploads if key.startswith(start)]
 
     def begin(self, name: str, plan: str) -> str:
-        """Begin an upload; returns its id."""
+        """Begin an upload. Returns its id."""
         return str(self._call("create_multipart_upload", name, Metadata={PLAN_KEY: plan})["UploadId"])
 
     def parts(self, name: str, upload: str) -> dict[int, tuple[int, str]]:
-        """Size and ETag of the parts that an upload has. GoneError, UnknownCallError."""
+        """Size and ETag of the parts of an upload, by number. Raises GoneError, UnknownCallError."""
         with told(self.url(name)):
             pages = self._client.get_paginator("list_parts").paginate(**self._at(name), UploadId=upload)
             listed = [part for page in pages for part in page.get("Parts", ())]
         return {int(part["PartNumber"]): (int(part["Size"]), _bare(part["ETag"])) for part in listed}
 
     def send(self, name: str, upload: str, number: int, data: bytes | bytearray | memoryview) -> str:
-        """Send one part; returns its ETag."""
+        """Send one part. Returns its ETag."""
         return _bare(self._call("upload_part", name, UploadId=upload, PartNumber=number, Body=_body(data))["ETag"])
 
     def splice(self, name: str, upload: str, number: int, source: str, etag: str, begin: int, end: int) -> str:
-        """Have the store copy bytes [begin, end) of the object at `source`, a URL, as one part; returns its ETag.
-        StalePlanError where the object is not that with `etag` any more. UnknownCallError.
+        """Have the store copy bytes [begin, end) of the object at `source`, a URL, as one part. Returns the part's ETag.
+
+        Raises StalePlanError where the object no longer has `etag`, and UnknownCallError.
         """
         bucket, key = split_url(source)
         with told(source):
@@ -176,12 +179,12 @@ class BucketPrefix:
         return _bare(answer["CopyPartResult"]["ETag"])
 
     def complete(self, name: str, upload: str, etags: Sequence[str]) -> None:
-        """Put an object together. GoneError where there is no such upload, or no longer."""
+        """Complete an upload. Raises GoneError where it does not exist, or no longer."""
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
         self._call("complete_multipart_upload", name, UploadId=upload, MultipartUpload={"Parts": parts})
 
     def abort(self, name: str, upload: str) -> None:
-        """Give an upload up, with its parts; nothing where that was done."""
+        """Abort an upload and remove its parts. Does nothing where it does not exist."""
         with suppress(GoneError):
             self._call("abort_multipart_upload", name, UploadId=upload)
 
@@ -190,7 +193,7 @@ class BucketPrefix:
         self._call("put_object", name, Body=data, Metadata={PLAN_KEY: plan})
 
     def claim(self, name: str, data: bytes, plan: str) -> bool:
-        """Write a small object that must not be there yet; False where it is. Stores that cannot tell are believed."""
+        """Write a small object that must not exist yet. False where it exists. Stores that cannot check always succeed."""
         try:
             self._call("put_object", name, Body=data, Metadata={PLAN_KEY: plan}, IfNoneMatch="*")
         except StalePlanError:
@@ -200,7 +203,7 @@ class BucketPrefix:
         return True
 
     def get(self, name: str) -> bytes:
-        """All of a small object. GoneError."""
+        """Return the content of a small object. Raises GoneError."""
         with told(self.url(name)):
             return bytes(self._client.get_object(**self._at(name))["Body"].read())
 
@@ -209,7 +212,7 @@ class BucketPrefix:
         self._call("delete_object", name)
 
     def find(self, name: str) -> Stored | None:
-        """What is known of an object; None where it is not there."""
+        """Size, ETag and plan of an object, None where it does not exist."""
         try:
             return look(self._client, self.url(name))
         except GoneError:
@@ -232,24 +235,24 @@ class BucketPrefix:
 
 
 def look(client: Any, url: str) -> Stored:
-    """What is known of the object at `url`. GoneError."""
+    """Size, ETag and plan of the object at `url`. Raises GoneError."""
     bucket, key = split_url(url)
     with told(url):
-        found = client.head_object(Bucket=bucket, Key=key)
-    return Stored(int(found["ContentLength"]), str(found["ETag"]), found.get("Metadata", {}).get(PLAN_KEY))
+        answer = client.head_object(Bucket=bucket, Key=key)
+    return Stored(int(answer["ContentLength"]), str(answer["ETag"]), answer.get("Metadata", {}).get(PLAN_KEY))
 
 
 def read_head(client: Any, url: str, etag: str, size: int) -> bytes:
-    """The first `size` bytes of the object at `url`. StalePlanError where it is not that with `etag`."""
+    """Return the first `size` bytes of the object at `url`. Raises StalePlanError where it no longer has `etag`."""
     bucket, key = split_url(url)
     with told(url):
-        found = client.get_object(Bucket=bucket, Key=key, IfMatch=etag, Range=f"bytes=0-{size - 1}")
-        return bytes(found["Body"].read())
+        answer = client.get_object(Bucket=bucket, Key=key, IfMatch=etag, Range=f"bytes=0-{size - 1}")
+        return bytes(answer["Body"].read())
 
 
 @contextmanager
 def told(where: str) -> Iterator[None]:
-    """Say in one line what a call to the store failed of: SourceError, StalePlanError, GoneError or UnknownCallError."""
+    """Raise the error of a call to the store, in one line, as SourceError, StalePlanError, GoneError or UnknownCallError."""
     from botocore import exceptions
     from urllib3.exceptions import HTTPError
 
@@ -279,7 +282,7 @@ def _refusal(where: str, error: dict[str, Any], answer: dict[str, Any]) -> Lswap
 
 
 def _bare(etag: object) -> str:
-    """An ETag without the quotation marks that some answers have and others have not."""
+    """An ETag without quotation marks, which only some answers have."""
     return str(etag).strip('"')
 
 

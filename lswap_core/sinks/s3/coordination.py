@@ -1,17 +1,17 @@
-"""Where all who write one output in an S3-compatible store meet: below its prefix, in small objects.
+"""Coordinates all processes that write one output to an S3-compatible store, with small objects below its prefix.
 
-    .lswap-partial/state.json                       what they agree on, and the ids of the uploads: see `SharedState`
-    .lswap-partial/part-3-of-16.json                the records of a part that is done, and the ETags of its upload parts
-    .lswap-partial/unfinished/part-3-of-16.json     likewise, as far as one process that does all parts has come with it
+    .lswap-partial/state.json                       the shared terms, and the ids of the uploads: see `SharedState`
+    .lswap-partial/part-3-of-16.json                the records of a finished part, and the ETags of its upload parts
+    .lswap-partial/unfinished/part-3-of-16.json     the same for a part that the only process has not finished
 
-The first is made only if it is not there. A record holds the ids of the uploads that it is of. What it
-says of an upload counts for nothing if that was lost, or is one that another process began at the same moment.
+`state.json` is written only if it does not exist. A record names the uploads that it belongs to. It does not count for
+uploads that were lost, or that another process replaced at the same moment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from threading import Lock
@@ -33,73 +33,76 @@ from lswap_core.sinks.s3.uploads import abort_strays, begin_uploads, is_ours, no
 _UNFINISHED = FOLDER + "unfinished/"
 _RECORD = re.compile(f"({re.escape(FOLDER)}|{re.escape(_UNFINISHED)}){PART_FILE}")
 LOST = "the store no longer has its upload, as where a lifecycle rule aborts unfinished ones"
-"""What to say of a file."""
+"""The reason to give in messages."""
 _DISCARD = "discard it with --restart and without --part, once nobody works on it"
 Key = tuple[str, int]
 """An upload part: the output file's name, the part's number."""
 Done = tuple[list[StepRecord], dict[Key, str]]
-"""What a part has done: the records of its steps, and ETags."""
+"""What a part has done: the records of its steps, and ETags of its upload parts."""
 
 
 class Coordination:
     """The small objects of one destination and plan. Safe to use from several threads."""
 
     def __init__(self, client: Any, url: str, plan: Plan) -> None:
-        """Nothing is asked of the store yet."""
+        """Ask nothing of the store yet."""
         self._client, self._plan, self._losing = client, plan, Lock()
         self.place = BucketPrefix(client, url)
         self.began = False
-        """The uploads were begun here, not by a run before or by another process."""
+        """Whether this process began the uploads, not an earlier run or another process."""
         self.copied: dict[Key, str] = {}
-        """The upload part that the store copied, if any, to show that it can."""
+        """The upload part that the store copied as a test, if any."""
 
     def find(self) -> SharedState | None:
-        """What was agreed on; None where nobody has begun. RecipeError where the place is not empty beside that, is published
-        already, or holds another plan's unfinished merge; FormatError where the agreement cannot be read.
+        """The shared state, None where nobody has begun.
+
+        Raises RecipeError where there are other objects, where the output is published already, or where another plan's merge
+        is unfinished. Raises FormatError where the state cannot be read.
         """
         names = self.place.names()
-        found = self._current() if STATE_FILE in names else None
-        if found is not None and found.terms.plan != self._plan.digest:
-            raise refuse_terms(found.terms, replace(found.terms, plan=self._plan.digest), self.place.url(), _DISCARD)
-        self._refuse_strangers(names, None if found is None else found.terms.plan)
-        if found is not None and MANIFEST_FILE in names:
-            self.clear()  # what was left when publishing was cut off after its last visible act
+        state = self._current() if STATE_FILE in names else None
+        if state is not None and state.terms.plan != self._plan.digest:
+            raise refuse_terms(state.terms, replace(state.terms, plan=self._plan.digest), self.place.url(), _DISCARD)
+        self._refuse_strangers(names, None if state is None else state.terms.plan)
+        if state is not None and MANIFEST_FILE in names:
+            self.clear()  # left over where publishing was interrupted after its last visible act
             what = f"{self.place.url()} is published already"
             raise RecipeError(f"{what}; an output is never written over, choose another --out")
-        if found is not None and found.uploads.keys() != {file.name for file in self._plan.files}:
+        if state is not None and state.uploads.keys() != {file.name for file in self._plan.files}:
             raise FormatError("does not have the uploads of this plan's files", path=self.place.url(STATE_FILE))
-        return found
+        return state
 
     def join(self, parts: int | None, source: Source, options: WriteOptions) -> SharedState:
-        """Agree with those who have begun, or begin. parts: None for as many as there are, or else one. RecipeError where they
-        have agreed on something else.
+        """Join a build, or begin one. parts: None to take the build's number, or 1. Raises RecipeError where the build has
+        other terms.
         """
         terms = Terms(self._plan.digest, parts or 1, options.digest)
-        found = self.find() or self._begin(terms, source, options) or self.find()
-        if found is None:
+        state = self.find() or self._begin(terms, source, options) or self.find()
+        if state is None:
             raise RecipeError(f"{self.place.url()}: another process began there and gave up in the same moment; start again")
-        self.check(found, parts, options)
-        return found
+        self.check(state, parts, options)
+        return state
 
-    def check(self, found: SharedState, parts: int | None, options: WriteOptions) -> None:
-        """RecipeError where what was agreed on is something else. parts: None for any number."""
-        terms = Terms(self._plan.digest, parts or found.terms.parts, options.digest)
-        if found.terms != terms:
-            raise refuse_terms(found.terms, terms, self.place.url(), _DISCARD)
-        if found.copy_method != options.copy_method:
-            what = f"begun with --copy-method {found.copy_method}, not with --copy-method {options.copy_method}"
+    def check(self, state: SharedState, parts: int | None, options: WriteOptions) -> None:
+        """Raises RecipeError where the build has other terms. parts: None for any number."""
+        terms = Terms(self._plan.digest, parts or state.terms.parts, options.digest)
+        if state.terms != terms:
+            raise refuse_terms(state.terms, terms, self.place.url(), _DISCARD)
+        if state.copy_method != options.copy_method:
+            what = f"begun with --copy-method {state.copy_method}, not with --copy-method {options.copy_method}"
             raise RecipeError(f"{self.place.url()} holds an unfinished merge {what}; give the same to all parts, or {_DISCARD}")
 
     def done(self, part: Part, state: SharedState, *, unfinished: bool = False) -> Done | None:
-        """What a part has done, without what it sent to uploads that were lost; None where there is no record or it is damaged.
-        RecipeError where the record is of something else. unfinished: as far as one process has come with it.
+        """What a part has done, without what it sent to lost uploads. None where the record is missing or damaged.
+
+        unfinished: the record of an unfinished part. Raises RecipeError where the record belongs to something else.
         """
         name = _name(part, unfinished)
         try:
-            found = decode_part(self.place.get(name), part, state.terms, self.place.url(name))
-            if found is None:
+            decoded = decode_part(self.place.get(name), part, state.terms, self.place.url(name))
+            if decoded is None:
                 return None
-            records, document = found
+            records, document = decoded
             etags: dict[Key, str] = {}
             for file, entry in document["sent"].items():
                 pairs = [pair.elements(2) for pair in entry["etags"].elements()]
@@ -118,8 +121,9 @@ class Coordination:
         *,
         unfinished: bool = False,
     ) -> None:
-        """Record that a part is done; nothing where all of the output is by now. unfinished: record how far it is. RecipeError
-        where the uploads that it went to are not those of the output any more.
+        """Record that a part is done, or with `unfinished`, what is done of it. Does nothing where the output is complete.
+
+        Raises RecipeError where the uploads that the part went to no longer count.
         """
         name = _name(part, unfinished)
         sent: dict[str, dict[str, Any]] = {}
@@ -135,16 +139,17 @@ class Coordination:
             self.place.delete(name)
             raise
         if not stays:
-            self.place.delete(name)  # published in this moment: nobody else would remove it
+            self.place.delete(name)  # published at this moment: no other process would remove it
 
     def forget(self, part: Part) -> None:
-        """Take back what a part has done."""
+        """Remove the records of a part."""
         for unfinished in (False, True):
             self.place.delete(_name(part, unfinished))
 
     def replace_lost(self, state: SharedState, files: Collection[str]) -> SharedState:
-        """Begin other uploads in place of those that the store has lost, unless another process did so; returns what counts now.
-        Records of the lost ones count for nothing from then on. RecipeError where the output was published or given up instead.
+        """Begin new uploads for those that the store has lost, unless another process did. Returns the state that counts now.
+
+        Records of the lost uploads no longer count. Raises RecipeError where the output was published or given up.
         """
         current = self._current()
         if current is None or current.terms != state.terms or self.place.names() & {*files}:
@@ -157,7 +162,7 @@ class Coordination:
         return current
 
     def lose(self, state: SharedState, file: str) -> LswapError:
-        """What to raise where the store no longer has the upload of a file, another one of which is begun."""
+        """The error to raise where the store lost the upload of a file. A new upload is begun."""
         try:
             with self._losing:
                 self.replace_lost(state, [file])
@@ -168,19 +173,21 @@ class Coordination:
         )
 
     def clear(self) -> None:
-        """Remove everything but the output, and abort what other uploads of its files there are."""
+        """Remove everything but the output, and abort other uploads of its files."""
         abort_strays(self.place, self._plan)
         self._delete(name for name in self.place.names() if _is_small(name))
 
     def give_up(self, state: SharedState) -> None:
-        """Leave nothing of what was begun here, unless another process has joined and recorded something."""
+        """Remove what this process began, unless another process has joined and recorded something."""
         current = self._current()
         if current is not None and current.uploads == state.uploads and self.place.names() == {STATE_FILE}:
             self._abort(state.uploads)
             self.place.delete(STATE_FILE)
 
     def discard(self) -> None:
-        """Remove an unfinished merge of whatever plan, with the objects that it has published. RecipeError for other objects."""
+        """Remove an unfinished merge of any plan, with the objects that it published. Raises RecipeError where there are
+        other objects.
+        """
         names = self.place.names()
         state: SharedState | None = None
         with suppress(GoneError, FormatError):
@@ -190,45 +197,45 @@ class Coordination:
         self._delete(names)
 
     def _begin(self, terms: Terms, source: Source, options: WriteOptions) -> SharedState | None:
-        """Begin all uploads and say so; None where another process was faster."""
+        """Begin all uploads and write the state. None where another process was faster."""
         origins = find_copy_sources(self._client, self._plan, source) if options.copy_method != "read_write" else {}
         alike = find_alike(self._client, self._plan, origins)
         ids: dict[str, str] = {}
-        found: SharedState | None = None
+        stored: SharedState | None = None
         published = False
         try:
             begin_uploads(self.place, self._plan, [file.name for file in self._plan.files], ids)
             state = SharedState(terms, options.copy_method, origins, alike, ids)
             if not self._can_splice(state):
                 state = replace(state, origins={}, alike={})
-            published = True  # cut off from here on, nobody knows whether others count on these uploads
+            published = True  # from here on, after an interruption, other processes may rely on these uploads
             published = self.place.claim(STATE_FILE, state.to_json(), terms.plan)
-            # What is there is what counts: some stores let two make an object that must not be there yet.
-            found = self._current() if published else None
+            # The stored state counts: some stores let two processes create an object that must not exist yet.
+            stored = self._current() if published else None
         finally:
-            if not published or (found is not None and found.uploads != ids):
+            if not published or (stored is not None and stored.uploads != ids):
                 self._abort(ids)
-        names = self.place.names() if found is not None else set()
+        names = self.place.names() if stored is not None else set()
         visible = {name for name in names if not _is_small(name)}
         if visible and names == visible | {STATE_FILE}:  # an output was published just before, and nobody has joined this one
             self._abort(ids)
             self.place.delete(STATE_FILE)
             raise not_empty(self.place, min(visible))
-        self.began = found is not None and found.uploads == ids
-        return found
+        self.began = stored is not None and stored.uploads == ids
+        return stored
 
     def _abort(self, ids: Mapping[str, str]) -> None:
-        with suppress(LswapError):  # what led here counts
+        with suppress(LswapError):  # the original error counts
             for name, upload in ids.items():
                 self.place.abort(name, upload)
 
-    def _delete(self, names: Collection[str] | Any) -> None:
-        """Remove objects, the agreement last."""
+    def _delete(self, names: Iterable[str]) -> None:
+        """Remove objects, the state last."""
         for name in sorted(names, key=lambda name: (name == STATE_FILE, name)):
             self.place.delete(name)
 
     def _can_splice(self, state: SharedState) -> bool:
-        """Whether the store knows how to copy an upload part: it is asked for the smallest one."""
+        """Whether the store supports copying an upload part. The smallest one is the test."""
         parts = state.divide(self._plan).parts
         spliced = [(file, part, part.origin) for file, of in parts.items() for part in of if part.origin is not None]
         try:
@@ -240,7 +247,7 @@ class Coordination:
         return True
 
     def _goes_on(self, state: SharedState, files: Collection[str]) -> bool:
-        """False where the output is published by now. RecipeError where it was given up, or where one of `files` goes to another
+        """False where the output is published. Raises RecipeError where it was given up, or where one of `files` has another
         upload.
         """
         current = self._current()
@@ -252,7 +259,7 @@ class Coordination:
         return True
 
     def _current(self) -> SharedState | None:
-        """FormatError says how to be rid of an agreement that cannot be read, as one of another version."""
+        """The state. The FormatError for one that cannot be read, such as of another version, says how to discard it."""
         path = self.place.url(STATE_FILE)
         try:
             return SharedState.from_json(self.place.get(STATE_FILE), path=path)
@@ -262,14 +269,18 @@ class Coordination:
             raise FormatError(f"{str(error).removeprefix(path + ': ')}; {_DISCARD}", path=path) from None
 
     def _refuse_strangers(self, names: Collection[str], plan: str | None) -> None:
-        """RecipeError for objects that are none of these and, of a `plan` that is being published, none of its files."""
+        """Raises RecipeError for objects that are neither small objects of this package nor files of a `plan` that is being
+        published.
+        """
         for name in sorted(names):
             if not _is_small(name) and (plan is None or not is_ours(self.place, name, plan)):
                 raise not_empty(self.place, name)
 
 
 def splice(place: BucketPrefix, state: SharedState, file: str, part: UploadPart, origin: Origin) -> str:
-    """Have the store copy an upload part; returns its ETag. StalePlanError, UnknownCallError: see `BucketPrefix.splice`."""
+    """Have the store copy an upload part. Returns its ETag. Raises StalePlanError, UnknownCallError: see
+    `BucketPrefix.splice`.
+    """
     url, version = state.origins[origin.role, origin.file]
     begin, end = origin.begin, origin.begin + part.size_bytes
     return place.splice(file, state.uploads[file], part.number, url, version, begin, end)
@@ -280,5 +291,5 @@ def _name(part: Part, unfinished: bool) -> str:
 
 
 def _is_small(name: str) -> bool:
-    """It is one of the small objects that processes leave each other."""
+    """Whether it is one of the small objects with which processes coordinate."""
     return name == STATE_FILE or _RECORD.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""Which of a plan's source files are in the store that the output goes to, so that the store can copy from them."""
+"""Finds out which of a plan's source files are in the output's store, so that the store can copy from them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CopySources = Mapping[tuple[Role, str], tuple[str, str]]
 
 
 def find_copy_sources(client: Any, plan: Plan, source: Source) -> CopySources:
-    """The source files that copied bytes come from, as far as they are in the store, as they are now. StalePlanError where one
-    has another size than was planned.
+    """The source files of copied bytes that are in the store, as they are now. Raises StalePlanError where the size has
+    changed.
     """
     sizes = {(of.role, file.name): file.size for of in plan.sources for file in of.files}
     refs = (step.made_of.refs[0] for step in plan.steps if is_plain(step))
@@ -27,16 +27,16 @@ def find_copy_sources(client: Any, plan: Plan, source: Source) -> CopySources:
 
     def find(file: tuple[Role, str]) -> tuple[str, str]:
         url = source.path_of(*file)
-        found = look(client, url)
-        if found.size != sizes[file]:
-            raise StalePlanError(f"{url}: changed after it was planned ({found.size} bytes now); plan again")
-        return url, found.etag
+        stored = look(client, url)
+        if stored.size != sizes[file]:
+            raise StalePlanError(f"{url}: changed after it was planned ({stored.size} bytes now); plan again")
+        return url, stored.etag
 
     return dict(zip(files, at_once(find, files), strict=True))
 
 
 def find_alike(client: Any, plan: Plan, sources: CopySources) -> dict[str, tuple[Role, str]]:
-    """Of output files that begin as a source file does, that source file: one part of them has header and data."""
+    """Source files that begin like an output file, by output file: one upload part of them has header and data."""
 
     def look(file: OutputFile) -> tuple[Role, str] | None:
         first = next(iter(file.steps()), None)
@@ -44,18 +44,18 @@ def find_alike(client: Any, plan: Plan, sources: CopySources) -> dict[str, tuple
             return None
         ref, head = first.made_of.refs[0], file.header.encode()
         origin = sources.get((ref.role, ref.file))
-        found = origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head
-        return (ref.role, ref.file) if found else None
+        alike = origin is not None and ref.begin == first.begin and read_head(client, *origin, len(head)) == head
+        return (ref.role, ref.file) if alike else None
 
-    found = zip(plan.files, at_once(look, plan.files), strict=True)
-    return {file.name: theirs for file, theirs in found if theirs is not None}
+    alike_of = zip(plan.files, at_once(look, plan.files), strict=True)
+    return {file.name: theirs for file, theirs in alike_of if theirs is not None}
 
 
 def confirm_copied(
     client: Any, sources: CopySources, parts: Mapping[str, Sequence[UploadPart]], keys: Iterable[tuple[str, int]]
 ) -> None:
-    """Raise StalePlanError where a source file that upload parts were copied from is no longer what it was: some stores do not
-    heed `CopySourceIfMatch`. keys: of the upload parts, by file and number.
+    """Raises StalePlanError where a source file that upload parts were copied from has changed: some stores ignore
+    `CopySourceIfMatch`. keys: of the upload parts, by file and number.
     """
     origins = (parts[file][number - 1].origin for file, number in keys)
 

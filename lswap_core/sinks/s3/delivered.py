@@ -1,4 +1,4 @@
-"""What the records of an output in a store say was delivered, compared with what the store says it has."""
+"""Compares what the records of an output in a store say was delivered with what the store has."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from lswap_core.sinks.s3.uploads import is_complete
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """done: the records of parts that are done, by number. unfinished: of those that one process has begun. etags: of all their
-    upload parts but those that are `wrong`, which the store does not have. complete: files that were put together already.
-    lost: files of which the store no longer has the upload. A store that cannot say what it has is believed to have everything.
+    """The result of the comparison. A store that cannot list its parts counts as having everything.
+
+    done: records of finished parts, by number. unfinished: records of parts that one process has begun. etags: of all their
+    upload parts except `wrong` ones, which the store does not have. complete: files whose uploads are completed. lost: files
+    whose upload the store no longer has.
     """
 
     done: dict[int, list[StepRecord]] = field(default_factory=dict)
@@ -31,20 +33,20 @@ class Delivered:
 
 
 def find_delivered(coordination: Coordination, plan: Plan, state: SharedState, division: Division) -> Delivered:
-    """Read all records and compare them with the store's own lists. RecipeError where a record is of something else."""
-    found = Delivered()
+    """Read all records and compare them with the store's lists. Raises RecipeError where a record belongs to something else."""
+    delivered = Delivered()
 
     def read(number: int) -> None:
         part, share = Part(number, len(division.shares)), division.shares[number - 1]
         done = coordination.done(part, state)
         if done is not None and covers(done[0], share.steps) and done[1].keys() == share.parts:
-            found.done[number] = done[0]
+            delivered.done[number] = done[0]
         else:
             done = done or coordination.done(part, state, unfinished=True)
             if done is None or not done[1].keys() <= share.parts:
                 return
-            found.unfinished[number] = done[0]
-        found.etags.update(done[1])
+            delivered.unfinished[number] = done[0]
+        delivered.etags.update(done[1])
 
     def look(file: OutputFile) -> None:
         keys = [(file.name, part.number) for part in division.parts[file.name]]
@@ -54,17 +56,17 @@ def find_delivered(coordination: Coordination, plan: Plan, state: SharedState, d
             return
         except GoneError:
             if is_complete(coordination.place, file, plan):
-                found.complete.add(file.name)
+                delivered.complete.add(file.name)
             else:
-                found.lost.add(file.name)
-                found.wrong.update(keys)
+                delivered.lost.add(file.name)
+                delivered.wrong.update(keys)
             return
         for part, key in zip(division.parts[file.name], keys, strict=True):
-            if key in found.etags and there.get(part.number) != (part.size_bytes, found.etags[key]):
-                found.wrong.add(key)
+            if key in delivered.etags and there.get(part.number) != (part.size_bytes, delivered.etags[key]):
+                delivered.wrong.add(key)
 
     at_once(read, range(1, len(division.shares) + 1))
     at_once(look, plan.files)
-    for key in found.wrong & found.etags.keys():
-        del found.etags[key]
-    return found
+    for key in delivered.wrong & delivered.etags.keys():
+        del delivered.etags[key]
+    return delivered

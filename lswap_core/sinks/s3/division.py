@@ -1,5 +1,5 @@
-"""Which worker sends what of an output in a store. It follows from the plan, from what the store can copy itself, and from the
-number of workers. Values only, no I/O.
+"""Divides the sending of an output to a store among workers. The division depends on the plan, on what the store can copy,
+and on the number of workers. Values only, no I/O.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from lswap_core.sinks.s3.multipart import Stretches, UploadPart, cut_parts
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Steps, in the plan's order, and the parts of output files, by file and number, that hold their bytes and no others."""
+    """The work of one worker: steps, in the plan's order, and the upload parts, by file and number, that hold exactly their
+    bytes.
+    """
 
     steps: tuple[Step, ...]
     parts: frozenset[tuple[str, int]]
@@ -24,7 +26,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """parts: of every output file. shares: of all workers; together they are all steps and all parts, each once."""
+    """parts: of every output file. shares: of all workers; every step and every upload part is in exactly one."""
 
     parts: Mapping[str, tuple[UploadPart, ...]]
     shares: tuple[Share, ...]
@@ -32,7 +34,7 @@ class Division:
 
 @dataclass(slots=True)
 class _Unit:
-    """The smallest thing that is given to a worker: a range of a file, with the tensors in it. sent: their bytes that travel."""
+    """The smallest unit of work: a range of a file, with its tensors. sent: the number of their bytes that are sent."""
 
     file: str
     begin: int
@@ -42,7 +44,7 @@ class _Unit:
 
     @property
     def work_bytes(self) -> int:
-        """What travels to the store and, for it, out of the sources; where nothing does, what the store copies."""
+        """Bytes that are sent to the store and read from the sources for it; where none are, bytes that the store copies."""
         read = sum(ref.size_bytes for step in self.steps for ref in step.made_of.refs)
         return self.sent_bytes + read if self.sent_bytes else self.end - self.begin
 
@@ -50,9 +52,9 @@ class _Unit:
 def divide_uploads(plan: Plan, stretches: Mapping[str, Stretches], count: int, *, whole: bool = False) -> Division:
     """Divide the work among `count` workers. stretches: of every output file. whole: give away whole files only.
 
-    Ranges of which something is sent are divided by what travels, those that the store copies alone by their size, each kind by
-    itself and into neighbours: so shares are even, whatever copying costs. A tensor is never divided. Workers' borders make a
-    part end that would not; of what the store copies they make nothing travel.
+    Ranges with bytes to send are divided by the bytes that are sent or read, ranges that the store copies by their size. Each
+    kind is divided by itself into neighbours, so shares are even, whatever copying costs. A tensor is never divided. A border
+    between workers may end an upload part early, but never causes bytes to be sent that the store can copy.
     """
     units = [unit for file in plan.files for unit in _units(file, stretches[file.name], whole=whole)]
     home = [0] * len(units)
@@ -80,7 +82,7 @@ def divide_uploads(plan: Plan, stretches: Mapping[str, Stretches], count: int, *
 
 
 def _units(file: OutputFile, stretches: Stretches, *, whole: bool) -> list[_Unit]:
-    """The file, cut wherever a tensor begins and a part may end."""
+    """The file's units: it is cut wherever a tensor begins and an upload part may end."""
     units = [_Unit(file.name, 0, file.header.file_size, [])]
     row = iter(stretches.of)
     stretch = next(row)

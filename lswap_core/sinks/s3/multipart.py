@@ -1,6 +1,6 @@
-"""The parts that an object store puts an output file together from: planned before a byte moves. Values only, no I/O.
+"""Plans the upload parts of an output file before a byte moves. Values only, no I/O.
 
-Limits of S3, which compatible stores share: 10,000 parts to an object, each of 5 MiB to 5 GiB, the last as small as it is.
+Limits of S3, which compatible stores share: 10,000 parts per object, each of 5 MiB to 5 GiB; the last may be smaller.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ MOST_PARTS = 10_000
 LEAST_BYTES = 5 * MIB
 MOST_BYTES = 5 * 1024 * MIB
 SENT_BYTES = 16 * MIB
-"""A part that travels is at most this, if that makes no more than MOST_PARTS: it waits in memory until it is complete."""
+"""Most bytes of a part that is sent, if that gives no more than MOST_PARTS parts: it waits in memory until it is complete."""
 SPLICED_BYTES = 512 * MIB
-"""A part that is copied within the store is at most this, likewise, so that several are copied at a time."""
+"""The same for a part that is copied within the store, so that several are copied at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Bytes from `begin` on of a source file that lies in the store."""
+    """Bytes of a source file in the store, from `begin` on."""
 
     role: Role
     file: str
     begin: int
 
     def after(self, count: int) -> Origin:
-        """`count` bytes further."""
+        """The origin `count` bytes further on."""
         return Origin(self.role, self.file, self.begin + count)
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Bytes [begin, end) of an output file that are sent or, where there is an origin, copied by the store."""
+    """Bytes [begin, end) of an output file, which are sent or, where there is an origin, copied by the store."""
 
     begin: int
     end: int
@@ -51,21 +51,21 @@ class Stretch:
         return self.end - self.begin
 
     def cut(self, begin: int, end: int) -> Stretch:
-        """Bytes [begin, end) of it, which count from the file's first."""
+        """Bytes [begin, end) of the file, as a stretch."""
         return Stretch(begin, end, self.origin and self.origin.after(begin - self.begin))
 
 
 @dataclass(frozen=True, slots=True)
 class UploadPart(Stretch):
-    """The `number`-th of the stretches that the store puts a file together from, counted from 1."""
+    """Part `number` of an upload, counted from 1."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stretches:
-    """All of an output file, first to last. Each may be a part, and so may what it is cut into if the pieces are no smaller
-    than `least_bytes`; the file's last one may be of any size.
+    """The stretches of an output file, first to last. Each may be a part, and may be cut into pieces of at least
+    `least_bytes`. The file's last piece may have any size.
     """
 
     of: tuple[Stretch, ...]
@@ -73,11 +73,11 @@ class Stretches:
 
 
 def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_of: tuple[Role, str] | None = None) -> Stretches:
-    """What of an output file is sent and what the store copies.
+    """Decide which bytes of an output file are sent and which the store copies.
 
-    stored: source files, by role and name, from which the store can copy. header_of: the one that begins with the output
-    file's very header, if there is one. Of bytes that could be copied, at most 5 MiB for each stretch of others travel,
-    and what lies in stretches of less than 5 MiB. RecipeError for more than 10,000 parts of 5 GiB.
+    stored: source files, by role and name, from which the store can copy. header_of: the source file that begins with the
+    output file's header, if there is one. Bytes that could be copied are sent in two cases: at most 5 MiB beside each stretch
+    of other bytes, and in stretches of less than 5 MiB. Raises RecipeError for more than 10,000 parts of 5 GiB.
     """
     size = file.header.file_size
     if size > MOST_PARTS * MOST_BYTES:
@@ -93,8 +93,9 @@ def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_
 
 
 def cut_parts(name: str, stretches: Stretches, cuts: Collection[int] = ()) -> tuple[UploadPart, ...]:
-    """The parts that a file of that name is made of. cuts: offsets at which a part is to end and the next to begin; they leave
-    pieces of `least_bytes` or more. What is sent and what is copied does not depend on them. RecipeError for too many of them.
+    """Return the parts of the file of that name. cuts: offsets at which a part must end, in pieces of at least `least_bytes`.
+
+    The cuts do not change which bytes are sent. Raises RecipeError for too many parts.
     """
     pieces = list(_cut_at(stretches.of, sorted(cuts)))
     factor = stretches.least_bytes // LEAST_BYTES
@@ -125,7 +126,7 @@ def _stretches(file: OutputFile, stored: Collection[tuple[Role, str]], header_of
 
 
 def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
-    """Neighbours that go on where the one before ends, in the source too, as one."""
+    """Join neighbours that are also neighbours in the source."""
     pending: Stretch | None = None
     for stretch in stretches:
         if stretch.size_bytes == 0:
@@ -142,9 +143,9 @@ def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
 
 
 def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
-    """What is copied in stretches of `least` bytes or more, and what is sent between them, too, the last stretch excepted.
+    """Extend stretches until copied ones, and sent ones between them, have at least `least` bytes; the last may be shorter.
 
-    What is sent and too short takes bytes from what is copied before or after it, or swallows that.
+    A sent stretch that is too short takes bytes from the copied ones around it, or absorbs them.
     """
     short = [Stretch(s.begin, s.end, s.origin if s.size_bytes >= least else None) for s in stretches]
     left = list(reversed(list(_joined(short))))
@@ -171,9 +172,10 @@ def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
 
 
 def _cut(stretches: list[Stretch], factor: int) -> Iterator[Stretch]:
-    """Stretches in parts, none of which is larger than is said: equal ones but for what is sent at the end of a file, where
-    all but the last are as large as can be. So a file that is sent whole suits stores that want parts of one size.
-    factor: how many times larger than usual they may be.
+    """Cut stretches into parts of at most the usual size times `factor`.
+
+    The parts of a stretch are equal. At the end of a file, all sent parts but the last have the largest size, so a file that
+    is sent whole suits stores that want parts of one size.
     """
     sent, spliced = min(SENT_BYTES * factor, MOST_BYTES), min(SPLICED_BYTES * factor, MOST_BYTES)
     for stretch in stretches:

@@ -1,4 +1,4 @@
-"""Upload parts while their bytes come in, from several threads and in any order: each is delivered once, when it is whole."""
+"""Buffers upload parts whose bytes come from several threads, in any order. Each part is delivered once, when it is complete."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from threading import Lock
 from lswap_core.sinks.s3.multipart import UploadPart
 
 Deliver = Callable[[str, UploadPart, bytearray | None], None]
-"""Called with a file, a part of it, and the part's bytes; None for one that the store copies."""
+"""Called with a file, a part of it, and the part's bytes; None for a part that the store copies."""
 
 
 class PartBuffers:
-    """The upload parts of all files. One that is sent takes memory from its first byte until it is delivered. So what is held is
-    the parts in which threads are at work, and those that wait for a neighbour's bytes.
+    """The upload parts of all files. A part that is sent takes memory from its first byte until it is delivered. So memory
+    holds the parts in which threads work, and those that wait for a neighbour's bytes.
     """
 
     def __init__(
@@ -24,8 +24,8 @@ class PartBuffers:
         there: Collection[tuple[str, int]],
         deliver: Deliver,
     ) -> None:
-        """heads: what files begin with, which nobody else brings. there: parts, by file and number, that are not to be
-        delivered; bytes that come for them are ignored.
+        """heads: the first bytes of files, which no step writes. there: parts, by file and number, that are not delivered;
+        their bytes are ignored.
         """
         self._parts, self._heads = parts, heads
         self._begins = {file: [part.begin for part in of_file] for file, of_file in parts.items()}
@@ -39,11 +39,11 @@ class PartBuffers:
         self._buffers: dict[tuple[str, int], bytearray] = {}
         self._held_bytes = 0
         self.most_held_bytes = 0
-        """The most memory that parts took at a time."""
+        """The most memory that parts took at a time, in bytes."""
         self._lock = Lock()
 
     def deliver_heads(self) -> None:
-        """Deliver the parts that hold nothing but the beginning of a file."""
+        """Deliver the parts that hold nothing but the head of a file."""
         for file, of_file in self._parts.items():
             for part in of_file:
                 key = (file, part.number)
@@ -51,7 +51,7 @@ class PartBuffers:
                     self._deliver(file, part, bytearray(self._heads[file][part.begin : part.end]))
 
     def spans(self, file: str, begin: int, end: int) -> Iterator[tuple[UploadPart, int, int]]:
-        """The parts that [begin, end) of a file lies in, each with the range that it has of it."""
+        """The parts of bytes [begin, end) of a file, each with its range of them."""
         parts = self._parts[file]
         number = bisect_right(self._begins[file], begin) - 1
         while begin < end:
@@ -60,7 +60,7 @@ class PartBuffers:
             begin, number = stop, number + 1
 
     def room(self, file: str, part: UploadPart, begin: int, end: int) -> memoryview | None:
-        """Where bytes [begin, end) of the file, which lie in `part`, are to be put; None where they are not wanted."""
+        """The buffer for bytes [begin, end) of the file, which are in `part`. None where they are not wanted."""
         key = (file, part.number)
         if part.origin is not None or key in self._there:
             return None
@@ -75,7 +75,9 @@ class PartBuffers:
         return memoryview(buffer)[begin - part.begin : end - part.begin]
 
     def arrived(self, file: str, part: UploadPart, count: int) -> None:
-        """`count` more bytes of a part are there, or need not be; the last ones bring it on its way, in this thread."""
+        """Report that `count` more bytes of a part are there or not needed. After the last ones, this thread delivers the
+        part.
+        """
         key = (file, part.number)
         if key in self._there:
             return

@@ -1,4 +1,4 @@
-"""A part of an output in an S3-compatible store, sent by one of several workers; and all parts put together."""
+"""Sends a part of an output to an S3-compatible store as one of several workers; and publishes all parts together."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lswap_core.sinks.s3.uploads import Publishing
 
 
 class StorePartSink(Sending):
-    """Sends one part's share of uploads that all workers share, none of whom needs to know of another. Two on one part are
-    harmless: they send the same bytes under the same numbers. Nothing is visible before `StoreGathering` publishes it.
+    """Sends one part to uploads that all workers share. Workers need not know of each other. Two workers may do the same
+    part: they send the same bytes under the same numbers. Nothing is visible before `StoreGathering` publishes it.
     """
 
     def __init__(
@@ -37,9 +37,10 @@ class StorePartSink(Sending):
         traffic: Traffic | None = None,
         restart: bool = False,
     ) -> None:
-        """Begin the uploads or join those who did. RecipeError for options that make no sense there, where the place is not
-        empty, or where parts of another plan, number, kind of digests or method of copying are there. restart: forget that
-        this part is done.
+        """Begin the uploads or join them. restart: forget that this part is done.
+
+        Raises RecipeError for options that do not apply, where the place is not empty, and where the build has another plan,
+        number of parts, kind of digests or method of copying.
         """
         check_options(options)
         self._client = connect(CONNECTIONS)
@@ -49,18 +50,18 @@ class StorePartSink(Sending):
         self._division = self._state.divide(plan)
         self._share = self._division.shares[part.number - 1]
         self.steps = self._share.steps
-        """What this part is to do."""
+        """The steps of this part."""
         if restart:
             self._coordination.forget(part)
 
     @property
     def is_done(self) -> bool:
-        """The part has been done, by whomever."""
+        """Whether any worker has done the part."""
         done = self._coordination.done(self._part, self._state)
         return done is not None and covers(done[0], self.steps) and done[1].keys() == self._share.parts
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:  # noqa: ARG002 - the protocol's
-        """See `lswap_core.io.ports.Writer`: a part that was cut off is done from its beginning."""
+        """See `lswap_core.io.ports.Writer`. A part that was interrupted begins again."""
         parts = self._division.parts
         theirs = {(file, part.number) for file, of in parts.items() for part in of} - self._share.parts
         self._sender = Sender(self._coordination, plan, self._state, parts, theirs, options=self._options, traffic=self._traffic)
@@ -71,22 +72,22 @@ class StorePartSink(Sending):
         """See `lswap_core.io.ports.Writer`."""
 
     def seal(self, records: list[StepRecord]) -> None:
-        """Record that the part is done. StalePlanError where a source that the store copied from changed, RecipeError where the
-        output was published or given up meanwhile.
+        """Record that the part is done. Raises StalePlanError where a source that the store copied from has changed, and
+        RecipeError where the output was published or given up.
         """
         confirm_copied(self._client, self._state.origins, self._division.parts, self._share.parts)
         self._coordination.note(self._part, self._state, records, self._sender.etags)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 class StoreGathering(Publishing):
-    """The parts of an output in a store, all of them done, on their way to their final names."""
+    """The finished parts of an output in a store, to be published."""
 
     def __init__(self, destination: str, plan: Plan) -> None:
-        """RecipeError where the place is not empty, where a part is missing or one of another plan, or where the store does not
-        have what parts sent: their records are taken back then.
+        """Raises RecipeError where the place is not empty, and where a part is missing or of another plan. Where the store
+        does not have what parts sent, removes their records and raises RecipeError.
         """
         self._coordination = Coordination(connect(CONNECTIONS), destination, plan)
         super().__init__(self._coordination.place)
@@ -97,13 +98,13 @@ class StoreGathering(Publishing):
             )
         division, self._state = state.divide(plan), state
         self.digest = state.terms.digest
-        """The kind of digests that the parts were made with."""
+        """The kind of digests of the parts."""
         self._parts, shares = division.parts, division.shares
         self._found = find_delivered(self._coordination, plan, state, division)
         self.records = gather(
             plan, [share.steps for share in shares], lambda part: self._found.done.get(part.number), self._place.url()
         )
-        """Of every step, in the plan's order."""
+        """Records of every step, in the plan's order."""
         if self._found.lost:
             self._coordination.replace_lost(state, self._found.lost)
         again = [number for number, share in enumerate(shares, 1) if share.parts & self._found.wrong]
@@ -117,6 +118,6 @@ class StoreGathering(Publishing):
             )
 
     def publish(self) -> None:
-        """Shards appear first, then the small files, the index, and the manifest at last. What was left beside them goes."""
+        """Publish the shards first, then the small files, the index, and at last the manifest. Removes all other objects."""
         self._publish(self._plan, self._state.uploads, self._found.etags, self._found.complete)
         self._coordination.clear()

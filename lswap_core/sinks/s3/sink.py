@@ -1,4 +1,4 @@
-"""An output in an S3-compatible store by one process, which does all parts of it."""
+"""Writes an output to an S3-compatible store from one process, which does all parts of it."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from lswap_core.sinks.s3.state import STATE_FILE, SharedState
 from lswap_core.sinks.s3.uploads import Publishing
 
 _SAVE_SECONDS = 5.0
-"""What a kill costs, at most, beside the steps in flight."""
+"""Most work that a kill loses, in seconds, beside the steps in progress."""
 
 
 class StoreSink(Sending, Publishing):
-    """Writes below `s3://bucket/prefix`. Nothing is visible there before all is sent; the manifest appears last. Where workers
-    have begun the same output in parts, this does what they have not done; else the whole is one part. What is finished stays
-    in unfinished uploads when a run fails, and records say what that is.
+    """Writes below `s3://bucket/prefix`. Nothing is visible before everything is sent; the manifest appears last.
+
+    Where workers have begun the same output in parts, this does the parts that are left; else the whole output is one part.
+    When a run fails, finished work stays in unfinished uploads, and records say what it is.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class StoreSink(Sending, Publishing):
         traffic: Traffic | None = None,
         restart: bool = False,
     ) -> None:
-        """RecipeError for options that make no sense there. Nothing is asked of the store yet. restart: give up what an
-        earlier run left.
+        """Raises RecipeError for options that do not apply. Asks nothing of the store yet. restart: discard what an earlier
+        run left.
         """
         check_options(options)
         self._client, self._url = connect(CONNECTIONS), destination
@@ -56,8 +57,8 @@ class StoreSink(Sending, Publishing):
         self._published = False
 
     def begin(self, plan: Plan, source: Source) -> Mapping[str, StepRecord]:
-        """See `lswap_core.io.ports.Sink`. RecipeError where the place is not empty, or holds an unfinished merge of another
-        plan; SourceError where the store refuses.
+        """See `lswap_core.io.ports.Sink`. Raises RecipeError where the place is not empty, or has an unfinished merge of
+        another plan, and SourceError where the store refuses.
         """
         self._plan, self._coordination = plan, Coordination(self._client, self._url, plan)
         if self._restart:
@@ -66,19 +67,19 @@ class StoreSink(Sending, Publishing):
         self._division = state.divide(plan)
         self._parts = self._division.parts
         if self._coordination.began:
-            found = Delivered(etags=self._coordination.copied)
-            self._traffic.add("splice", sum(self._parts[file][number - 1].size_bytes for file, number in found.etags))
+            delivered = Delivered(etags=self._coordination.copied)
+            self._traffic.add("splice", sum(self._parts[file][number - 1].size_bytes for file, number in delivered.etags))
         else:
-            found = find_delivered(self._coordination, plan, state, self._division)
-            self._confirmed |= found.etags.keys()
-        if found.lost:
-            state = self._coordination.replace_lost(state, found.lost)
-        self._kept, self._complete = found.etags, found.complete
-        self._noted = {number for number in found.done if not self._division.shares[number - 1].parts & found.wrong}
-        there = found.etags.keys() | {(file, part.number) for file in found.complete for part in self._parts[file]}
+            delivered = find_delivered(self._coordination, plan, state, self._division)
+            self._confirmed |= delivered.etags.keys()
+        if delivered.lost:
+            state = self._coordination.replace_lost(state, delivered.lost)
+        self._kept, self._complete = delivered.etags, delivered.complete
+        self._noted = {number for number in delivered.done if not self._division.shares[number - 1].parts & delivered.wrong}
+        there = delivered.etags.keys() | {(file, part.number) for file in delivered.complete for part in self._parts[file]}
         self._sender = Sender(self._coordination, plan, state, self._parts, there, options=self._options, traffic=self._traffic)
         self._state = state
-        records = {record.name: record for part in (found.done | found.unfinished).values() for record in part}
+        records = {record.name: record for part in (delivered.done | delivered.unfinished).values() for record in part}
         held = [step for step in plan.steps if step.name in records and self._sender.keys(step) <= there]
         done = {step.name: records[step.name] for step in held}
         self._finished = dict(done)
@@ -97,7 +98,7 @@ class StoreSink(Sending, Publishing):
                 self._saving.release()
 
     def publish(self) -> None:
-        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and the manifest at last."""
+        """See `lswap_core.io.ports.Sink`. Shards appear first, then the small files, the index, and at last the manifest."""
         state = self._save()
         self._publish(self._plan, state.uploads, self._etags(), self._complete)
         self._coordination.clear()
@@ -107,7 +108,7 @@ class StoreSink(Sending, Publishing):
         """See `lswap_core.io.ports.Sink`."""
         if self._state is None or self._published:
             return
-        with suppress(LswapError):  # the error that led here counts; what is left now, the next run finds
+        with suppress(LswapError):  # the original error counts; the next run handles what is left
             if self.kept:
                 self._save()
             else:
@@ -116,26 +117,26 @@ class StoreSink(Sending, Publishing):
 
     @property
     def kept(self) -> bool:
-        """What was sent is kept in unfinished uploads, for the same command to go on from."""
+        """Whether the work stays in unfinished uploads, so that the same command can resume."""
         return self._state is not None and not self._published and (not self._coordination.began or bool(self._etags()))
 
     @property
     def partial(self) -> str:
-        """The object that names the unfinished uploads."""
+        """The URL of the object that names the unfinished uploads."""
         return self._place.url(STATE_FILE)
 
     @property
     def most_held_bytes(self) -> int:
-        """The most memory that upload parts took at a time."""
+        """The most memory that upload parts took at a time, in bytes."""
         return self._sender.most_held_bytes
 
-    # What is finished
+    # the finished work
 
     def _etags(self) -> dict[Key, str]:
         return self._kept | self._sender.etags
 
     def _save(self) -> SharedState:
-        """Record what the next run may rely on: finished steps, and upload parts that hold bytes of no other steps."""
+        """Record what the next run may rely on: finished steps, and upload parts that hold bytes of these steps only."""
         state, shares = self._state, self._division.shares
         assert state is not None
         with self._lock:

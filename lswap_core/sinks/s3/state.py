@@ -1,4 +1,5 @@
-"""What all who write one output in a store agree on: one JSON object, `.lswap-partial/state.json` below the output's prefix.
+"""The state that all processes share that write one output to a store: one JSON object, `.lswap-partial/state.json` below the
+output's prefix.
 
 A store replaces an object whole or not at all.
 """
@@ -23,8 +24,8 @@ STATE_FILE = FOLDER + "state.json"
 
 @dataclass(frozen=True, slots=True)
 class SharedState:
-    """terms, copy_method: as the first worker was given them. origins: URL and ETag of the source files that the store copies
-    from. alike: by output file, the source file that begins with its header. uploads: ids by output file.
+    """terms, copy_method: those of the first worker. origins: URL and ETag of the source files that the store copies from.
+    alike: by output file, the source file that begins with its header. uploads: ids by output file.
     """
 
     terms: Terms
@@ -34,14 +35,14 @@ class SharedState:
     uploads: Mapping[str, str] = field(default_factory=dict)
 
     def divide(self, plan: Plan) -> Division:
-        """The upload parts of the output, and who sends which. With `--copy-method read_write` a worker has whole files, since
-        who asks for that may have a store that wants upload parts of one size.
+        """Divide the output into upload parts, and these among the workers. With `--copy-method read_write` a worker gets
+        whole files, since the store may want upload parts of one size.
         """
         stretches = {file.name: stretch_file(file, self.origins.keys(), self.alike.get(file.name)) for file in plan.files}
         return divide_uploads(plan, stretches, self.terms.parts, whole=self.copy_method == "read_write")
 
     def to_json(self) -> bytes:
-        """The state as JSON, with a checksum."""
+        """Return the state as JSON, with a checksum."""
         return encode(
             {
                 "format": FORMAT,
@@ -55,7 +56,7 @@ class SharedState:
 
     @classmethod
     def from_json(cls, raw: bytes, *, path: str) -> SharedState:
-        """The inverse of `to_json`; FormatError names `path` for anything else."""
+        """The inverse of `to_json`. Raises FormatError, which names `path`, for anything else."""
         document = decode(raw, FORMAT, path)
         origins = [entry.elements(4) for entry in document["origins"].elements()]
         alike = {file: entry.elements(2) for file, entry in document["alike"].items()}

@@ -1,4 +1,4 @@
-"""The uploads of an output's shards: how they begin, are given up, and are put together when everything is published."""
+"""The uploads of an output's shards: beginning, aborting, and completing them when the output is published."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from lswap_core.sinks.s3.state import STATE_FILE
 
 
 def check_empty(place: BucketPrefix) -> None:
-    """RecipeError where something is there and no unfinished merge of this program's, which `Coordination` judges."""
+    """Raises RecipeError where there are objects, but no unfinished merge of this program, which `Coordination` checks."""
     names = place.names()
     if names and STATE_FILE not in names:
         raise not_empty(place, min(names))
 
 
 def not_empty(place: BucketPrefix, name: str) -> RecipeError:
-    """The error for a place where something is."""
+    """The error for a place that is not empty."""
     what = f"{place.url()} is not empty ({name})"
     return RecipeError(f"{what}; an output is never written over, choose another --out or remove it")
 
 
 def is_ours(place: BucketPrefix, name: str, plan: str) -> bool:
-    """An object was made by a run of the plan with that digest."""
-    found = place.find(name)
-    return found is not None and found.plan == plan
+    """Whether a run of the plan with that digest wrote the object."""
+    stored = place.find(name)
+    return stored is not None and stored.plan == plan
 
 
 def is_complete(place: BucketPrefix, file: OutputFile, plan: Plan) -> bool:
-    """The file was put together by a run of this plan."""
-    found = place.find(file.name)
-    return found is not None and (found.size, found.plan) == (file.header.file_size, plan.digest)
+    """Whether a run of this plan completed the file's upload."""
+    stored = place.find(file.name)
+    return stored is not None and (stored.size, stored.plan) == (file.header.file_size, plan.digest)
 
 
 def begin_uploads(place: BucketPrefix, plan: Plan, names: Sequence[str], ids: dict[str, str]) -> None:
-    """Begin an upload for each of these files; their ids are put into `ids`, as far as it gets."""
+    """Begin an upload for each of these files. Adds each id to `ids` as soon as it is known."""
 
     def begin(name: str) -> None:
         ids[name] = place.begin(name, plan.digest)
@@ -58,7 +58,7 @@ def abort_strays(place: BucketPrefix, plan: Plan, known: Collection[tuple[str, s
 
 
 class Publishing:
-    """The half of a sink that makes the output visible. The other half fills `_parts` before it calls `_publish`."""
+    """The part of a sink that makes the output visible. Its subclass sets `_parts` before it calls `_publish`."""
 
     def __init__(self, place: BucketPrefix) -> None:
         self._place = place
@@ -68,7 +68,7 @@ class Publishing:
         """Always empty: no process sees the bytes of a shard in order."""
 
     def hash_shard(self, name: str) -> None:
-        """Is never asked for; see `check_options`."""
+        """Never called; see `check_options`."""
         raise RecipeError(f"{self._place.url(name)}: cannot be hashed, since no process sees its bytes in order")
 
     def put(self, name: str, data: bytes) -> None:
@@ -81,18 +81,19 @@ class Publishing:
         self, plan: Plan, ids: Mapping[str, str], etags: Mapping[tuple[str, int], str], complete: Collection[str]
     ) -> None:
         """Complete the uploads of all shards but those that are `complete` already. Then write the small files, the index and
-        the manifest last. Several may do so at once. SourceError where the store does not have what it was sent.
+        at last the manifest. Several processes may do so at once. Raises SourceError where the store does not have what was
+        sent.
         """
 
         def put_together(file: OutputFile) -> None:
             try:
                 sent = [etags[file.name, part.number] for part in self._parts[file.name]]
                 self._place.complete(file.name, ids[file.name], sent)
-            except GoneError:  # as after an answer that was lost on its way
+            except GoneError:  # as where an answer was lost on its way
                 if not is_complete(self._place, file, plan):
                     raise
-            found = self._place.find(file.name)
-            if found is None or found.size != file.header.file_size:
+            stored = self._place.find(file.name)
+            if stored is None or stored.size != file.header.file_size:
                 where = self._place.url(file.name)
                 raise SourceError(f"{where}: the store put together another size than was sent; do not use it")
 

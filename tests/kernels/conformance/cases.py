@@ -29,7 +29,7 @@ Bits = NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True)
 class Case:
-    """Two operands as bytes, and y's share. `name` tells a failure apart from its neighbours."""
+    """Two operands as bytes, and y's weight. `name` tells a failure apart from its neighbours."""
 
     name: str
     dtype: str

@@ -1,4 +1,4 @@
-"""Text that people read and write: one safe line, sizes, sets of layers."""
+"""Text for people: one safe line, sizes, sets of layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def one_line(text: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun.
+    """A number and its noun, in the plural unless the number is 1.
 
     >>> counted(1, "tensor"), counted(2, "tensor")
     ('1 tensor', '2 tensors')
@@ -34,7 +34,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) *([A-Za-z]*)", re.ASCII)
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words as a sentence lists them.
+    """Join words as in a sentence.
 
     >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
     ('a', 'a and b', 'a, b and c')
@@ -43,7 +43,7 @@ def listed(words: Sequence[str]) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes in `text`: decimal units (kB, MB, GB) are powers of 1,000, binary ones (KiB, MiB, GiB) of 1,024.
+    """Parse a size in bytes: decimal units (kB, MB, GB) are powers of 1,000, binary ones (KiB, MiB, GiB) of 1,024.
 
     >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("4096")
     (5000000000, 1610612736, 4096)
@@ -75,7 +75,7 @@ _MAX_DIGITS = 5
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Layer numbers as the command line has them; ranges include both ends.
+    """Parse layer numbers of the command line; ranges include both ends.
 
     >>> parse_layers("0-3,30,31")
     (0, 1, 2, 3, 30, 31)

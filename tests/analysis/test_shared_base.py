@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lswap_core import analyze, open_checkpoint
-from lswap_core.analysis.kinship import Kinship, find_kinship
+from lswap_core.analysis.shared_base import SharedBaseCheck, check_shared_base
 from tests.build import Model, Tensor, write_model
 from tests.maps import planted
 
@@ -54,10 +54,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def kin(root: Path, math: str, lang: str, base: str | None = None) -> dict[tuple[str, str], Kinship]:
+def kin(root: Path, math: str, lang: str, base: str | None = None) -> dict[tuple[str, str], SharedBaseCheck]:
     roles = {"math": math, "lang": lang} | ({"base": base} if base else {})
     maps = analyze(**{role: open_checkpoint(root / name, role=role) for role, name in roles.items()})
-    return {(each.x, each.y): each for each in find_kinship(maps)}
+    return {(each.x, each.y): each for each in check_shared_base(maps)}
 
 
 def test_fine_tunes_of_one_base_are_called_that(models: Path) -> None:
@@ -98,9 +98,9 @@ def test_synthetic_pairs(tmp_path: Path, change: float | None, verdict: str) -> 
 
 
 def test_sums_that_overflowed_prove_nothing() -> None:
-    assert Kinship("math", "lang", float("nan"), float("nan")).verdict == "different bases"
+    assert SharedBaseCheck("math", "lang", float("nan"), float("nan")).verdict == "different bases"
 
 
 def test_without_matrices_there_is_no_evidence() -> None:
-    assert find_kinship(planted([1.0, 1.0], [1.0, 2.0], shape=(16,))) == ()
-    assert len(find_kinship(planted([1.0, 1.0], [1.0, 2.0]))) == 3
+    assert check_shared_base(planted([1.0, 1.0], [1.0, 2.0], shape=(16,))) == ()
+    assert len(check_shared_base(planted([1.0, 1.0], [1.0, 2.0]))) == 3

@@ -1,4 +1,4 @@
-"""JSON from outside: parsed strictly, and read member by member with an error that says where."""
+"""Strict parsing of JSON from outside. Members are read one by one, with errors that say where they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SIZE = 2**63 - 1
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 Trail = tuple[str, ...]
 Blame = Callable[[Trail], str | None]
-"""Which tensor is to blame for what is wrong at a place in a document, given the names that lead to it."""
+"""Returns the tensor to blame for an error at a place in a document, given the names that lead to it."""
 
 
 class _Repeating(dict[str, Any]):
@@ -28,10 +28,11 @@ class _Repeating(dict[str, Any]):
 def parse_object(
     raw: bytes, *, path: str, blame: Blame = lambda _: None, infinities: bool = False, shallow: bool = False
 ) -> dict[str, Any]:
-    """A JSON object: strict UTF-8, no name twice in any object, no NaN, no text that is not Unicode, no NUL in the names
-    at the top. Anything else is a FormatError, however deep or large. infinities: allow `Infinity`, as Python writes it.
-    shallow: the document is likely to be nothing but objects in an object, as headers and indexes are, and is read the
-    faster if so.
+    """Parse a JSON object. Raises FormatError for anything else, however deep or large.
+
+    Strict: UTF-8 only, no name twice in any object, no NaN, no text that is not Unicode, no NUL in the names at the top.
+    infinities: allow `Infinity`, as Python writes it. shallow: the document probably holds only objects in an object, as
+    headers and indexes do; it is then parsed faster.
     """
 
     def constant(text: str) -> float:
@@ -55,7 +56,8 @@ def parse_object(
         return twice
 
     try:
-        # A call for every integer is a good part of reading a large header; Python alone is right but for -0.
+        # A call for every integer is a large part of the time for a large header. Python's own parsing is right except for
+        # -0.
         integer = _integer if b"-0" in raw else None
         read = partial(json.loads, str(raw, "utf-8"), parse_constant=constant, parse_int=integer)
         value = read() if shallow else None
@@ -88,8 +90,10 @@ def parse_object(
 
 
 def _has_every_name(value: object, raw: bytes) -> bool:
-    """No name in `raw`, read as `value`, can have been there twice. A document has a colon behind every name, and so at most
-    as many names as colons: where that many were kept, at the top and right below it, none was lost.
+    """Whether no name in `raw`, parsed as `value`, can have occurred twice.
+
+    A document has a colon after every name, so it has at most as many names as colons. Where that many names were kept, at
+    the top and directly below it, none was lost.
     """
     if not isinstance(value, dict):
         return False
@@ -97,11 +101,11 @@ def _has_every_name(value: object, raw: bytes) -> bool:
 
 
 def _integer(text: str) -> int | float:
-    return -0.0 if text == "-0" else int(text)  # no size, though Python would call it 0
+    return -0.0 if text == "-0" else int(text)  # not a size, though Python would parse it as 0
 
 
 def is_unicode(text: str) -> bool:
-    """`text` can be written as UTF-8: it holds no half of a surrogate pair."""
+    """Whether `text` can be written as UTF-8: it holds no half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -118,7 +122,9 @@ def _walk(value: Any) -> Iterator[tuple[Trail, Any]]:
 
 
 class Node:
-    """A value in a document, and where it stands. Reading it as what it is not raises a FormatError that says so."""
+    """A value in a document, and its place. Its methods raise a FormatError, which names the place, where the value has
+    another type.
+    """
 
     def __init__(self, value: Any, *, path: str, where: str = "", tensor: str | None = None) -> None:
         self.value = value
@@ -127,7 +133,7 @@ class Node:
         self._tensor = tensor
 
     def refuse(self, message: str) -> FormatError:
-        """The error to raise for what is wrong here."""
+        """Return the error to raise for this value."""
         return FormatError(f"{self._where}: {message}" if self._where else message, path=self._path, tensor=self._tensor)
 
     def blaming(self, tensor: str) -> Node:
@@ -144,25 +150,25 @@ class Node:
         return key in self.members()
 
     def __getitem__(self, key: str) -> Node:
-        """A member of an object that must be there."""
+        """A member of an object. Raises FormatError where it is missing."""
         table = self.members()
         if key not in table:
             raise self.refuse(f"{key!r} is missing")
         return self._inner(table[key], key)
 
     def members(self) -> dict[str, Any]:
-        """An object as it is."""
+        """The members of an object, as plain values."""
         if not isinstance(self.value, dict):
             raise self._expected("an object")
         return self.value
 
     def items(self) -> Iterator[tuple[str, Node]]:
-        """Members of an object."""
+        """The members of an object, as nodes."""
         for key, value in self.members().items():
             yield key, self._inner(value, key)
 
     def elements(self, count: int | None = None) -> list[Node]:
-        """Elements of a list, `count` of them if that is given."""
+        """The elements of a list; `count` of them where that is given."""
         if not isinstance(self.value, list) or count not in (None, len(self.value)):
             raise self._expected("a list" if count is None else f"a list of {count}")
         return [self._inner(value, str(at)) for at, value in enumerate(self.value)]
@@ -202,7 +208,7 @@ class Node:
         return float(self.value)
 
     def file_name(self) -> str:
-        """A name of a file in a directory and nothing else."""
+        """The name of a file in a directory, without a path."""
         name = self.text()
         if not is_plain_name(name):
             raise self.refuse(f"{name!r} is not a plain file name")
@@ -217,5 +223,5 @@ class Node:
 
 
 def is_plain_name(name: object) -> bool:
-    """`name` names a file in a directory and nothing else."""
+    """Whether `name` is the name of a file in a directory, without a path."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
