@@ -15,6 +15,7 @@ and what to do.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -87,6 +88,11 @@ class StalePlanError(LswapError):
     """A source is no longer what it was when the plan was made."""
 
     exit_code: ClassVar[int] = 5
+
+
+def no_such_file(path: str) -> FileNotFoundError:
+    """The error to raise for a remote file that does not exist."""
+    return FileNotFoundError(errno.ENOENT, "there is no such file", path)
 
 
 def became_shorter(path: object) -> StalePlanError:

@@ -29,7 +29,7 @@ def sources(dtype: str) -> dict[str, tuple[Any, dict[str, str], dict[str, Any], 
     tables = {"records": "*i64", "sums": "*fp64", "tallies": "*fp64"}
     tile = {"FORMAT": dtype, "BLOCKS": backend.TILE_BLOCKS[width], "ROWS": backend.ROWS[width]}
     tile |= {"CAREFUL_ROWS": backend.CAREFUL_ROWS, "WRITE": True}
-    many = {"addresses": "*i64", "shares": "*fp64", "out": "*i64", "elements": "i64", "inputs": "i32"}
+    many = {"addresses": "*i64", "weights": "*fp64", "out": "*i64", "elements": "i64", "inputs": "i32"}
     blocked = {"CHUNK": backend.CHUNK, "ALIGNED": True}
     hot = {
         "tile": (

@@ -338,7 +338,7 @@ __device__ __forceinline__ void put(const Pack<Word, kCount> &pack, Word *to, in
 }
 
 template <class F>
-__global__ void __launch_bounds__(kThreads) mix_many(const int64_t *addresses, const double *shares, int32_t inputs,
+__global__ void __launch_bounds__(kThreads) mix_many(const int64_t *addresses, const double *weights, int32_t inputs,
                                                      const int64_t *out, int64_t elements, bool aligned) {
   constexpr int kCount = 16 / sizeof(typename F::Word);
   using Real = typename F::Real;
@@ -348,13 +348,13 @@ __global__ void __launch_bounds__(kThreads) mix_many(const int64_t *addresses, c
   Real mixed[kCount];
   bool equal[kCount];
   for (int k = 0; k < kCount; ++k) {
-    mixed[k] = product(static_cast<Real>(shares[0]), F::decode(first.words[k]));
+    mixed[k] = product(static_cast<Real>(weights[0]), F::decode(first.words[k]));
     equal[k] = true;
   }
   for (int32_t input = 1; input < inputs; ++input) {
     const auto side = loaded<kCount>(elements_at<F>(addresses[input]), at, elements, aligned);
     for (int k = 0; k < kCount; ++k) {
-      mixed[k] = sum(mixed[k], product(static_cast<Real>(shares[input]), F::decode(side.words[k])));
+      mixed[k] = sum(mixed[k], product(static_cast<Real>(weights[input]), F::decode(side.words[k])));
       equal[k] = equal[k] && side.words[k] == first.words[k];
     }
   }
@@ -438,13 +438,13 @@ int32_t lswap_gpu_add_up(int32_t dtype, const int64_t *records, int64_t tensors,
                        records, sums, all_blocks, tallies, all_tiles, statistics, tile_elements);
 }
 
-int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, const double *shares, int32_t inputs,
+int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, const double *weights, int32_t inputs,
                              const int64_t *out, int64_t elements, int32_t aligned, void *stream) {
   return lswap::with_format(dtype, [=](auto format) {
     using F = decltype(format);
     constexpr int64_t per_block = lswap::kThreads * (16 / sizeof(typename F::Word));
     return lswap::launch(lswap::mix_many<F>, lswap::grid_for(elements, per_block), lswap::kThreads, stream, addresses,
-                         shares, inputs, out, elements, aligned != 0);
+                         weights, inputs, out, elements, aligned != 0);
   });
 }
 

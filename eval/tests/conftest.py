@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("seeded", derandomize=True, database=None, deadline=None)
+settings.register_profile("long", print_blob=True, deadline=None)
+settings.load_profile("long" if os.environ.get("LSWAP_LONG") else "seeded")  # the same examples on every machine
 
 LANGUAGES = ("bn", "de", "en", "es", "fr", "ja", "ru", "sw", "te", "th", "zh")
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lswap_eval import Answer, extract_answer
@@ -182,6 +182,7 @@ def test_plain_integers_are_all_found(numbers: list[int], glue: str) -> None:
 
 @settings(deadline=None)
 @given(st.text("0123456789.,' -–$/+()x=", max_size=30))
+@example(".0.0")
 def test_numbers_do_not_overlap_and_miss_no_digit(text: str) -> None:
     plain = make_plain(text)
     found = list(find_numbers(plain))

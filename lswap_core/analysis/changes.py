@@ -136,15 +136,6 @@ class ChangeMaps:
         outside = classify_outside(self.tensors, self.stack)
         return self._grouped((part, name) for part in outside.__slots__ for name in getattr(outside, part))
 
-    def grid(self) -> dict[int, dict[str, TensorChange]]:
-        """By layer, then by matrix."""
-        cells: dict[int, dict[str, TensorChange]] = {number: {} for number in self.by_layer()}
-        for name, tensor in self.tensors.items():
-            number, matrix = self.stack.layer_of(name), self.matrix_of(name)
-            if number is not None and matrix is not None:
-                cells[number][matrix] = tensor
-        return cells
-
     def _grouped(self, keyed: Iterable[tuple[Key | None, str]]) -> dict[Key, Change]:
         groups: dict[Key, list[Change]] = {}
         for key, name in keyed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -75,6 +74,8 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task(what, total=None)
+        from threading import Lock  # not for `--help`
+
         self._lock = Lock()
         self._unreported = 0
         self._reported_at = 0.0

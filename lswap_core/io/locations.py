@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 HUB_SCHEME = "hf://"
 Kind = Literal["path", "hub", "store"]
-_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?", re.ASCII)
+_HUB_ID = r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([^@\s]+))?"
 
 
 def is_url(location: str | os.PathLike[str]) -> bool:
@@ -57,7 +57,7 @@ def parse_hub_id(location: str) -> tuple[str, str | None] | None:
     (('Qwen/Qwen2.5-7B', 'main'), None)
     """
     has_scheme = location.startswith(HUB_SCHEME)
-    match = _HUB_ID.fullmatch(location.removeprefix(HUB_SCHEME).rstrip("/") if has_scheme else location)
+    match = re.fullmatch(_HUB_ID, location.removeprefix(HUB_SCHEME).rstrip("/") if has_scheme else location, re.ASCII)
     if match is None and has_scheme:
         raise RecipeError(f"{location!r} names no model on the hub; write it like hf://org/name or hf://org/name@revision")
     return None if match is None else (match[1], match[2])

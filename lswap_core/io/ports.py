@@ -10,7 +10,7 @@ from lswap_core.checkpoint.dtypes import DType
 from lswap_core.kernels.backend import FileRange
 from lswap_core.kernels.difference import DifferenceStats
 from lswap_core.plan.manifest import StepRecord
-from lswap_core.plan.plan import Plan
+from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run
 
 Tally = Callable[[int], None]
@@ -72,19 +72,6 @@ class Writer(Protocol):
         """Record that a run is done."""
 
 
-class Sink(Writer, Protocol):
-    """An output that is either absent or complete."""
-
-    def put(self, name: str, data: bytes) -> None:
-        """Add a small file."""
-
-    def publish(self) -> None:
-        """Make everything durable, then visible under the final name."""
-
-    def close(self) -> None:
-        """Remove what is unpublished, unless a later run can resume from it."""
-
-
 class Output(Protocol):
     """Finished shards, to which the small files are added before publication."""
 
@@ -96,10 +83,55 @@ class Output(Protocol):
         """Take the SHA-256 of a whole shard, unless it is known."""
 
     def put(self, name: str, data: bytes) -> None:
-        """Add a small file."""
+        """Add a small file. Raises RecipeError where another file of the output has that name."""
 
     def publish(self) -> None:
         """Make everything durable, then visible under the final name."""
+
+
+class Sink(Writer, Output, Protocol):
+    """An output of one process, which is either absent or complete."""
+
+    def close(self) -> None:
+        """Remove what is unpublished, unless a later run can resume from it."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether unpublished work stays, so that the same command can resume."""
+
+    @property
+    def partial(self) -> object:
+        """Where unpublished work is: a path or a URL."""
+
+
+class PartSink(Writer, Protocol):
+    """One part of an output that several processes write."""
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """The steps of this part, in the plan's order."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether any process has done the part."""
+
+    def seal(self, records: list[StepRecord]) -> None:
+        """Make the part durable and record that it is done."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class FinishedParts(Output, Protocol):
+    """All parts of an output, done and to be published."""
+
+    @property
+    def records(self) -> Sequence[StepRecord]:
+        """Records of every step, in the plan's order."""
+
+    @property
+    def digest(self) -> str:
+        """The kind of digests of the parts."""
 
 
 class Kernels(Protocol):

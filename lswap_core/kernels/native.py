@@ -155,24 +155,19 @@ class Native:
         return data.nbytes >= self._large_from_bytes
 
 
-def load(*, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
-    """The kernels for the best instruction set of this processor. Threads: by default one per processor. Raises
-    BackendUnavailable.
+def load(isa: str | None = None, *, threads: int | None = None, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
+    """The kernels for one instruction set, by default the best one of this processor. threads: by default one per processor.
+
+    Raises BackendUnavailable where the library or this processor does not have the instruction set.
     """
-    opened = open_library()
-    isa = next(number for number in range(len(instruction_sets())) if opened.lswap_isa_runs(number))
-    return Native(opened, isa, threads=threads or len(os.sched_getaffinity(0)), large_from_bytes=large_from_bytes)
-
-
-def load_with(isa: str, *, threads: int = 1, large_from_bytes: int = LARGE_FROM_BYTES) -> Native:
-    """The kernels for the named instruction set, for tests and measurements. Raises BackendUnavailable."""
-    opened = open_library()
-    known = instruction_sets()
-    if isa not in known:
+    opened, known = open_library(), instruction_sets()
+    runs = [name for number, name in enumerate(known) if opened.lswap_isa_runs(number)]
+    if isa is not None and isa not in known:
         raise BackendUnavailable(f"the library was built without {isa}; it has {', '.join(known)}")
-    if not opened.lswap_isa_runs(known.index(isa)):
+    if isa is not None and isa not in runs:
         raise BackendUnavailable(f"this processor has no {isa}")
-    return Native(opened, known.index(isa), threads=threads, large_from_bytes=large_from_bytes)
+    threads = threads or len(os.sched_getaffinity(0))
+    return Native(opened, known.index(isa or runs[0]), threads=threads, large_from_bytes=large_from_bytes)
 
 
 @cache

@@ -6,15 +6,12 @@ everything is sent, and a run that fails begins again.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 from lswap_core.checkpoint.catalogue import INDEX_FILE
-from lswap_core.errors import RecipeError, SourceError
+from lswap_core.errors import RecipeError
+from lswap_core.io.obstore import open_store, translated
 from lswap_core.io.per_thread import Buffers
 from lswap_core.io.pieces import Pieces
 from lswap_core.io.ports import Source, Tally
@@ -30,11 +27,6 @@ _PART_BYTES = 10 * 1024 * 1024
 """Bytes that are sent at a time. So many bytes of every file may wait in memory until all files are complete."""
 _MOST_PARTS = 9_000
 _PARTS_AT_ONCE = 8
-_CODE = re.compile(r"<Code>(\w+)</Code>")
-_ADVICE = {
-    "gs": "check GOOGLE_APPLICATION_CREDENTIALS, your access to the bucket, and the network",
-    "az": "check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, your access to the container, and the network",
-}
 
 
 class StreamSink:
@@ -102,10 +94,10 @@ class StreamSink:
         for name, file in self._files.items():
             self._writer(name)  # also of a file without tensors
             assert self._at[name] == file.header.file_size
-            with told(f"{self._url}/{name}", self._scheme):
+            with translated(f"{self._url}/{name}", self._scheme, "write"):
                 self._writers[name].close()
         for name in sorted(self._small, key=lambda name: (name == MANIFEST_FILE, name == INDEX_FILE)):
-            with told(f"{self._url}/{name}", self._scheme):
+            with translated(f"{self._url}/{name}", self._scheme, "write"):
                 self._store.put(name, self._small[name])
         self._writers.clear()
 
@@ -131,7 +123,7 @@ class StreamSink:
         writer = self._writer(file)
         if at != self._at[file]:
             raise AssertionError(f"{file}: byte {at} came where byte {self._at[file]} was due")
-        with told(f"{self._url}/{file}", self._scheme):
+        with translated(f"{self._url}/{file}", self._scheme, "write"):
             writer.write(bytes(data))  # the stream keeps this object until it is sent
         self._at[file] += len(data)
 
@@ -141,46 +133,16 @@ class StreamSink:
 
             header = self._files[file].header
             part = max(_PART_BYTES, -(-header.file_size // _MOST_PARTS))
-            with told(f"{self._url}/{file}", self._scheme):
+            with translated(f"{self._url}/{file}", self._scheme, "write"):
                 writer = open_writer(self._store, file, buffer_size=part, max_concurrency=_PARTS_AT_ONCE)
                 writer.write(header.encode())
             self._writers[file], self._at[file] = writer, header.data_begin
         return self._writers[file]
 
 
-def open_store(url: str) -> Any:
-    """Open the place with obstore and the ecosystem's usual credentials. Raises RecipeError where obstore is missing."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    try:
-        from obstore import store
-    except ImportError as error:
-        raise RecipeError(f"{url}: {error.name} is not installed; `pip install lswap-core[stores]` brings it") from None
-    plain = os.environ.get("GOOGLE_BASE_URL" if scheme == "gs" else "AZURE_STORAGE_ENDPOINT", "").startswith("http://")
-    # A whole transfer may take long; only silence means a dead connection.
-    client: Any = {"timeout": timedelta(days=1), "connect_timeout": timedelta(seconds=10), "allow_http": plain}
-    retry: Any = {"max_retries": 5, "retry_timeout": timedelta(minutes=2)}
-    kind = store.GCSStore if scheme == "gs" else store.AzureStore
-    with told(url, scheme):
-        return kind(bucket, prefix=prefix, client_options=client, retry_config=retry)
-
-
 def check_empty(store: Any, url: str) -> None:
     """Raises RecipeError where something is there."""
-    with told(url, url.partition("://")[0]):
+    with translated(url, url.partition("://")[0], "write"):
         first = next((meta["path"] for page in store.list() for meta in page), None)
     if first is not None:
         raise RecipeError(f"{url} is not empty ({first}); an output is never written over, choose another --out or remove it")
-
-
-@contextmanager
-def told(where: str, scheme: str) -> Iterator[None]:
-    """Raise the error of a call to the store as a SourceError of one line."""
-    from obstore import exceptions
-
-    try:
-        yield
-    except (exceptions.BaseError, OSError, ValueError) as error:
-        said = " ".join(str(error).replace("\\n", " ").split())
-        code = _CODE.search(said)
-        raise SourceError(f"{where}: the store refuses: {code[1] if code else said[:200]}; {_ADVICE[scheme]}") from None

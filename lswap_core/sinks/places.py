@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from lswap_core.errors import RecipeError
 from lswap_core.io.locations import is_url
-from lswap_core.io.ports import Source
+from lswap_core.io.ports import FinishedParts, PartSink, Sink, Source
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.division import Part
@@ -19,11 +18,6 @@ from lswap_core.sinks.disk.partial_directory import check_destination
 from lswap_core.sinks.disk.sink import LocalSink
 from lswap_core.sinks.part_records import Terms
 
-if TYPE_CHECKING:
-    from lswap_core.sinks.gcs_azure import StreamSink
-    from lswap_core.sinks.s3.part_sink import StoreGathering, StorePartSink
-    from lswap_core.sinks.s3.sink import StoreSink
-
 SCHEMES = ("s3", "gs", "az")
 """Schemes of outputs' URLs."""
 
@@ -32,20 +26,21 @@ def check_place(into: str | os.PathLike[str], sources: Iterable[str]) -> None:
     """Raise what a sink would raise where `into` is an impossible place for an output: see `check_destination`."""
     if is_url(into):
         url = _checked_url(os.fspath(into), sources)
+        from lswap_core.io.obstore import open_store
         from lswap_core.sinks import gcs_azure
         from lswap_core.sinks.s3 import bucket, uploads
 
         if url.startswith(bucket.SCHEME):
             uploads.check_empty(bucket.BucketPrefix(bucket.connect(1), url))
         else:
-            gcs_azure.check_empty(gcs_azure.open_store(url), url)
+            gcs_azure.check_empty(open_store(url), url)
     else:
         check_destination(into, sources)
 
 
 def open_sink(
     into: str | os.PathLike[str], *, sources: Iterable[str], options: WriteOptions, traffic: Traffic | None, restart: bool
-) -> LocalSink | StoreSink | StreamSink:
+) -> Sink:
     """Return the sink for an output at `into`. Raises RecipeError for an impossible place."""
     if not is_url(into):
         return LocalSink(into, sources=sources, options=options, traffic=traffic, restart=restart)
@@ -69,7 +64,7 @@ def open_part(
     options: WriteOptions,
     traffic: Traffic | None,
     restart: bool,
-) -> SharedSink | StorePartSink:
+) -> PartSink:
     """Return the sink for one part of an output at `into`. It begins or joins the build. Raises RecipeError for an impossible
     place.
     """
@@ -81,7 +76,7 @@ def open_part(
     return StorePartSink(url, plan, part, source, options=options, traffic=traffic, restart=restart)
 
 
-def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str]) -> Gathering | StoreGathering:
+def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str]) -> FinishedParts:
     """Return the finished parts of an output at `into`. Raises RecipeError for an impossible place, or where some are
     missing.
     """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lswap_core.errors import SourceError, StalePlanError
-from lswap_core.sources.range_stream import InterruptedTransferError
+from lswap_core.io.retries import InterruptedTransferError
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0

@@ -14,9 +14,9 @@ from urllib.parse import urljoin, urlsplit
 from lswap_core.checkpoint.catalogue import INDEX_FILE, SINGLE_FILE, Content
 from lswap_core.errors import RecipeError, SourceError, StalePlanError
 from lswap_core.io.locations import HUB_SCHEME
+from lswap_core.io.retries import InterruptedTransferError, persist
 from lswap_core.sources.http_range import Response, check_body, request_range, retry_later
 from lswap_core.sources.hub_errors import LOG_IN, open_session, translated
-from lswap_core.sources.range_stream import InterruptedTransferError, persist
 
 if TYPE_CHECKING:
     from huggingface_hub.file_download import HfFileMetadata

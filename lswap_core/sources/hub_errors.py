@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from lswap_core.errors import SourceError
+from lswap_core.errors import SourceError, no_such_file
+from lswap_core.io.retries import InterruptedTransferError
 from lswap_core.sources.http_range import LATER, delay_of
-from lswap_core.sources.range_stream import InterruptedTransferError
-from lswap_core.sources.remote_catalogue import no_such_file
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -4,7 +4,6 @@ weights.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -149,8 +148,3 @@ def local_copies(folder: Folder, checkpoint: Checkpoint) -> Checkpoint | None:
         return None
     root = str(copies[shards[0].name].parent)
     return Checkpoint(checkpoint.role, root, root, checkpoint.name, tuple(shards))
-
-
-def no_such_file(path: str) -> FileNotFoundError:
-    """The error that a folder raises for a name that is not in it."""
-    return FileNotFoundError(errno.ENOENT, "there is no such file", path)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lswap_core.errors import FormatError, RecipeError, SourceError
 from lswap_core.io.locations import HUB_SCHEME
+from lswap_core.io.retries import InterruptedTransferError, persist
 from lswap_core.plan.plan import CARD_FILE, MANIFEST_FILE
 from lswap_core.sources.hub_errors import translated
 from lswap_core.sources.outputs import (
@@ -21,7 +22,6 @@ from lswap_core.sources.outputs import (
     intact_shard,
     read_manifest,
 )
-from lswap_core.sources.range_stream import InterruptedTransferError, persist
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

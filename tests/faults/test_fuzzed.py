@@ -25,8 +25,6 @@ from .fuzz_header import KINDS, read
 
 _FUZZED = settings(
     max_examples=1000,
-    derandomize=not os.environ.get("LSWAP_LONG"),
-    database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )

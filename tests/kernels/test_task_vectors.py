@@ -57,7 +57,7 @@ def test_task_vectors_keep_the_bits_of_what_nobody_changed() -> None:
         assert out.tobytes() == base.tobytes()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from(list(NUMPY)), st.integers(1, 3000), st.floats(0, 1), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0])
 )

@@ -212,7 +212,7 @@ def cases(draw: st.DrawFn) -> tuple[list[Tensor], list[float]]:
 
 
 @given(cases())
-@settings(max_examples=200, derandomize=True)
+@settings(max_examples=200)
 def test_the_bytes_of_the_definition(case: tuple[list[Tensor], list[float]]) -> None:
     sides, weights = case
     assert evaluate(sides, weights) == oracle.average(sides, weights)
@@ -220,7 +220,7 @@ def test_the_bytes_of_the_definition(case: tuple[list[Tensor], list[float]]) -> 
 
 @pytest.mark.parametrize("backend", kernels.available_backends())
 @given(case=cases())
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60)
 def test_every_backend_gives_them(backend: str, case: tuple[list[Tensor], list[float]]) -> None:
     sides, weights = case
     out = bytearray(len(sides[0].data))

@@ -87,7 +87,7 @@ def test_streamed_files_are_those_on_a_disk_and_the_manifest_comes_last(
 
 def test_a_stream_that_fails_shows_nothing(over_s3: Store, pair: Pair) -> None:
     over_s3.refuse = lambda e: ("403 Forbidden", "AccessDenied") if "partNumber=2" in e["QUERY_STRING"] else None
-    with pytest.raises(SourceError, match="AccessDenied; check GOOGLE_APPLICATION_CREDENTIALS"):
+    with pytest.raises(SourceError, match=r"\(AccessDenied\); check your access to it, and GOOGLE_APPLICATION_CREDENTIALS"):
         merge(SWAP, math=pair.math, lang=pair.lang, into="gs://streams/b/out")
     over_s3.refuse = lambda _: None
     assert over_s3.tree("streams", "b/out") == {}
@@ -152,5 +152,5 @@ def test_azure_has_the_same_bytes(azure: None, pair: Pair, expected: dict[str, b
     assert {m["path"]: bytes(store.get(m["path"]).bytes()) for page in obstore.list(store) for m in page} == expected
     with pytest.raises(RecipeError, match="not empty"):
         merge(SWAP, math=pair.math, lang=pair.lang, into="az://models/a/out")
-    with pytest.raises(SourceError, match="ContainerNotFound; check AZURE_STORAGE_ACCOUNT_NAME"):
+    with pytest.raises(SourceError, match="ContainerNotFound: .*; check the address"):
         merge(SWAP, math=pair.math, lang=pair.lang, into="az://absent/out")

@@ -488,7 +488,7 @@ def test_paths_are_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "is no Unicode text" in capsys.readouterr().err
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.sampled_from(["q_proj", "layers.1", "^model.layers.0.self_attn.q_proj", "self_attn.(q|k)_proj", ".*", "x", "0.self_attn.q_proj", "^layers"]), unique=True),
     st.lists(st.sampled_from(["q_proj", "self_attn", "model.layers.0.self_attn.q_proj", "k_proj|q_proj", ".*1.*"]), unique=True),

@@ -158,9 +158,8 @@ def test_layers_matrices_and_parts_add_up_to_their_tensors(tmp_path: Path) -> No
         total = sum(s for n, s in sums["lang"].items() if ".layers." in n and n.endswith(matrix))
         assert change.lang.sum_abs == pytest.approx(total, rel=1e-6)
     assert set(maps.by_part()) == {"embed", "norm", "head"}
-    grid = maps.grid()
-    assert {(n, m) for n, row in grid.items() for m in row} == {(n, m) for n in range(LAYERS) for m in maps.by_matrix()}
-    assert grid[2]["mlp.up_proj.weight"] is maps.tensors["model.layers.2.mlp.up_proj.weight"]
+    places = {(maps.stack.layer_of(name), maps.matrix_of(name)) for name in maps.tensors} - {(None, None)}
+    assert places == {(number, matrix) for number in range(LAYERS) for matrix in maps.by_matrix()}
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
@@ -191,11 +190,10 @@ def test_a_change_planted_in_one_matrix_is_found_there_alone(tmp_path: Path) -> 
     lang_model = changed(base, {"model.layers.0.self_attn.q_proj.weight": 0.1, "model.layers.5.self_attn.q_proj.weight": 0.1}, 2)
     maps = analyze(**opened(tmp_path, {"base": base, "math": math_model, "lang": lang_model}))
     for role, places in (
-        ("math", {(3, "mlp.up_proj.weight")}),
-        ("lang", {(0, "self_attn.q_proj.weight"), (5, "self_attn.q_proj.weight")}),
+        ("math", {"model.layers.3.mlp.up_proj.weight"}),
+        ("lang", {"model.layers.0.self_attn.q_proj.weight", "model.layers.5.self_attn.q_proj.weight"}),
     ):
-        grid = maps.grid()
-        assert {(n, m) for n, row in grid.items() for m, t in row.items() if t.change.side(role).differing} == places
+        assert {name for name, tensor in maps.tensors.items() if tensor.change.side(role).differing} == places
     proposed = suggest(maps)
     assert (proposed.bottom, proposed.top) == (1, 1)
     assert maps.tensors["model.norm.weight"].change.cosine is None

@@ -152,8 +152,6 @@ def odd_pairs(draw: st.DrawFn) -> tuple[Model, Model, list[list[list[str]]], int
 
 @settings(
     max_examples=2000 if os.environ.get("LSWAP_LONG") else 60,
-    derandomize=not os.environ.get("LSWAP_LONG"),
-    database=None,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

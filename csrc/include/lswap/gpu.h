@@ -35,9 +35,9 @@ LSWAP_API int32_t lswap_gpu_add_up(int32_t dtype, const int64_t *records, int64_
                                    int64_t all_blocks, const double *tallies, int64_t all_tiles, double *statistics,
                                    void *stream);
 
-/* out[i] = round(sum of shares[k] * inputs[k][i]). addresses: one per input. out: one address. shares: the weights,
+/* out[i] = round(sum of weights[k] * inputs[k][i]). addresses: one per input. out: one address. weights: in fp64,
  * rounded to the compute type. aligned: whether every address is a multiple of 16. */
-LSWAP_API int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, const double *shares, int32_t inputs,
+LSWAP_API int32_t lswap_gpu_blend_many(int32_t dtype, const int64_t *addresses, const double *weights, int32_t inputs,
                                        const int64_t *out, int64_t elements, int32_t aligned, void *stream);
 
 /* out[i] = x[i], rounded to another type. x, out: one address each. */

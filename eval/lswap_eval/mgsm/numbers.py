@@ -32,7 +32,7 @@ _LISTED = re.compile(r"(?<=\d[.,'])\d+")  # the rest of a run of digits that is 
 _BARE_DECIMAL = re.compile(r"\.(\d+)(?![.,]?\d)")
 _RATIO = re.compile(r"/(\d+)(?![\d/]|[.,]\d)")
 _MIXED = re.compile(r"(?<![\d/.,])(\d+) (\d{1,2})/(\d{1,2})(?![\d/]|[.,]\d)")
-_START = re.compile(r"\d|(?<![\w.,)])\.\d")
+_START = re.compile(rf"\d|(?<![\w.,)]){_BARE_DECIMAL.pattern}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,10 +111,9 @@ def _tango(table: FlipTable, difference: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class ClusteredMean:
-    """A mean over clustered items, with its standard error, interval and p against 0."""
+    """A mean over clustered items, with its interval and p against 0."""
 
     interval: Interval
-    standard_error: float
     p: float
     items: int
     clusters: int
@@ -139,7 +138,7 @@ def clustered_mean(values: Sequence[tuple[Hashable, float]], confidence: float =
     error = math.sqrt(clusters / (clusters - 1) * math.fsum(total**2 for total in residuals.values())) / len(values)
     reach = float(student.ppf((1 + confidence) / 2, clusters - 1)) * error
     p = float(2 * student.sf(abs(mean) / error, clusters - 1)) if error else float(mean == 0)
-    return ClusteredMean(Interval(mean, mean - reach, mean + reach), error, p, len(values), clusters)
+    return ClusteredMean(Interval(mean, mean - reach, mean + reach), p, len(values), clusters)
 
 
 def adjust_holm(p_values: Mapping[str, float]) -> dict[str, float]:

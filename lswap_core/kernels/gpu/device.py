@@ -48,7 +48,7 @@ class Launcher(Protocol):
         *,
         aligned: bool,
     ) -> None:
-        """Compute one chunk of a weighted sum. addresses, shares: one per input. out: one address. aligned: all are multiples
+        """Compute one chunk of a weighted sum. addresses, weights: one per input. out: one address. aligned: all are multiples
         of 16.
         """
 

@@ -19,7 +19,7 @@ def blend_many_kernel(
     CHUNK: tl.constexpr,
     ALIGNED: tl.constexpr,
 ) -> None:
-    """One chunk of a weighted sum. addresses: int64 (inputs). shares: the weights, fp64 (inputs), rounded to the compute
+    """One chunk of a weighted sum. addresses: int64 (inputs). weights: fp64 (inputs), rounded to the compute
     type.
 
     out: int64 (1), the address. ALIGNED: every address is a multiple of 16.

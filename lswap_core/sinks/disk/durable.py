@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lswap_core.errors import located
+from lswap_core.errors import RecipeError, located
 
 
 def write_all(fd: int, data: bytes | memoryview, at: int | None = None) -> None:
@@ -41,3 +41,24 @@ def sync(path: Path, flags: int = 0) -> None:
             os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def publish(built: Path, destination: Path) -> None:
+    """Rename a finished directory to its final name. Raises RecipeError where that name has been taken."""
+    if os.path.lexists(destination):
+        raise exists_already(destination)
+    built.rename(destination)
+
+
+def sync_name(destination: Path) -> None:
+    """Make the final name durable. Without this, a power cut left only the old name on ext4, XFS and btrfs."""
+    try:
+        sync_directory(destination.parent)
+    except OSError as error:
+        error.add_note(f"{destination} is complete, but a power cut may take its name from it")
+        raise
+
+
+def exists_already(destination: Path, option: str = "--out") -> RecipeError:
+    """The error to raise where something has the output's name. option: the command line's option for it."""
+    return RecipeError(f"{destination} exists; an output is never written over, choose another {option} or remove it")

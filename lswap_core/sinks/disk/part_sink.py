@@ -18,7 +18,7 @@ from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import Run
 from lswap_core.sinks.disk.build_directory import Build
-from lswap_core.sinks.disk.durable import sync, sync_directory, write_all
+from lswap_core.sinks.disk.durable import publish, sync, sync_directory, sync_name, write_all
 from lswap_core.sinks.disk.new_files import WRITTEN, check_space, try_copying
 from lswap_core.sinks.disk.partial_directory import check_destination
 from lswap_core.sinks.disk.resume import is_intact
@@ -220,13 +220,7 @@ class Gathering:
                 else:
                     path.unlink()
             sync_directory(Path(folder))
-        if os.path.lexists(build.destination):
-            raise RecipeError(f"{build.destination} exists; an output is never written over, choose another --out or remove it")
-        build.output.rename(build.destination)
-        try:
-            sync_directory(build.destination.parent)
-            sync_directory(build.path)
-        except OSError as error:
-            error.add_note(f"{build.destination} is complete, but a power cut may take its name from it")
-            raise
+        publish(build.output, build.destination)
+        sync_name(build.destination)
+        sync_directory(build.path)
         build.remove()

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from lswap_core.errors import RecipeError, located
 from lswap_core.plan.plan import CLAIM_FILE, MANIFEST_FILE
-from lswap_core.sinks.disk.durable import sync_directory, sync_file
+from lswap_core.sinks.disk.durable import exists_already, publish, sync_directory, sync_file, sync_name
 from lswap_core.text.strict_json import is_unicode
 
 JOURNAL_FILE = ".lswap-journal"
@@ -35,7 +35,7 @@ def check_destination(destination: str | os.PathLike[str], sources: Iterable[str
         if place == real or place.is_relative_to(real) or real.is_relative_to(place):
             raise RecipeError(f"the output {place} is, contains or is inside the source {real}; choose another {option}")
     if os.path.lexists(place):
-        raise RecipeError(f"{place} exists; an output is never written over, choose another {option} or remove it")
+        raise exists_already(place, option)
     if not place.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "the output's parent directory does not exist", str(place.parent))
     return place
@@ -73,8 +73,7 @@ class Partial:
                 path.unlink()
 
     def publish(self) -> None:
-        """Sync the files, then the directories, rename the directory to its final name, and sync the parent. Without the last
-        sync, a power cut left only the partial name on ext4, XFS and btrfs.
+        """Sync the files, then the directories, rename the directory to its final name, and sync the parent.
 
         Raises RecipeError where that name has been taken.
         """
@@ -87,15 +86,9 @@ class Partial:
         for name in (JOURNAL_FILE, CLAIM_FILE):
             (self.path / name).unlink()
         sync_directory(self.path)
-        if os.path.lexists(self.destination):
-            raise RecipeError(f"{self.destination} exists; an output is never written over, choose another --out or remove it")
-        self.path.rename(self.destination)
+        publish(self.path, self.destination)
         self.published = True
-        try:
-            sync_directory(self.destination.parent)
-        except OSError as error:
-            error.add_note(f"{self.destination} is complete, but a power cut may take its name from it")
-            raise
+        sync_name(self.destination)
 
     def remove(self) -> None:
         """Remove the directory. The claim goes last, so that the rest after an interruption is still recognised."""

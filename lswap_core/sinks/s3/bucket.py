@@ -136,12 +136,12 @@ class BucketPrefix:
 
     def names(self) -> set[str]:
         """Names of all objects."""
-        return {entry["Key"][len(self._key("")) :] for entry in self._listed("list_objects_v2", "Contents")}
+        return {entry["Key"][len(self._key("")) :] for entry in self._below("list_objects_v2", "Contents")}
 
     def uploads(self) -> list[tuple[str, str]]:
         """Name and id of all unfinished uploads. Raises UnknownCallError where the store cannot list them."""
         start = self._key("")
-        uploads = [(entry["Key"], entry["UploadId"]) for entry in self._listed("list_multipart_uploads", "Uploads")]
+        uploads = [(entry["Key"], entry["UploadId"]) for entry in self._below("list_multipart_uploads", "Uploads")]
         return [(key[len(start) :], upload) for key, upload in uploads if key.startswith(start)]
 
     def begin(self, name: str, plan: str) -> str:
@@ -150,9 +150,7 @@ class BucketPrefix:
 
     def parts(self, name: str, upload: str) -> dict[int, tuple[int, str]]:
         """Size and ETag of the parts of an upload, by number. Raises GoneError, UnknownCallError."""
-        with told(self.url(name)):
-            pages = self._client.get_paginator("list_parts").paginate(**self._at(name), UploadId=upload)
-            listed = [part for page in pages for part in page.get("Parts", ())]
+        listed = self._listed("list_parts", "Parts", self.url(name), **self._at(name), UploadId=upload)
         return {int(part["PartNumber"]): (int(part["Size"]), _bare(part["ETag"])) for part in listed}
 
     def send(self, name: str, upload: str, number: int, data: bytes | bytearray | memoryview) -> str:
@@ -222,9 +220,12 @@ class BucketPrefix:
         with told(self.url(name)):
             return getattr(self._client, call)(**self._at(name), **given)
 
-    def _listed(self, call: str, member: str) -> list[Any]:
-        with told(self.url()):
-            pages = self._client.get_paginator(call).paginate(Bucket=self.bucket, Prefix=self._key(""))
+    def _below(self, call: str, member: str) -> list[Any]:
+        return self._listed(call, member, self.url(), Bucket=self.bucket, Prefix=self._key(""))
+
+    def _listed(self, call: str, member: str, where: str, **asked: Any) -> list[Any]:
+        with told(where):
+            pages = self._client.get_paginator(call).paginate(**asked)
             return [entry for page in pages for entry in page.get(member, ())]
 
     def _key(self, name: str) -> str:

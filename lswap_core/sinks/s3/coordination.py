@@ -23,10 +23,10 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
+from lswap_core.plan.upload_parts import Origin, UploadPart
 from lswap_core.sinks.part_records import PART_FILE, Terms, decode_part, encode_part, part_file, refuse_terms
 from lswap_core.sinks.s3.bucket import BucketPrefix, GoneError, UnknownCallError
 from lswap_core.sinks.s3.copy_sources import find_alike, find_copy_sources
-from lswap_core.sinks.s3.multipart import Origin, UploadPart
 from lswap_core.sinks.s3.state import FOLDER, STATE_FILE, SharedState
 from lswap_core.sinks.s3.uploads import abort_strays, begin_uploads, is_ours, not_empty
 

@@ -10,8 +10,8 @@ from lswap_core.errors import StalePlanError
 from lswap_core.io.ports import Source
 from lswap_core.plan.plan import OutputFile, Plan
 from lswap_core.plan.runs import is_plain
+from lswap_core.plan.upload_parts import UploadPart
 from lswap_core.sinks.s3.bucket import SCHEME, at_once, look, read_head
-from lswap_core.sinks.s3.multipart import UploadPart
 
 CopySources = Mapping[tuple[Role, str], tuple[str, str]]
 """URL and ETag of source files, by role and name."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from lswap_core.plan.division import Part
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import OutputFile, Plan
+from lswap_core.plan.upload_division import Division
 from lswap_core.sinks.part_records import covers
 from lswap_core.sinks.s3.bucket import GoneError, UnknownCallError, at_once
 from lswap_core.sinks.s3.coordination import Coordination, Key
-from lswap_core.sinks.s3.division import Division
 from lswap_core.sinks.s3.state import SharedState
 from lswap_core.sinks.s3.uploads import is_complete
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from threading import Lock
 
-from lswap_core.sinks.s3.multipart import UploadPart
+from lswap_core.plan.upload_parts import UploadPart
 
 Deliver = Callable[[str, UploadPart, bytearray | None], None]
 """Called with a file, a part of it, and the part's bytes; None for a part that the store copies."""

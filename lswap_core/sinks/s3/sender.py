@@ -15,9 +15,9 @@ from lswap_core.options import WriteOptions
 from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import Plan, Step
 from lswap_core.plan.runs import Run
+from lswap_core.plan.upload_parts import UploadPart
 from lswap_core.sinks.s3.bucket import LostUploadError
 from lswap_core.sinks.s3.coordination import Coordination, Key, splice
-from lswap_core.sinks.s3.multipart import UploadPart
 from lswap_core.sinks.s3.part_buffers import PartBuffers
 from lswap_core.sinks.s3.state import SharedState
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from lswap_core.checkpoint.catalogue import Role
 from lswap_core.plan.json_form import read_role
 from lswap_core.plan.plan import Plan
+from lswap_core.plan.upload_division import Division, divide_uploads
+from lswap_core.plan.upload_parts import stretch_file
 from lswap_core.sinks.part_records import Terms, decode, encode
 from lswap_core.sinks.s3.copy_sources import CopySources
-from lswap_core.sinks.s3.division import Division, divide_uploads
-from lswap_core.sinks.s3.multipart import stretch_file
 
 FORMAT = "lswap-upload-parts/1"
 FOLDER = ".lswap-partial/"

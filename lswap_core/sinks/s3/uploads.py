@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from lswap_core.checkpoint.catalogue import INDEX_FILE
 from lswap_core.errors import RecipeError, SourceError
 from lswap_core.plan.plan import MANIFEST_FILE, OutputFile, Plan
+from lswap_core.plan.upload_parts import UploadPart
 from lswap_core.sinks.s3.bucket import BucketPrefix, GoneError, UnknownCallError, at_once
-from lswap_core.sinks.s3.multipart import UploadPart
 from lswap_core.sinks.s3.state import STATE_FILE
 
 

@@ -36,9 +36,9 @@ class Entry:
 BACKENDS: dict[str, Entry] = {
     "reference": Entry(reference.load),
     "native": Entry(native.load),
-    **{f"native, {isa}": Entry(partial(native.load_with, isa)) for isa in ("avx512", "avx2", "baseline", "neon")},
+    **{f"native, {isa}": Entry(partial(native.load, isa, threads=1)) for isa in ("avx512", "avx2", "baseline", "neon")},
     **{
-        f"native, {isa}, large calls": Entry(partial(native.load_with, isa, threads=3, large_from_bytes=0))
+        f"native, {isa}, large calls": Entry(partial(native.load, isa, threads=3, large_from_bytes=0))
         for isa in ("avx512", "avx2", "baseline", "neon")
     },
     "native, neon in qemu": Entry(emulated.load_neon, speed="slow"),

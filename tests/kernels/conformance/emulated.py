@@ -118,14 +118,14 @@ class Emulated:
         input_bytes = inputs[0].nbytes if inputs else 0
         off = [data.ctypes.data % 64 for data in inputs][:2]
         off += [0] * (2 - len(off))
-        shares = list(weights or [0.0] * len(inputs))
+        every = list(weights or [0.0] * len(inputs))
         request = struct.pack(
             REQUEST, operation, self._isa, dtype, target, count, input_bytes, out.nbytes, len(inputs), 2, 0,
             *off, out.ctypes.data % 64, weight, *stats, *matrix,
         )  # fmt: skip
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(request + struct.pack(f"<{len(shares)}d", *shares))
+        self._server.stdin.write(request + struct.pack(f"<{len(every)}d", *every))
         for data in inputs:
             self._server.stdin.write(data.tobytes())
         self._server.stdin.flush()

@@ -15,8 +15,8 @@ import pytest
 
 from lswap_core import LayerSwap, execute, lay_out, merge, open_checkpoint, verify
 from lswap_core.errors import FormatError, RecipeError, SourceError, StalePlanError
+from lswap_core.io import retries
 from lswap_core.io.traffic import Traffic
-from lswap_core.sources import range_stream
 from tests.build import tree
 from tests.sources.remote.hub_server import Fault, HubServer
 
@@ -26,7 +26,7 @@ UNTOLD = ("lswap_manifest.json", "README.md")
 
 @pytest.fixture(autouse=True)
 def _little_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(range_stream, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.01)
 
 
 @pytest.fixture(scope="module")

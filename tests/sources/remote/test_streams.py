@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lswap_core.errors import SourceError, StalePlanError
-from lswap_core.sources import range_stream
-from lswap_core.sources.range_stream import InterruptedTransferError, Stream, read_range
+from lswap_core.io import retries
+from lswap_core.io.retries import InterruptedTransferError
+from lswap_core.sources.range_stream import Stream, read_range
 from lswap_core.sources.remote import Spans
 
 DATA = bytes(range(256)) * 8
@@ -38,7 +39,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(range_stream, "FIRST_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.0)
 
 
 @given(

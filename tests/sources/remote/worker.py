@@ -13,9 +13,9 @@ from contextlib import redirect_stderr, redirect_stdout
 
 def main() -> None:
     from lswap_core.cli import main
-    from lswap_core.sources import range_stream
+    from lswap_core.io import retries
 
-    range_stream.FIRST_WAIT_SECONDS = 0.01
+    retries.FIRST_WAIT_SECONDS = 0.01
     results = sys.stdout
     for line in sys.stdin:
         asked = json.loads(line)

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 
 from lswap_core.plan.plan import Plan, PlanSource
+from lswap_core.plan.upload_division import divide_uploads
+from lswap_core.plan.upload_parts import stretch_file
 from lswap_core.recipe.expressions import Copy
-from lswap_core.sinks.s3.division import divide_uploads
-from lswap_core.sinks.s3.multipart import stretch_file
-from tests.sinks.test_multipart import GIB, MIB, STORED, check, output, parts_of
+from tests.plan.test_upload_parts import GIB, MIB, STORED, check, output, parts_of
 
 SIZES = [0, 2, 4096, MIB, 3 * MIB, 5 * MIB, 5 * MIB + 2, 7 * MIB, 40 * MIB, 700 * MIB]
 

@@ -13,8 +13,8 @@ from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
 from lswap_core.plan.plan import OutputFile
+from lswap_core.plan.upload_parts import UploadPart, cut_parts, stretch_file
 from lswap_core.recipe.expressions import Blend, Copy, Expression
-from lswap_core.sinks.s3.multipart import UploadPart, cut_parts, stretch_file
 
 MIB = 2**20
 GIB = 2**30

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 from lswap_core.plan.division import spread
 from lswap_core.plan.plan import OutputFile, Plan, Step
-from lswap_core.sinks.s3.multipart import Stretches, UploadPart, cut_parts
+from lswap_core.plan.upload_parts import Stretches, UploadPart, cut_parts
 
 
 @dataclass(frozen=True, slots=True)
