@@ -1,21 +1,32 @@
-"""The implementations, by name. To add one, write a class in `places.py`, add its name here and open it in `place`."""
+"""The implementations that every law in this folder runs over.
+
+To add an implementation of a source:
+
+1. Write a class in `places.py`: how a checkpoint gets there, how a file changes there, and how the server fails. If it speaks
+   HTTP, put a `Proxy` in front of its server; then `Remote` knows the rest.
+2. Add its name to `IMPLEMENTATIONS` and open it in `place`. Skip with the reason where its server is not installed.
+
+What only your source has, such as revisions or a cache, goes to a test file of its own beside this folder.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lswap_core.sources import range_stream
+from lswap_core.io import retries
+from tests.azurite import azurite
 from tests.buckets import Store, moto_store
-from tests.build import llama_like, normal, write_model
-from tests.sources.conformance.places import BUCKET, Bucket, Disk, Hub, Place, Web
+from tests.build import Pair, llama_like, normal, write_model
+from tests.sources.conformance.places import BUCKET, Bucket, Container, Disk, Hub, Place, Web, point_to_hub
+from tests.sources.conformance.proxy import Proxy
 from tests.sources.remote.hub_server import HubServer
 
-IMPLEMENTATIONS = ("disk", "hub", "web", "s3", "gs")
+IMPLEMENTATIONS = ("disk", "hub", "web", "s3", "gs", "az")
 
 
 @pytest.fixture(scope="session")
@@ -25,52 +36,83 @@ def hub_server() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def store() -> Iterator[Store]:
-    with moto_store() as store:
+def store() -> Iterator[tuple[Store, Proxy]]:
+    """moto's server of S3."""
+    with moto_store() as store, Proxy(store.endpoint) as proxy:
         store.client().create_bucket(Bucket=BUCKET)
-        yield store
+        yield store, proxy
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[tuple[Mapping[str, str], Proxy]]:
+    """Azurite's environment."""
+    with azurite(BUCKET) as environment, Proxy(environment["AZURE_STORAGE_ENDPOINT"]) as proxy:
+        yield environment, proxy
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
+    """One implementation after another. Waits are short, and few attempts are made before one gives up."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "HF_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(range_stream, "FIRST_WAIT_SECONDS", 0.001)
-    if request.param == "disk":
-        opened: Place = Disk(tmp_path)
-    elif request.param in ("hub", "web"):
-        server = request.getfixturevalue("hub_server")
-        opened = (Hub if request.param == "hub" else Web)(server, tmp_path)
-        _point_to(server, tmp_path / "cache", monkeypatch)
-    else:
-        opened = Bucket(request.getfixturevalue("store"), request.param)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "ATTEMPTS", 3)
+    opened = _open(request.param, request.getfixturevalue, tmp_path, monkeypatch)
     for name, value in opened.environment.items():
         monkeypatch.setenv(name, value)
     yield opened
-    opened.heal()
+    opened.forget()
 
 
-def _point_to(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT and HF_HUB_CACHE do, of which the library takes note when it is imported."""
+def _open(name: str, fixture: Callable[[str], object], root: Path, patch: pytest.MonkeyPatch) -> Place:
+    if name == "disk":
+        return Disk(root)
+    if name == "az":
+        environment, proxy = fixture("azure")  # type: ignore[misc]
+        return Container(environment, proxy)
+    if name in ("s3", "gs"):
+        store, proxy = fixture("store")  # type: ignore[misc]
+        return Bucket(store, proxy, name)
+    server = fixture("hub_server")
+    assert isinstance(server, HubServer)
+    _keep_hub_files_in(root / "cache", patch)
+    point_to_hub(server.endpoint, patch)
+    return Hub(server, root) if name == "hub" else Web(server, root)
+
+
+def _keep_hub_files_in(cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """What HF_HUB_CACHE does."""
     from huggingface_hub import constants
 
-    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setenv("HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")
-def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1.5 MB in three shards, with an empty tensor, all kinds of files beside the weights, and some that do not belong."""
-    rng = np.random.default_rng(3)
-    model = llama_like(6, rng)
-    model["model.layers.2.mlp.down_proj.weight"] = normal("BF16", (640, 1000), rng)
-    model["model.layers.3.empty"] = normal("F32", (0, 3), rng)
-    names = sorted(model)
-    sidecars = {
-        "tokenizer.json": '{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}', "generation_config.json": '{"x": 1}',
-        "tokenizer_config.json": "{}", "README.md": "a card", "LICENSE": "free", "additional_chat_templates/tool.jinja": "{{ x }}",
-        "notes/deep/x.txt": "no part of it",
-    }  # fmt: skip
-    root = tmp_path_factory.mktemp("expert") / "expert"
-    return write_model(root, model, files=[names[k::3] for k in range(3)], config={"num_hidden_layers": 6}, sidecars=sidecars)
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """`math` and `lang`, 3 MB each in three shards. Both have an empty tensor, all kinds of files beside the weights, and some
+    files that do not belong to the model.
+    """
+    root, models = tmp_path_factory.mktemp("experts"), []
+    for seed, role in enumerate(("math", "lang")):
+        rng = np.random.default_rng(seed)
+        model = llama_like(6, rng)
+        for layer in (0, 2, 4, 5):
+            model[f"model.layers.{layer}.mlp.down_proj.weight"] = normal("BF16", (400, 1000), rng)
+        model["model.layers.3.empty"] = normal("F32", (0, 3), rng)
+        names = sorted(model)
+        sidecars = {
+            "tokenizer.json": '{"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": []}', "tokenizer_config.json": "{}",
+            "generation_config.json": f'{{"eos_token_id": {seed}}}', "README.md": "a card", "LICENSE": "free",
+            "additional_chat_templates/tool.jinja": "{{ x }}", "notes/deep/x.txt": "no part of it",
+        }  # fmt: skip
+        files = [names[k::3] for k in range(3)]
+        write_model(root / role, model, files=files, config={"num_hidden_layers": 6}, sidecars=sidecars)
+        models.append(model)
+    return Pair(root / "math", root / "lang", *models)
+
+
+@pytest.fixture(scope="session")
+def expert(experts: Pair) -> Path:
+    """The directory of `math`."""
+    return experts.math

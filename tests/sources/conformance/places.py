@@ -1,25 +1,39 @@
-"""Places that checkpoints are read from, one class a kind: how a checkpoint gets there, changes there and fails there."""
+"""Places that checkpoints are read from, one class for each kind: how a checkpoint gets there, changes there and fails there."""
 
 from __future__ import annotations
 
 import itertools
+import os
+import re
 import shutil
+import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.buckets import Environ, Refusal, Store
+import pytest
+
+from tests.azurite import ACCOUNT, ACCOUNT_KEY
+from tests.buckets import Store
+from tests.sources.conformance.proxy import Proxy
 from tests.sources.remote.hub_server import Fault, HubServer, Repository
 
 BUCKET = "sources"
+FOREVER = 1000
+"""More faults than any test meets."""
+_RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _NUMBERS = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """A checkpoint at its place. location: as a user writes it. path: how messages begin that are about one of its files."""
+class Placed:
+    """A checkpoint at a place.
+
+    location: as a user writes it. path: how messages begin that are about one of its files. key: its name within the place.
+    """
 
     location: str
     path: str
@@ -27,133 +41,245 @@ class Shelf:
 
 
 class Place(ABC):
-    """Of one kind. lists: it says what files it has. served: it has a server, which can fail. quick: a checkpoint is put there
-    in no time. environment: what programs need to get there.
+    """One kind of place.
+
+    remote: it has a server, which can fail. lists_files: it says which files it has. opens_files: a location may name a single
+    file. keeps_times: it knows when a file was changed. fills_fast: it takes hundreds of small checkpoints in a second.
+    environment: the variables that programs need to reach it.
     """
 
-    lists = True
-    served = True
-    quick = True
+    remote = True
+    lists_files = True
+    opens_files = True
+    keeps_times = True
+    fills_fast = True
     environment: Mapping[str, str] = {}
 
     @abstractmethod
-    def put(self, root: Path) -> Shelf:
+    def put(self, root: Path) -> Placed:
         """Make a copy of a directory there."""
 
     @abstractmethod
-    def change(self, shelf: Shelf, name: str, data: bytes | None) -> None:
-        """Another content for a file, or none at all."""
+    def change(self, placed: Placed, name: str, data: bytes | None) -> None:
+        """Give a file another content, in place. None removes it."""
 
-    def refuse(self, status: int) -> None:  # noqa: B027 - for those that are served
-        """Answer every request for a range of a file so from now on."""
+    @abstractmethod
+    def location_of(self, name: str) -> str:
+        """The location at which a checkpoint of that name would be."""
 
-    def cut(self, after: int, times: int) -> None:  # noqa: B027 - for those that are served
-        """Break the connection after so many bytes of every answer, so many times."""
+    def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
+        """A location of this kind at a server that does not answer."""
+        raise NotImplementedError
 
-    def heal(self) -> None:  # noqa: B027 - for those that are served
-        """Fail no more."""
+    def refuse(self, status: int, times: int = FOREVER) -> None:
+        """Answer so many requests for ranges with this status."""
+        raise NotImplementedError
+
+    def cut(self, after: int, times: int = FOREVER, *, first: int = 0) -> None:
+        """Break the connection after so many bytes, in so many answers with ranges. first: answers before that are left alone."""
+        raise NotImplementedError
+
+    def ranges(self) -> dict[str, list[tuple[int, int]]]:
+        """The half-open ranges that were asked for since the last `forget`, by file name, in order."""
+        return {}
+
+    def forget(self) -> None:  # noqa: B027 - a disk has nothing to forget
+        """Fail no more, and drop what was recorded."""
 
 
 class Disk(Place):
     """Directories."""
 
-    served = False
+    remote = False
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def put(self, root: Path) -> Shelf:
-        at = self._root / f"shelf-{next(_NUMBERS)}"
-        shutil.copytree(root, at)
-        return Shelf(str(at), str(at), str(at))
+    def put(self, root: Path) -> Placed:
+        there = self.location_of(f"m{next(_NUMBERS)}")
+        shutil.copytree(root, there)
+        return Placed(there, there, there)
 
-    def change(self, shelf: Shelf, name: str, data: bytes | None) -> None:
-        _change(Path(shelf.location, name), data)
+    def change(self, placed: Placed, name: str, data: bytes | None) -> None:
+        _change(Path(placed.location, name), data)
+
+    def location_of(self, name: str) -> str:
+        return str(self._root / "models" / name)
 
 
-class Hub(Place):
-    """Repositories on the hub's server in this directory."""
+class Remote(Place):
+    """A place behind a server of the loopback interface that records requests and has faults on demand."""
+
+    def __init__(self, server: HubServer | Proxy) -> None:
+        self._faulty = server
+        self.forget()
+
+    def refuse(self, status: int, times: int = FOREVER) -> None:
+        self._faulty.faults = [Fault(status=status)] * times
+
+    def cut(self, after: int, times: int = FOREVER, *, first: int = 0) -> None:
+        self._faulty.faults = [Fault()] * first + [Fault(cut=after)] * times
+
+    def ranges(self) -> dict[str, list[tuple[int, int]]]:
+        found: dict[str, list[tuple[int, int]]] = {}
+        for method, path, headers in self._faulty.requests:
+            if method == "GET" and (asked := _RANGE.fullmatch(headers.get("range", ""))) and self._sends_data(path):
+                name = path.partition("?")[0].rpartition("/")[2]
+                found.setdefault(name, []).append((int(asked[1]), int(asked[2]) + 1))
+        return found
+
+    def forget(self) -> None:
+        self._faulty.forget()
+
+    def _sends_data(self, path: str) -> bool:
+        """Whether a request for that path is answered with the file's bytes."""
+        return True
+
+
+class Hub(Remote):
+    """Repositories on the hub's server. They are in this directory."""
+
+    opens_files = False
+    keeps_times = False
 
     def __init__(self, server: HubServer, root: Path) -> None:
         self._server, self._root = server, root
-        self.heal()
+        super().__init__(server)
 
-    def put(self, root: Path) -> Shelf:
+    def put(self, root: Path) -> Placed:
         number = next(_NUMBERS)
-        name, commit = f"shelf/m{number}", f"{number:040x}"
+        name, commit = f"org/m{number}", f"{number:040x}"
         shutil.copytree(root, self._root / commit)
         self._server.repositories[name] = Repository(self._root / commit, commit)
-        return Shelf(name, f"hf://{name}@{commit}", commit)
+        return Placed(name, f"hf://{name}@{commit}", commit)
 
-    def change(self, shelf: Shelf, name: str, data: bytes | None) -> None:
-        _change(self._root / shelf.key / name, data)
+    def change(self, placed: Placed, name: str, data: bytes | None) -> None:
+        _change(self._root / placed.key / name, data)
 
-    def refuse(self, status: int) -> None:
-        self._server.faults = [Fault(status=status)] * 1000
+    def location_of(self, name: str) -> str:
+        return f"org/{name}"
 
-    def cut(self, after: int, times: int) -> None:
-        self._server.faults = [Fault(cut=after)] * times
+    def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
+        point_to_hub(closed_port(), patch)
+        return self.location_of(name)
 
-    def heal(self) -> None:
-        self._server.forget()
+    def _sends_data(self, path: str) -> bool:
+        return "Signature=" in path or not path.partition("?")[0].endswith((".safetensors", "tokenizer.json"))
 
 
 class Web(Hub):
-    """Directories behind a web server that lists none."""
+    """Directories behind a web server, which cannot list them."""
 
-    lists = False
+    lists_files = False
+    opens_files = True
+    keeps_times = True
 
-    def put(self, root: Path) -> Shelf:
-        shelf = super().put(root)
-        address = f"{self._server.cdn}/plain/{shelf.location}"
-        return Shelf(address, address, shelf.key)
+    def put(self, root: Path) -> Placed:
+        placed = super().put(root)
+        address = f"{self._server.cdn}/plain/{placed.location}"
+        return Placed(address, address, placed.key)
+
+    def location_of(self, name: str) -> str:
+        self._server.repositories[f"org/{name}"] = Repository(self._root / "nothing", "0" * 40)
+        return f"{self._server.cdn}/plain/org/{name}"
+
+    def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
+        return f"{closed_port()}/{name}"
+
+    def _sends_data(self, path: str) -> bool:
+        return True
 
 
-class Bucket(Place):
-    """Prefixes in a bucket. scheme: `gs` is the same server by Google's client."""
+class Bucket(Remote):
+    """Prefixes in a bucket, read through a proxy. scheme: `s3`, or `gs`, which is the same server with Google's client."""
 
-    quick = False
+    fills_fast = False
+    endpoint_variable = "AWS_ENDPOINT_URL"
 
-    def __init__(self, store: Store, scheme: str) -> None:
-        self._store, self._scheme = store, scheme
-        google = {"GOOGLE_BASE_URL": store.endpoint, "GOOGLE_SKIP_SIGNATURE": "true", "NO_PROXY": "127.0.0.1"}
-        self.environment = google if scheme == "gs" else store.environment
-        self.heal()
-
-    def put(self, root: Path) -> Shelf:
-        key = f"shelf-{next(_NUMBERS)}"
-        client = self._store.client()
-        for path in sorted(path for path in root.rglob("*") if path.is_file()):
-            name = f"{key}/{path.relative_to(root).as_posix()}"
-            client.put_object(Bucket=BUCKET, Key=name, Body=path.read_bytes(), ACL="public-read")
-        location = f"{self._scheme}://{BUCKET}/{key}"
-        return Shelf(location, location, key)
-
-    def change(self, shelf: Shelf, name: str, data: bytes | None) -> None:
-        at: dict[str, Any] = {"Bucket": BUCKET, "Key": f"{shelf.key}/{name}"}
-        client = self._store.client()
-        if data is None:
-            client.delete_object(**at)
+    def __init__(self, store: Store, proxy: Proxy, scheme: str) -> None:
+        self._client, self._scheme = store.client(), scheme
+        if scheme == "gs":
+            self.endpoint_variable = "GOOGLE_BASE_URL"
+            self.environment = {"GOOGLE_BASE_URL": proxy.endpoint, "GOOGLE_SKIP_SIGNATURE": "true", "NO_PROXY": "127.0.0.1"}
         else:
-            client.put_object(**at, Body=data, ACL="public-read")
+            self.environment = {**store.environment, "AWS_ENDPOINT_URL": proxy.endpoint}
+        super().__init__(proxy)
 
-    def refuse(self, status: int) -> None:
-        said = {403: ("403 Forbidden", "AccessDenied"), 404: ("404 Not Found", "NoSuchKey")}[status]
+    def put(self, root: Path) -> Placed:
+        placed = self._placed(f"m{next(_NUMBERS)}")
+        for path in sorted(path for path in root.rglob("*") if path.is_file()):
+            self.write(f"{placed.key}/{path.relative_to(root).as_posix()}", path.read_bytes())
+        return placed
 
-        def refuse(environ: Environ) -> Refusal | None:
-            return said if "HTTP_RANGE" in environ else None
+    def change(self, placed: Placed, name: str, data: bytes | None) -> None:
+        key = f"{placed.key}/{name}"
+        if data is None:
+            self.remove(key)
+        else:
+            self.write(key, data)
 
-        self._store.refuse = refuse
+    def location_of(self, name: str) -> str:
+        return f"{self._scheme}://{BUCKET}/{name}"
 
-    def cut(self, after: int, times: int) -> None:
-        left = itertools.repeat(after, times)
-        self._store.cut = lambda environ: next(left, None) if "HTTP_RANGE" in environ else None
+    def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
+        patch.setenv(self.endpoint_variable, closed_port())
+        return self.location_of(name)
 
-    def heal(self) -> None:
-        self._store.refuse, self._store.cut = (lambda _: None), (lambda _: None)
+    def write(self, key: str, data: bytes) -> None:
+        """Put one object."""
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=data, ACL="public-read")
+
+    def remove(self, key: str) -> None:
+        """Remove one object."""
+        self._client.delete_object(Bucket=BUCKET, Key=key)
+
+    def _placed(self, key: str) -> Placed:
+        return Placed(self.location_of(key), self.location_of(key), key)
+
+
+class Container(Bucket):
+    """Prefixes in a container of Azurite."""
+
+    endpoint_variable = "AZURE_STORAGE_ENDPOINT"
+
+    def __init__(self, environment: Mapping[str, str], proxy: Proxy) -> None:
+        from obstore.store import AzureStore
+
+        self._scheme = "az"
+        self.environment = {**environment, "AZURE_STORAGE_ENDPOINT": proxy.endpoint}
+        self._azure: Any = AzureStore(
+            BUCKET, account_name=ACCOUNT, account_key=ACCOUNT_KEY, endpoint=environment["AZURE_STORAGE_ENDPOINT"],
+            client_options={"allow_http": True},
+        )  # fmt: skip
+        Remote.__init__(self, proxy)
+
+    def write(self, key: str, data: bytes) -> None:
+        self._azure.put(key, data)
+
+    def remove(self, key: str) -> None:
+        self._azure.delete(key)
+
+
+def point_to_hub(endpoint: str, patch: pytest.MonkeyPatch) -> None:
+    """Do what HF_ENDPOINT does. The library reads that variable when it is imported, and then never again."""
+    from huggingface_hub import constants
+
+    patch.setenv("HF_ENDPOINT", endpoint)
+    patch.setattr(constants, "ENDPOINT", endpoint)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+
+
+def closed_port() -> str:
+    """The address of a port on which nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 def _change(path: Path, data: bytes | None) -> None:
-    path.unlink()
-    if data is not None:
-        path.write_bytes(data)
+    """In place, so that a reader that has the file open sees it. The time of the last change differs in any case."""
+    if data is None:
+        path.unlink()
+        return
+    path.write_bytes(data)
+    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns + 1_000_000))

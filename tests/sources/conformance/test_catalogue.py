@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lswap_core import LswapError, open_checkpoint
+from lswap_core import FormatError, LswapError, SourceError, open_checkpoint
 from lswap_core.checkpoint.catalogue import Checkpoint
 from tests.build import normal, read_model, write_model
 from tests.hostile.corpus import DIRECTORY_CASES, FILE_CASES
@@ -31,7 +31,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, object]:
 
 def test_a_checkpoint_is_the_same_wherever_it_is(place: Place, expert: Path) -> None:
     found, here = (facts(open_checkpoint(at, role="math")) for at in (place.put(expert).location, expert))
-    if not place.lists:
+    if not place.lists_files:
         sidecars = here["sidecars"]
         assert isinstance(sidecars, dict)
         del sidecars[BESIDE]
@@ -57,6 +57,72 @@ def test_a_header_that_is_longer_than_was_guessed(place: Place, tmp_path: Path) 
     rng = np.random.default_rng(0)
     root = write_model(tmp_path / "long", {f"{'x' * 80}.{k}": normal("F32", (k % 3,), rng) for k in range(600)})
     assert facts(open_checkpoint(place.put(root).location, role="math")) == facts(open_checkpoint(root, role="math"))
+
+
+def test_a_location_may_name_one_file(place: Place, expert: Path) -> None:
+    if not place.opens_files:
+        pytest.skip("a location there names a whole repository")
+    placed, name = place.put(expert), "model-00002-of-00003.safetensors"
+    found = open_checkpoint(f"{placed.location}/{name}", role="math")
+    assert found.tensors == open_checkpoint(expert / name, role="math").tensors
+    assert [shard.name for shard in found.shards] == [name]
+
+
+def test_the_time_of_the_last_change_is_known_where_content_may_change(place: Place, expert: Path) -> None:
+    shards = open_checkpoint(place.put(expert).location, role="math").shards
+    assert {shard.mtime_ns > 0 for shard in shards} == {place.keeps_times}
+
+
+# What cannot be opened.
+
+
+@pytest.mark.parametrize("name", ["none", "none/model.safetensors"])
+def test_where_nothing_is_one_line_says_so(place: Place, name: str) -> None:
+    if "/" in name and not place.opens_files:
+        pytest.skip("a location there names a whole repository")
+    location = place.location_of(name)
+    with pytest.raises((SourceError, FileNotFoundError)) as caught:
+        open_checkpoint(location, role="math")
+    assert "\n" not in str(caught.value)
+    assert location in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_is_one_line_that_says_what_to_check(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not place.remote:
+        pytest.skip("a disk has no server")
+    location = place.unreachable("model", monkeypatch)
+    with pytest.raises(SourceError) as caught:
+        open_checkpoint(location, role="math")
+    said = str(caught.value)
+    assert "\n" not in said
+    assert location in said
+    assert "http://127.0.0.1:" in said
+    assert "check" in said
+    assert "network" in said
+
+
+def test_an_index_that_names_a_missing_shard(place: Place, expert: Path) -> None:
+    placed, name = place.put(expert), "model-00002-of-00003.safetensors"
+    place.change(placed, name, None)
+    with pytest.raises(FormatError, match=f"shard {name} is missing") as caught:
+        open_checkpoint(placed.location, role="math")
+    assert str(caught.value).startswith(f"{placed.path}/model.safetensors.index.json: ")
+
+
+def test_a_shard_that_no_tensor_of_the_index_is_in(place: Place, expert: Path) -> None:
+    """The index and the headers must agree, at every place."""
+    placed, names = place.put(expert), [f"model-0000{k}-of-00003.safetensors" for k in (1, 2)]
+    place.change(placed, names[0], (expert / names[1]).read_bytes())
+    with pytest.raises(FormatError, match=f"the index says that it is in {names[0]}, but it is not"):
+        open_checkpoint(placed.location, role="math")
+
+
+def test_a_header_that_is_longer_than_its_file(place: Place, expert: Path) -> None:
+    placed, name = place.put(expert), "model-00001-of-00003.safetensors"
+    place.change(placed, name, (expert / name).read_bytes()[:300])
+    with pytest.raises(FormatError, match="but the file ends after") as caught:
+        open_checkpoint(placed.location, role="math")
+    assert str(caught.value).startswith(f"{placed.path}/{name}: ")
 
 
 def refusal(location: str, path: str) -> str:
@@ -108,7 +174,7 @@ OTHER_WORDS_UNLISTED = ("no-index", "pickled-")
 def test_hostile_directories_are_refused_in_the_same_words(place: Place, tmp_path: Path) -> None:
     here, wrong, tried = Disk(tmp_path), {}, 0
     for number, case in enumerate(DIRECTORY_CASES):
-        if number % 2 and not place.quick:
+        if number % 2 and not place.fills_fast:
             continue
         (tmp_path / f"case-{number}").mkdir()
         root = case.make(tmp_path / f"case-{number}")
@@ -118,7 +184,7 @@ def test_hostile_directories_are_refused_in_the_same_words(place: Place, tmp_pat
         there, beside = place.put(root), here.put(root)
         found, wanted = refusal(there.location, there.path), refusal(beside.location, beside.path)
         assert "nothing" not in (found, wanted), case.id
-        if case.id in OTHER_WORDS or (not place.lists and case.id.startswith(OTHER_WORDS_UNLISTED)):
+        if case.id in OTHER_WORDS or (not place.lists_files and case.id.startswith(OTHER_WORDS_UNLISTED)):
             continue
         if found != wanted:
             wrong[case.id] = (found, wanted)
