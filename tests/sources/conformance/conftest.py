@@ -4,7 +4,7 @@ To add an implementation of a source:
 
 1. Write a class in `places.py`: how a checkpoint gets there, how a file changes there, and how the server fails. If it speaks
    HTTP, put a `Proxy` in front of its server; then `Remote` knows the rest.
-2. Add its name to `IMPLEMENTATIONS` and open it in `place`. Skip with the reason where its server is not installed.
+2. Add its name to `IMPLEMENTATIONS` and open it in `opened_place`. Skip with the reason where its server is not installed.
 
 What only your source has, such as revisions or a cache, goes to a test file of its own beside this folder.
 """
@@ -12,7 +12,7 @@ What only your source has, such as revisions or a cache, goes to a test file of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,34 +50,36 @@ def azure() -> Iterator[tuple[Mapping[str, str], Proxy]]:
         yield environment, proxy
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
-    """One implementation after another. Waits are short, and few attempts are made before one gives up."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "HF_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr(retries, "ATTEMPTS", 3)
-    opened = _open(request.param, request.getfixturevalue, tmp_path, monkeypatch)
-    for name, value in opened.environment.items():
-        monkeypatch.setenv(name, value)
-    yield opened
-    opened.forget()
-
-
-def _open(name: str, fixture: Callable[[str], object], root: Path, patch: pytest.MonkeyPatch) -> Place:
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def opened_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """One implementation after another."""
+    name: str = request.param
+    root = tmp_path_factory.mktemp(name)
     if name == "disk":
         return Disk(root)
     if name == "az":
-        environment, proxy = fixture("azure")  # type: ignore[misc]
-        return Container(environment, proxy)
+        return Container(*request.getfixturevalue("azure"))
     if name in ("s3", "gs"):
-        store, proxy = fixture("store")  # type: ignore[misc]
-        return Bucket(store, proxy, name)
-    server = fixture("hub_server")
-    assert isinstance(server, HubServer)
-    _keep_hub_files_in(root / "cache", patch)
-    point_to_hub(server.endpoint, patch)
+        return Bucket(*request.getfixturevalue("store"), name)
+    server = request.getfixturevalue("hub_server")
     return Hub(server, root) if name == "hub" else Web(server, root)
+
+
+@pytest.fixture
+def place(opened_place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """The same, with the environment that it needs. Waits are short, and two attempts are made before one gives up."""
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_", "HF_"))]:
+        monkeypatch.delenv(name)
+    for name, value in opened_place.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "ATTEMPTS", 2)
+    if isinstance(opened_place, Hub):
+        point_to_hub(opened_place.endpoint, monkeypatch)
+        _keep_hub_files_in(tmp_path / "cache", monkeypatch)
+    opened_place.forget()
+    yield opened_place
+    opened_place.forget()
 
 
 def _keep_hub_files_in(cache: Path, patch: pytest.MonkeyPatch) -> None:
@@ -90,15 +92,15 @@ def _keep_hub_files_in(cache: Path, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """`math` and `lang`, 3 MB each in three shards. Both have an empty tensor, all kinds of files beside the weights, and some
+    """`math` and `lang`, 2.4 MB each in three shards. Both have an empty tensor, all kinds of files beside the weights, and some
     files that do not belong to the model.
     """
     root, models = tmp_path_factory.mktemp("experts"), []
     for seed, role in enumerate(("math", "lang")):
         rng = np.random.default_rng(seed)
         model = llama_like(6, rng)
-        for layer in (0, 2, 4, 5):
-            model[f"model.layers.{layer}.mlp.down_proj.weight"] = normal("BF16", (400, 1000), rng)
+        for layer in range(6):
+            model[f"model.layers.{layer}.mlp.down_proj.weight"] = normal("BF16", (200, 1000), rng)
         model["model.layers.3.empty"] = normal("F32", (0, 3), rng)
         names = sorted(model)
         sidecars = {

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -32,7 +33,8 @@ _NUMBERS = itertools.count(1)
 class Placed:
     """A checkpoint at a place.
 
-    location: as a user writes it. path: how messages begin that are about one of its files. key: its name within the place.
+    location: as a user writes it. path: how messages begin that are about one of its files. key: its own name, which is also a
+    part of every address of its files.
     """
 
     location: str
@@ -44,7 +46,7 @@ class Place(ABC):
     """One kind of place.
 
     remote: it has a server, which can fail. lists_files: it says which files it has. opens_files: a location may name a single
-    file. keeps_times: it knows when a file was changed. fills_fast: it takes hundreds of small checkpoints in a second.
+    file. keeps_times: it knows when a file was changed. fills_fast: hundreds of small checkpoints can be put there and opened in a second.
     environment: the variables that programs need to reach it.
     """
 
@@ -55,9 +57,18 @@ class Place(ABC):
     fills_fast = True
     environment: Mapping[str, str] = {}
 
+    def __init__(self) -> None:
+        self._shared: dict[Path, Placed] = {}
+
+    def shared(self, root: Path) -> Placed:
+        """The one copy of a directory there that tests only read."""
+        if root not in self._shared:
+            self._shared[root] = self.put(root)
+        return self._shared[root]
+
     @abstractmethod
     def put(self, root: Path) -> Placed:
-        """Make a copy of a directory there."""
+        """Make a copy of a directory there, which the test may change."""
 
     @abstractmethod
     def change(self, placed: Placed, name: str, data: bytes | None) -> None:
@@ -71,17 +82,17 @@ class Place(ABC):
         """A location of this kind at a server that does not answer."""
         raise NotImplementedError
 
-    def refuse(self, status: int, times: int = FOREVER) -> None:
-        """Answer so many requests for ranges with this status."""
+    def refuse(self, status: int, times: int = FOREVER, *, first: int = 0) -> None:
+        """Answer so many requests for ranges with this status. first: requests before that are answered."""
         raise NotImplementedError
 
     def cut(self, after: int, times: int = FOREVER, *, first: int = 0) -> None:
-        """Break the connection after so many bytes, in so many answers with ranges. first: answers before that are left alone."""
+        """Break the connection after so many bytes, in so many answers to such requests. first: as for `refuse`."""
         raise NotImplementedError
 
-    def ranges(self) -> dict[str, list[tuple[int, int]]]:
-        """The half-open ranges that were asked for since the last `forget`, by file name, in order."""
-        return {}
+    def ranges(self, placed: Placed) -> dict[str, list[tuple[int, int]]]:
+        """The half-open ranges of a checkpoint's files that were asked for since the last `forget`, by file name, in order."""
+        raise NotImplementedError
 
     def forget(self) -> None:  # noqa: B027 - a disk has nothing to forget
         """Fail no more, and drop what was recorded."""
@@ -93,6 +104,7 @@ class Disk(Place):
     remote = False
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self._root = root
 
     def put(self, root: Path) -> Placed:
@@ -111,28 +123,29 @@ class Remote(Place):
     """A place behind a server of the loopback interface that records requests and has faults on demand."""
 
     def __init__(self, server: HubServer | Proxy) -> None:
+        super().__init__()
         self._faulty = server
-        self.forget()
 
-    def refuse(self, status: int, times: int = FOREVER) -> None:
-        self._faulty.faults = [Fault(status=status)] * times
+    def refuse(self, status: int, times: int = FOREVER, *, first: int = 0) -> None:
+        self._faulty.faults = [Fault()] * first + [Fault(status=status)] * times
 
     def cut(self, after: int, times: int = FOREVER, *, first: int = 0) -> None:
         self._faulty.faults = [Fault()] * first + [Fault(cut=after)] * times
 
-    def ranges(self) -> dict[str, list[tuple[int, int]]]:
+    def ranges(self, placed: Placed) -> dict[str, list[tuple[int, int]]]:
         found: dict[str, list[tuple[int, int]]] = {}
-        for method, path, headers in self._faulty.requests:
-            if method == "GET" and (asked := _RANGE.fullmatch(headers.get("range", ""))) and self._sends_data(path):
-                name = path.partition("?")[0].rpartition("/")[2]
+        for method, address, headers in self._faulty.requests:
+            folder, _, name = unquote(address.partition("?")[0]).rpartition("/")
+            asked = _RANGE.fullmatch(headers.get("range", ""))
+            if method == "GET" and asked and f"/{placed.key}/" in f"{folder}/" and self._sends_data(address):
                 found.setdefault(name, []).append((int(asked[1]), int(asked[2]) + 1))
         return found
 
     def forget(self) -> None:
         self._faulty.forget()
 
-    def _sends_data(self, path: str) -> bool:
-        """Whether a request for that path is answered with the file's bytes."""
+    def _sends_data(self, address: str) -> bool:
+        """Whether a request for that address is answered with the file's bytes."""
         return True
 
 
@@ -144,14 +157,15 @@ class Hub(Remote):
 
     def __init__(self, server: HubServer, root: Path) -> None:
         self._server, self._root = server, root
+        self.endpoint = server.endpoint
         super().__init__(server)
 
     def put(self, root: Path) -> Placed:
         number = next(_NUMBERS)
-        name, commit = f"org/m{number}", f"{number:040x}"
-        shutil.copytree(root, self._root / commit)
-        self._server.repositories[name] = Repository(self._root / commit, commit)
-        return Placed(name, f"hf://{name}@{commit}", commit)
+        key, commit = f"m{number}", f"{number:040x}"
+        shutil.copytree(root, self._root / key)
+        self._server.repositories[f"org/{key}"] = Repository(self._root / key, commit)
+        return Placed(f"org/{key}", f"hf://org/{key}@{commit}", key)
 
     def change(self, placed: Placed, name: str, data: bytes | None) -> None:
         _change(self._root / placed.key / name, data)
@@ -163,8 +177,8 @@ class Hub(Remote):
         point_to_hub(closed_port(), patch)
         return self.location_of(name)
 
-    def _sends_data(self, path: str) -> bool:
-        return "Signature=" in path or not path.partition("?")[0].endswith((".safetensors", "tokenizer.json"))
+    def _sends_data(self, address: str) -> bool:
+        return "Signature=" in address or not address.partition("?")[0].endswith((".safetensors", "tokenizer.json"))
 
 
 class Web(Hub):
@@ -173,6 +187,7 @@ class Web(Hub):
     lists_files = False
     opens_files = True
     keeps_times = True
+    fills_fast = False
 
     def put(self, root: Path) -> Placed:
         placed = super().put(root)
@@ -186,7 +201,7 @@ class Web(Hub):
     def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
         return f"{closed_port()}/{name}"
 
-    def _sends_data(self, path: str) -> bool:
+    def _sends_data(self, address: str) -> bool:
         return True
 
 

@@ -20,7 +20,7 @@ def _only_servers(place: Place) -> None:
 
 @pytest.mark.parametrize(("status", "said"), [(403, "refuses it"), (404, "does not have it")])
 def test_what_a_server_refuses_is_one_line_after_few_requests(place: Place, expert: Path, status: int, said: str) -> None:
-    placed = place.put(expert)
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     ref = largest(checkpoint)
     place.forget()
@@ -28,28 +28,31 @@ def test_what_a_server_refuses_is_one_line_after_few_requests(place: Place, expe
     with source, pytest.raises(SourceError, match=said) as caught:
         read(source, (ref, 0, ref.size_bytes))
     check_line(caught.value, f"{placed.path}/{ref.file}")
-    assert len(place.ranges()[ref.file]) <= 2
+    assert len(place.ranges(placed)[ref.file]) <= 2
 
 
-@pytest.mark.parametrize("after", [0, 300_000])
-def test_a_cut_connection_is_resumed_and_only_what_is_missing_is_asked_for(place: Place, expert: Path, after: int) -> None:
-    placed = place.put(expert)
+@pytest.mark.parametrize(("after", "times"), [(0, 1), (100_000, 3)])
+def test_a_cut_connection_is_resumed_and_only_what_is_missing_is_asked_for(
+    place: Place, expert: Path, after: int, times: int
+) -> None:
+    """However often, where some bytes come each time."""
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     ref = largest(checkpoint)
     place.forget()
-    place.cut(after, 2)
+    place.cut(after, times)
     with source:
         assert read(source, (ref, 0, ref.size_bytes)) == in_file(expert, (ref, 0, ref.size_bytes))
-    asked = place.ranges()[ref.file]
-    assert asked == [(ref.begin + after * k, ref.end) for k in range(3)]
+    asked = place.ranges(placed)[ref.file]
+    assert asked == [(ref.begin + after * k, ref.end) for k in range(times + 1)]
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_is_busy_for_a_while_is_asked_again(place: Place, expert: Path, status: int) -> None:
-    placed = place.put(expert)
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     ref = largest(checkpoint)
-    place.refuse(status, 2)
+    place.refuse(status, 1)
     with source:
         assert read(source, (ref, 0, ref.size_bytes)) == in_file(expert, (ref, 0, ref.size_bytes))
 
@@ -57,7 +60,7 @@ def test_a_server_that_is_busy_for_a_while_is_asked_again(place: Place, expert: 
 @pytest.mark.parametrize("how", ["cut", "500"])
 def test_attempts_are_bounded(place: Place, expert: Path, how: str) -> None:
     """The client library may make some attempts of its own within each of ours."""
-    placed = place.put(expert)
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     ref = largest(checkpoint)
     place.forget()
@@ -68,4 +71,4 @@ def test_attempts_are_bounded(place: Place, expert: Path, how: str) -> None:
     with source, pytest.raises(SourceError, match=f"{retries.ATTEMPTS} times in a row") as caught:
         read(source, (ref, 0, ref.size_bytes))
     check_line(caught.value, f"{placed.path}/{ref.file}")
-    assert retries.ATTEMPTS <= len(place.ranges()[ref.file]) <= 3 * retries.ATTEMPTS
+    assert retries.ATTEMPTS <= len(place.ranges(placed)[ref.file]) <= 3 * retries.ATTEMPTS

@@ -77,7 +77,7 @@ def most_bytes(plan: Plan) -> int:
 def test_a_merge_is_the_one_on_the_disk_and_is_verified_there_and_here(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    math, lang = place.put(experts.math), place.put(experts.lang)
+    math, lang = place.shared(experts.math), place.shared(experts.lang)
     out, traffic = tmp_path / "out", Traffic()
     merge(RECIPE, math=math.location, lang=lang.location, into=out, traffic=traffic)
     assert unnamed(out) == from_place(place, expected)
@@ -89,7 +89,7 @@ def test_a_merge_is_the_one_on_the_disk_and_is_verified_there_and_here(
 def test_of_one_role_here_and_one_there_only_the_latter_is_fetched(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    plan, traffic = plan_of(experts.math, place.put(experts.lang)), Traffic()
+    plan, traffic = plan_of(experts.math, place.shared(experts.lang)), Traffic()
     execute(plan, into=tmp_path / "out", traffic=traffic)
     assert unnamed(tmp_path / "out") == expected
     needed = sum(ref.size_bytes for step in plan.steps for ref in step.made_of.refs if ref.role == "lang")
@@ -99,7 +99,8 @@ def test_of_one_role_here_and_one_there_only_the_latter_is_fetched(
 
 
 def test_a_plan_needs_what_it_says_and_fetches_it_once(place: Place, experts: Pair, tmp_path: Path) -> None:
-    plan, traffic = plan_of(place.put(experts.math), place.put(experts.lang)), Traffic()
+    math, lang, traffic = place.shared(experts.math), place.shared(experts.lang), Traffic()
+    plan = plan_of(math, lang)
     place.forget()
     execute(plan, into=tmp_path / "out", traffic=traffic)
     said = travel(plan)
@@ -111,16 +112,18 @@ def test_a_plan_needs_what_it_says_and_fetches_it_once(place: Place, experts: Pa
     assert shards < said.download < shards + SIDECAR_BYTES
     assert plan.read_bytes < said.needed < plan.read_bytes + SIDECAR_BYTES
     assert said.needed < traffic.bytes_by_method["fetch"] <= most_bytes(plan) < said.download
-    asked = place.ranges()
-    assert all(count_bytes(ranges) <= count_bytes(merged(ranges)) + 2 * SHARD_BYTES for ranges in asked.values())
+    read = {(ref.role, ref.file) for step in plan.steps for ref in step.made_of.refs}
+    for role, placed in (("math", math), ("lang", lang)):
+        asked = {name: ranges for name, ranges in place.ranges(placed).items() if name.endswith(".safetensors")}
+        assert {(role, name) for name in asked} == {file for file in read if file[0] == role}
+        assert all(count_bytes(ranges) <= count_bytes(union(ranges)) + SHARD_BYTES for ranges in asked.values())
 
 
 def count_bytes(ranges: list[tuple[int, int]]) -> int:
     return sum(end - begin for begin, end in ranges)
 
 
-def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Their union."""
+def union(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     for begin, end in sorted(ranges):
         if found and begin <= found[-1][1]:
@@ -133,7 +136,7 @@ def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def test_a_plan_is_the_same_wherever_it_is_made_and_fits_copies(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    math, lang = place.put(experts.math), place.put(experts.lang)
+    math, lang = place.shared(experts.math), place.shared(experts.lang)
     plan = plan_of(math, lang)
     assert unplaced(plan, place) == unplaced(plan_of(experts.math, experts.lang), place)
     assert [source.location for source in plan.sources] == [math.path, lang.path]
@@ -158,7 +161,7 @@ def unplaced(plan: Plan, place: Place) -> dict[str, Any]:
 def test_a_new_process_executes_a_plan_to_the_same_bytes(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    write_plan(plan_of(place.put(experts.math), place.put(experts.lang)), tmp_path / "plan.json")
+    write_plan(plan_of(place.shared(experts.math), place.shared(experts.lang)), tmp_path / "plan.json")
     command = [
         sys.executable,
         "-m",
@@ -175,7 +178,7 @@ def test_a_new_process_executes_a_plan_to_the_same_bytes(
 
 
 def test_what_is_measured_is_the_same_wherever_it_is(place: Place, experts: Pair) -> None:
-    math, lang = place.put(experts.math).location, place.put(experts.lang).location
+    math, lang = place.shared(experts.math).location, place.shared(experts.lang).location
     assert diff(math, experts.math).differing == 0
     assert diff(math, lang) == diff(experts.math, experts.lang)
     there, here = (
@@ -188,7 +191,7 @@ def test_what_is_measured_is_the_same_wherever_it_is(place: Place, experts: Pair
 
 def test_parts_fetch_what_they_need_and_no_more(place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path) -> None:
     """Each of three workers asks for the ranges of its own part."""
-    plan, fetched = plan_of(place.put(experts.math), place.put(experts.lang)), []
+    plan, fetched = plan_of(place.shared(experts.math), place.shared(experts.lang)), []
     for number in (3, 1, 2):
         traffic = Traffic()
         apply_part(plan, Part(number, 3), into=tmp_path / "out", traffic=traffic)
@@ -202,7 +205,7 @@ def test_parts_fetch_what_they_need_and_no_more(place: Place, experts: Pair, exp
 
 def test_a_source_that_changed_after_planning_is_refused_and_leaves_nothing(place: Place, experts: Pair, tmp_path: Path) -> None:
     lang = place.put(experts.lang)
-    plan = plan_of(place.put(experts.math), lang)
+    plan = plan_of(place.shared(experts.math), lang)
     name = plan.sources[1].files[0].name
     data = (experts.lang / name).read_bytes()
     place.change(lang, name, data[:-1] + bytes([data[-1] ^ 1]))
@@ -217,7 +220,7 @@ def test_a_merge_over_bad_connections_is_the_one_on_the_disk(
 ) -> None:
     if not place.remote:
         pytest.skip("a disk has no server")
-    plan = plan_of(place.put(experts.math), place.put(experts.lang))
+    plan = plan_of(place.shared(experts.math), place.shared(experts.lang))
     place.cut(70_000, 4, first=8)
     execute(plan, into=tmp_path / "out")
     assert unnamed(tmp_path / "out") == from_place(place, expected)
@@ -228,9 +231,9 @@ def test_a_merge_that_failed_goes_on_from_what_is_done(
 ) -> None:
     if not place.remote:
         pytest.skip("a disk has no server")
-    plan, traffic = plan_of(place.put(experts.math), place.put(experts.lang)), Traffic()
-    place.cut(0, first=40)
-    with pytest.raises(SourceError, match="times in a row") as caught:
+    plan, traffic = plan_of(place.shared(experts.math), place.shared(experts.lang)), Traffic()
+    place.refuse(403, first=40)
+    with pytest.raises(SourceError, match="refuses it") as caught:
         execute(plan, into=tmp_path / "out", workers=2)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

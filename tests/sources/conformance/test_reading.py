@@ -37,7 +37,7 @@ def ranges_of(checkpoint: Checkpoint, root: Path, rng: random.Random, number: in
 
 
 def test_every_range_has_the_files_bytes_in_any_order(place: Place, expert: Path) -> None:
-    placed, rng = place.put(expert), random.Random(1)
+    placed, rng = place.shared(expert), random.Random(1)
     checkpoint, source = opened(placed.location)
     wanted = ranges_of(checkpoint, expert, rng, 20)
     rng.shuffle(wanted)
@@ -49,7 +49,7 @@ def test_every_range_has_the_files_bytes_in_any_order(place: Place, expert: Path
 
 
 def test_many_threads_read_at_once(place: Place, expert: Path) -> None:
-    placed, rng = place.put(expert), random.Random(2)
+    placed, rng = place.shared(expert), random.Random(2)
     checkpoint, source = opened(placed.location)
     wanted = ranges_of(checkpoint, expert, rng, 40)
     rng.shuffle(wanted)
@@ -61,7 +61,7 @@ def test_many_threads_read_at_once(place: Place, expert: Path) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_expected_changes_nothing_of_what_is_read(place: Place, expert: Path, seed: int) -> None:
     """The runs of a plan in pieces, as announced or not; and what nobody announced."""
-    placed, rng = place.put(expert), random.Random(seed)
+    placed, rng = place.shared(expert), random.Random(seed)
     checkpoint, source = opened(placed.location)
     order = list(runs(lay_out(Draft.of(checkpoint)).steps))
     assert sorted(source.arrange(order), key=order.index) == order
@@ -84,7 +84,7 @@ def pieces(source: AnySource, run: Run, rng: random.Random) -> Sequence[bytes]:
 
 
 def test_a_descriptor_is_of_the_file_or_there_is_none(place: Place, expert: Path) -> None:
-    checkpoint, source = opened(place.put(expert).location)
+    checkpoint, source = opened(place.shared(expert).location)
     with source:
         for shard in checkpoint.shards:
             found = source.descriptor("math", shard.name)
@@ -94,7 +94,7 @@ def test_a_descriptor_is_of_the_file_or_there_is_none(place: Place, expert: Path
 
 
 def test_messages_name_the_file_by_its_place(place: Place, expert: Path) -> None:
-    placed = place.put(expert)
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     with source:
         for shard in checkpoint.shards:
@@ -102,7 +102,7 @@ def test_messages_name_the_file_by_its_place(place: Place, expert: Path) -> None
 
 
 def test_no_byte_is_made_up_beyond_the_end(place: Place, expert: Path) -> None:
-    placed = place.put(expert)
+    placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     last = max(checkpoint.tensors.values(), key=lambda ref: ref.end)
     with source, pytest.raises(LswapError) as caught:
