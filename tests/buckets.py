@@ -33,8 +33,7 @@ Refusal = tuple[str, str] | tuple[str, str, str]
 class Store:
     """A running store. uploaded: bytes of every body that a key was sent. calls: method, path and query of every request.
     refuse: looked at before a request is answered.
-    before: called then. cut: bytes of an answer's body after which the connection breaks; None for all. answering: requests
-    that are under way.
+    before: called then. answering: requests that are under way.
     """
 
     endpoint: str
@@ -42,7 +41,6 @@ class Store:
     calls: list[tuple[str, str, str]] = field(default_factory=list)
     refuse: Callable[[Environ], Refusal | None] = lambda _: None
     before: Callable[[Environ], None] = lambda _: None
-    cut: Callable[[Environ], int | None] = lambda _: None
     answering: int = 0
 
     def settle(self) -> None:
@@ -124,8 +122,7 @@ def moto_store() -> Iterator[Store]:
         # One write at a time, as far as anybody can tell: so a store has it, and moto has not.
         with writing if environ["REQUEST_METHOD"] == "PUT" else nullcontext():
             answer: Iterable[bytes] = app(environ, start_response)
-        stop = store.cut(environ)
-        return answer if stop is None else [b"".join(answer)[:stop]]
+        return answer
 
     server = make_server("127.0.0.1", 0, counted, threaded=True, request_handler=_Quiet)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

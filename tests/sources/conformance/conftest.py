@@ -118,3 +118,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 def expert(experts: Pair) -> Path:
     """The directory of `math`."""
     return experts.math
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 10 kB in three shards, with nothing beside them but the index: quick to copy, to spoil it."""
+    model = llama_like(6, np.random.default_rng(2))
+    names = sorted(model)
+    return write_model(tmp_path_factory.mktemp("small") / "small", model, files=[names[k::3] for k in range(3)])

@@ -101,25 +101,25 @@ def test_a_server_that_does_not_answer_is_one_line_that_says_what_to_check(place
     assert "network" in said
 
 
-def test_an_index_that_names_a_missing_shard(place: Place, expert: Path) -> None:
-    placed, name = place.put(expert), "model-00002-of-00003.safetensors"
+def test_an_index_that_names_a_missing_shard(place: Place, small: Path) -> None:
+    placed, name = place.put(small), "model-00002-of-00003.safetensors"
     place.change(placed, name, None)
     with pytest.raises(FormatError, match=f"shard {name} is missing") as caught:
         open_checkpoint(placed.location, role="math")
     assert str(caught.value).startswith(f"{placed.path}/model.safetensors.index.json: ")
 
 
-def test_a_shard_that_no_tensor_of_the_index_is_in(place: Place, expert: Path) -> None:
+def test_a_shard_that_no_tensor_of_the_index_is_in(place: Place, small: Path) -> None:
     """The index and the headers must agree, at every place."""
-    placed, names = place.put(expert), [f"model-0000{k}-of-00003.safetensors" for k in (1, 2)]
-    place.change(placed, names[0], (expert / names[1]).read_bytes())
+    placed, names = place.put(small), [f"model-0000{k}-of-00003.safetensors" for k in (1, 2)]
+    place.change(placed, names[0], (small / names[1]).read_bytes())
     with pytest.raises(FormatError, match=f"the index says that it is in {names[0]}, but it is not"):
         open_checkpoint(placed.location, role="math")
 
 
-def test_a_header_that_is_longer_than_its_file(place: Place, expert: Path) -> None:
-    placed, name = place.put(expert), "model-00001-of-00003.safetensors"
-    place.change(placed, name, (expert / name).read_bytes()[:300])
+def test_a_header_that_is_longer_than_its_file(place: Place, small: Path) -> None:
+    placed, name = place.put(small), "model-00001-of-00003.safetensors"
+    place.change(placed, name, (small / name).read_bytes()[:300])
     with pytest.raises(FormatError, match="but the file ends after") as caught:
         open_checkpoint(placed.location, role="math")
     assert str(caught.value).startswith(f"{placed.path}/{name}: ")

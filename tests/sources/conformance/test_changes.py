@@ -40,12 +40,12 @@ def read_as_planned(plan: Plan, checkpoint: Checkpoint, file: str) -> None:
 
 
 @pytest.mark.parametrize("how", CHANGES)
-def test_a_file_that_changed_since_it_was_catalogued_is_a_stale_plan(place: Place, expert: Path, how: str) -> None:
+def test_a_file_that_changed_since_it_was_catalogued_is_a_stale_plan(place: Place, small: Path, how: str) -> None:
     """Where it is gone, another error of a source will do."""
-    placed = place.put(expert)
+    placed = place.put(small)
     checkpoint, source = opened(placed.location)
     victim = checkpoint.shards[1]
-    place.change(placed, victim.name, CHANGES[how]((expert / victim.name).read_bytes()))
+    place.change(placed, victim.name, CHANGES[how]((small / victim.name).read_bytes()))
     with source, pytest.raises((StalePlanError, SourceError, FileNotFoundError)) as caught:
         read_all(source, checkpoint, victim.name)
     check_line(caught.value, f"{placed.path}/{victim.name}")
@@ -53,14 +53,14 @@ def test_a_file_that_changed_since_it_was_catalogued_is_a_stale_plan(place: Plac
 
 
 @pytest.mark.parametrize("how", CHANGES)
-def test_a_file_that_changed_since_it_was_planned_is_refused(place: Place, expert: Path, how: str) -> None:
+def test_a_file_that_changed_since_it_was_planned_is_refused(place: Place, small: Path, how: str) -> None:
     """A file that is not in the safetensors format any more may be refused as such."""
-    placed = place.put(expert)
+    placed = place.put(small)
     checkpoint, source = opened(placed.location)
     source.close()
     plan, victim = lay_out(Draft.of(checkpoint)), checkpoint.shards[1]
     read_as_planned(plan, checkpoint, victim.name)
-    place.change(placed, victim.name, CHANGES[how]((expert / victim.name).read_bytes()))
+    place.change(placed, victim.name, CHANGES[how]((small / victim.name).read_bytes()))
     with pytest.raises((StalePlanError, SourceError, FormatError)) as caught:
         read_as_planned(plan, checkpoint, victim.name)
     assert f"{placed.path}/{victim.name}" in str(caught.value) or (how == "gone" and victim.name in str(caught.value))
@@ -68,26 +68,26 @@ def test_a_file_that_changed_since_it_was_planned_is_refused(place: Place, exper
     assert isinstance(caught.value, StalePlanError) or how != "its last byte"
 
 
-def test_a_file_that_changes_while_it_is_read_is_noticed(place: Place, expert: Path) -> None:
-    placed = place.put(expert)
+def test_a_file_that_changes_while_it_is_read_is_noticed(place: Place, small: Path) -> None:
+    placed = place.put(small)
     checkpoint, source = opened(placed.location)
     large = largest(checkpoint)
-    data = (expert / large.file).read_bytes()
+    data = (small / large.file).read_bytes()
     with source:
-        assert read(source, (large, 0, 10)) == in_file(expert, (large, 0, 10))
+        assert read(source, (large, 0, 10)) == in_file(small, (large, 0, 10))
         place.change(placed, large.file, data[: large.begin + 100] + bytes(len(data) - large.begin - 100))
         with pytest.raises(StalePlanError, match="plan again") as caught:
             read_all(source, checkpoint, large.file)
     check_line(caught.value, f"{placed.path}/{large.file}")
 
 
-def test_what_did_not_change_is_confirmed_beside_what_did(place: Place, expert: Path) -> None:
-    placed = place.put(expert)
+def test_what_did_not_change_is_confirmed_beside_what_did(place: Place, small: Path) -> None:
+    placed = place.put(small)
     checkpoint, source = opened(placed.location)
     first, second, _ = checkpoint.shards
     place.change(placed, second.name, b"another")
     with source:
         for ref in checkpoint.tensors.values():
             if ref.file == first.name:
-                assert read(source, (ref, 0, ref.size_bytes)) == in_file(expert, (ref, 0, ref.size_bytes))
+                assert read(source, (ref, 0, ref.size_bytes)) == in_file(small, (ref, 0, ref.size_bytes))
                 source.confirm([ref])
