@@ -27,13 +27,11 @@ def azurite(container: str) -> Iterator[dict[str, str]]:
     program = shutil.which("azurite-blob")
     if program is None:
         pytest.skip("azurite-blob is not on the PATH (npm has it as azurite)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = ["--silent", "--inMemoryPersistence", "--blobHost", "127.0.0.1", "--skipApiVersionCheck", "--disableTelemetry"]
     process = subprocess.Popen([program, "--blobPort", str(port), *flags], stdout=subprocess.DEVNULL)
     try:
-        _wait_for(port)
+        wait_for(port)
         endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
         _make_container(endpoint, container)
         yield {
@@ -44,7 +42,15 @@ def azurite(container: str) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-def _wait_for(port: int) -> None:
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return int(unused.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    """Wait until somebody listens there. Fails after a minute."""
     for _ in range(600):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -52,7 +58,7 @@ def _wait_for(port: int) -> None:
             time.sleep(0.1)
         else:
             return
-    pytest.fail("azurite does not listen")
+    pytest.fail(f"nobody listens on port {port}")
 
 
 def _make_container(endpoint: str, name: str) -> None:

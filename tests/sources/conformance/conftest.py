@@ -12,6 +12,8 @@ What only your source has, such as revisions or a cache, goes to a test file of 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -19,9 +21,9 @@ import numpy as np
 import pytest
 
 from lswap_core.io import retries
-from tests.azurite import azurite
-from tests.buckets import Store, moto_store
-from tests.build import Pair, llama_like, normal, write_model
+from tests.azurite import azurite, free_port, wait_for
+from tests.buckets import Store
+from tests.build import Pair, llama_like, normal, unmeasured, write_model
 from tests.sources.conformance.places import BUCKET, Bucket, Container, Disk, Hub, Place, Web, point_to_hub
 from tests.sources.conformance.proxy import Proxy
 from tests.sources.remote.hub_server import HubServer
@@ -37,10 +39,19 @@ def hub_server() -> Iterator[HubServer]:
 
 @pytest.fixture(scope="session")
 def store() -> Iterator[tuple[Store, Proxy]]:
-    """moto's server of S3."""
-    with moto_store() as store, Proxy(store.endpoint) as proxy:
+    """moto's server of S3, in a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=unmeasured())
+    try:
+        wait_for(port)
+        store = Store(f"http://127.0.0.1:{port}")
         store.client().create_bucket(Bucket=BUCKET)
-        yield store, proxy
+        with Proxy(store.endpoint) as proxy:
+            yield store, proxy
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import itertools
 import os
 import re
 import shutil
-import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.azurite import ACCOUNT, ACCOUNT_KEY
+from tests.azurite import ACCOUNT, ACCOUNT_KEY, free_port
 from tests.buckets import Store
 from tests.sources.conformance.proxy import Proxy
 from tests.sources.remote.hub_server import Fault, HubServer, Repository
@@ -286,9 +285,7 @@ def point_to_hub(endpoint: str, patch: pytest.MonkeyPatch) -> None:
 
 def closed_port() -> str:
     """The address of a port on which nobody listens."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def _change(path: Path, data: bytes | None) -> None:

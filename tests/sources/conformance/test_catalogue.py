@@ -30,20 +30,17 @@ def facts(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def test_a_checkpoint_is_the_same_wherever_it_is(place: Place, expert: Path) -> None:
-    found, here = (facts(open_checkpoint(at, role="math")) for at in (place.shared(expert).location, expert))
+    found, here = (open_checkpoint(at, role="lang", name="acme/what") for at in (place.shared(expert).location, expert))
+    wanted = facts(here)
     if not place.lists_files:
-        sidecars = here["sidecars"]
+        sidecars = wanted["sidecars"]
         assert isinstance(sidecars, dict)
         del sidecars[BESIDE]
-    assert found == here
-    assert found["tensors"].keys() == read_model(expert).keys()  # type: ignore[attr-defined]
-
-
-def test_names_and_roles_are_as_given(place: Place, expert: Path) -> None:
-    for role in ("math", "lang", "base"):
-        found = open_checkpoint(place.shared(expert).location, role=role, name="acme/what")
-        assert (found.role, found.name) == (role, "acme/what")
-        assert {ref.role for ref in found.tensors.values()} == {role}
+    assert facts(found) == wanted
+    assert found.tensors.keys() == read_model(expert).keys()
+    assert (found.role, found.name) == ("lang", "acme/what")
+    assert {ref.role for ref in found.tensors.values()} == {"lang"}
+    assert {shard.mtime_ns > 0 for shard in found.shards} == {place.keeps_times}
 
 
 def test_one_file_without_an_index(place: Place, tmp_path: Path) -> None:
@@ -66,11 +63,6 @@ def test_a_location_may_name_one_file(place: Place, expert: Path) -> None:
     found = open_checkpoint(f"{placed.location}/{name}", role="math")
     assert found.tensors == open_checkpoint(expert / name, role="math").tensors
     assert [shard.name for shard in found.shards] == [name]
-
-
-def test_the_time_of_the_last_change_is_known_where_content_may_change(place: Place, expert: Path) -> None:
-    shards = open_checkpoint(place.shared(expert).location, role="math").shards
-    assert {shard.mtime_ns > 0 for shard in shards} == {place.keeps_times}
 
 
 # What cannot be opened.
@@ -138,7 +130,7 @@ def refusal(location: str, path: str) -> str:
 
 def test_hostile_headers_are_refused_in_the_same_words(place: Place, tmp_path: Path) -> None:
     """Malformed files of the corpus, as the only one of a checkpoint: a fifth of them, and all that are too short; less where it takes long."""
-    here, wrong, step = Disk(tmp_path), {}, 5 if place.fills_fast else 15
+    here, wrong, step = Disk(tmp_path), {}, 5 if place.fills_fast else 20
     for number, case in enumerate(FILE_CASES):
         assert case.data is not None
         if number % step and len(case.data) > (12 if place.fills_fast else 8):
@@ -172,7 +164,7 @@ OTHER_WORDS_UNLISTED = ("no-index", "pickled-")
 
 
 def test_hostile_directories_are_refused_in_the_same_words(place: Place, tmp_path: Path) -> None:
-    here, wrong, tried, step = Disk(tmp_path), {}, 0, 1 if place.fills_fast else 4
+    here, wrong, tried, step = Disk(tmp_path), {}, 0, 2 if place.fills_fast else 8
     for number, case in enumerate(DIRECTORY_CASES):
         if number % step:
             continue

@@ -57,17 +57,13 @@ def test_a_server_that_is_busy_for_a_while_is_asked_again(place: Place, expert: 
         assert read(source, (ref, 0, ref.size_bytes)) == in_file(expert, (ref, 0, ref.size_bytes))
 
 
-@pytest.mark.parametrize("how", ["cut", "500"])
-def test_attempts_are_bounded(place: Place, expert: Path, how: str) -> None:
+def test_attempts_are_bounded(place: Place, expert: Path) -> None:
     """The client library may make some attempts of its own within each of ours."""
     placed = place.shared(expert)
     checkpoint, source = opened(placed.location)
     ref = largest(checkpoint)
     place.forget()
-    if how == "cut":
-        place.cut(0)
-    else:
-        place.refuse(500)
+    place.refuse(500)
     with source, pytest.raises(SourceError, match=f"{retries.ATTEMPTS} times in a row") as caught:
         read(source, (ref, 0, ref.size_bytes))
     check_line(caught.value, f"{placed.path}/{ref.file}")

@@ -32,7 +32,7 @@ from lswap_core.io.traffic import Traffic
 from lswap_core.sources.directory import SAMPLE_BYTES
 from lswap_core.sources.remote_catalogue import FIRST_GUESS_BYTES
 from lswap_core.verbs.merge import travel
-from tests.build import HANG_SECONDS, Pair, tree
+from tests.build import HANG_SECONDS, Pair, llama_pair, tree
 from tests.sources.conformance.places import Place, Placed
 
 RECIPE = LayerSwap(bottom=2, top=1, transition=1)
@@ -74,18 +74,6 @@ def most_bytes(plan: Plan) -> int:
     return plan.read_bytes + len(files) * SHARD_BYTES + SIDECAR_BYTES
 
 
-def test_a_merge_is_the_one_on_the_disk_and_is_verified_there_and_here(
-    place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    math, lang = place.shared(experts.math), place.shared(experts.lang)
-    out, traffic = tmp_path / "out", Traffic()
-    merge(RECIPE, math=math.location, lang=lang.location, into=out, traffic=traffic)
-    assert unnamed(out) == from_place(place, expected)
-    verify(out, locations={"math": experts.math, "lang": lang.location})
-    verify(out, locations={"math": math.location, "lang": experts.lang})
-    assert ("fetch" in traffic.bytes_by_method) is place.remote
-
-
 def test_of_one_role_here_and_one_there_only_the_latter_is_fetched(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -98,11 +86,14 @@ def test_of_one_role_here_and_one_there_only_the_latter_is_fetched(
     assert (needed <= fetched <= needed + 3 * SHARD_BYTES < whole) if place.remote else fetched == 0
 
 
-def test_a_plan_needs_what_it_says_and_fetches_it_once(place: Place, experts: Pair, tmp_path: Path) -> None:
+def test_a_plan_needs_what_it_says_and_fetches_it_once(
+    place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
+) -> None:
     math, lang, traffic = place.shared(experts.math), place.shared(experts.lang), Traffic()
     plan = plan_of(math, lang)
     place.forget()
     execute(plan, into=tmp_path / "out", traffic=traffic)
+    assert unnamed(tmp_path / "out") == from_place(place, expected)
     said = travel(plan)
     if not place.remote:
         assert said is None
@@ -158,29 +149,22 @@ def unplaced(plan: Plan, place: Place) -> dict[str, Any]:
     return document
 
 
-def test_a_new_process_executes_a_plan_to_the_same_bytes(
+def test_a_merge_by_a_new_process_is_the_one_on_the_disk_and_is_verified(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    write_plan(plan_of(place.shared(experts.math), place.shared(experts.lang)), tmp_path / "plan.json")
-    command = [
-        sys.executable,
-        "-m",
-        "lswap_core",
-        "apply",
-        str(tmp_path / "plan.json"),
-        "--out",
-        str(tmp_path / "out"),
-        "--quiet",
-    ]
+    """That process knows nothing but the plan."""
+    math, lang, out = place.shared(experts.math), place.shared(experts.lang), tmp_path / "out"
+    write_plan(plan_of(math, lang), tmp_path / "plan.json")
+    command = [sys.executable, "-m", "lswap_core", "apply", str(tmp_path / "plan.json"), "--out", str(out), "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert unnamed(tmp_path / "out") == from_place(place, expected)
+    assert unnamed(out) == from_place(place, expected)
+    verify(out, locations={"math": experts.math, "lang": lang.location})
 
 
 def test_what_is_measured_is_the_same_wherever_it_is(place: Place, experts: Pair) -> None:
-    math, lang = place.shared(experts.math).location, place.shared(experts.lang).location
+    math, lang = (place.shared(root).location for root in (experts.math, experts.lang))
     assert diff(math, experts.math).differing == 0
-    assert diff(math, lang) == diff(experts.math, experts.lang)
     there, here = (
         analyze(math=open_checkpoint(a, role="math"), lang=open_checkpoint(b, role="lang")).to_json()
         for a, b in ((math, lang), (experts.math, experts.lang))
@@ -203,36 +187,25 @@ def test_parts_fetch_what_they_need_and_no_more(place: Place, experts: Pair, exp
         assert max(fetched) <= 0.5 * plan.read_bytes + most_bytes(plan) - plan.read_bytes
 
 
-def test_a_source_that_changed_after_planning_is_refused_and_nothing_of_it_counts(
-    place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_source_that_changed_after_planning_is_refused_and_nothing_of_it_counts(place: Place, tmp_path: Path) -> None:
     """Once the file is what it was, the output has nothing of the other one."""
-    math, lang, out = place.shared(experts.math), place.put(experts.lang), tmp_path / "out"
-    plan = plan_of(math, lang)
+    pair, out = llama_pair(tmp_path / "pair", 6), tmp_path / "out"
+    lang = place.put(pair.lang)
+    plan = plan_of(pair.math, lang)
     name = plan.sources[1].files[0].name
-    data = (experts.lang / name).read_bytes()
+    data = (pair.lang / name).read_bytes()
     place.change(lang, name, data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(StalePlanError, match="plan again") as caught:
         execute(plan, into=out)
     assert f"{lang.path}/{name}" in str(caught.value)
     assert not tree(out)
     place.change(lang, name, data)
-    execute(plan if not place.keeps_times else plan_of(math, lang), into=out)
-    assert unnamed(out) == from_place(place, expected)
+    execute(plan_of(pair.math, lang) if place.keeps_times else plan, into=out)
+    merge(RECIPE, math=pair.math, lang=pair.lang, into=tmp_path / "here")
+    assert unnamed(out) == unnamed(tmp_path / "here")
 
 
-def test_a_merge_over_bad_connections_is_the_one_on_the_disk(
-    place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    if not place.remote:
-        pytest.skip("a disk has no server")
-    plan = plan_of(place.shared(experts.math), place.shared(experts.lang))
-    place.cut(70_000, 4, first=8)
-    execute(plan, into=tmp_path / "out")
-    assert unnamed(tmp_path / "out") == from_place(place, expected)
-
-
-def test_a_merge_that_failed_goes_on_from_what_is_done(
+def test_a_merge_that_failed_goes_on_even_over_bad_connections(
     place: Place, experts: Pair, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     if not place.remote:
@@ -243,7 +216,7 @@ def test_a_merge_that_failed_goes_on_from_what_is_done(
         execute(plan, into=tmp_path / "out", workers=2)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    place.forget()
+    place.cut(70_000, 4, first=8)
     execute(plan, into=tmp_path / "out", traffic=traffic)
     assert unnamed(tmp_path / "out") == from_place(place, expected)
     assert traffic.bytes_by_method["resume"] > 0

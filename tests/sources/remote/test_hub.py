@@ -72,11 +72,10 @@ MENDABLE = {
 
 
 @pytest.mark.parametrize("what", MENDABLE)
-@pytest.mark.parametrize("after", [0, 20])
 def test_what_a_second_try_mends_leaves_no_trace(
-    what: str, after: int, plan: Path, run: Command, hub: HubServer, expected: dict[str, bytes], tmp_path: Path
+    what: str, plan: Path, run: Command, hub: HubServer, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
-    hub.faults = [Fault()] * after + MENDABLE[what]
+    hub.faults = MENDABLE[what] + [Fault()] * 20 + MENDABLE[what]  # while files are opened, and while tensors come
     done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
     assert done.status == 0, done.err
     assert told_apart(tmp_path / "out") == expected

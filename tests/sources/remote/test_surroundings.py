@@ -33,14 +33,21 @@ def download(environment: dict[str, str], repository: str, *files: str) -> None:
     subprocess.run([sys.executable, "-c", script, repository, *files], env=environment, check=True, timeout=HANG_SECONDS)
 
 
-@pytest.fixture
-def cached(environment: dict[str, str], hub: HubServer, experts: Path, tmp_path: Path) -> dict[str, str]:
-    """An environment whose cache has all of math and a shard of lang."""
-    environment = environment | {"HF_HOME": str(tmp_path / "home")}
-    download(environment, MATH, *(f for f in hub.repositories[MATH].files() if f != "README.md"))
+@pytest.fixture(scope="module")
+def filled(environment: dict[str, str], running_hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment whose cache has all of math and a shard of lang. No test writes to it."""
+    running_hub.forget()
+    environment = environment | {"HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    download(environment, MATH, *(f for f in running_hub.repositories[MATH].files() if f != "README.md"))
     download(environment, LANG, SHARD)
-    hub.forget()
     return environment
+
+
+@pytest.fixture
+def cached(filled: dict[str, str], hub: HubServer) -> dict[str, str]:
+    """The same. The hub has no request and no fault yet."""
+    assert not hub.requests
+    return filled
 
 
 def test_files_in_the_cache_are_read_from_there(cached: dict[str, str], hub: HubServer, experts: Path, tmp_path: Path) -> None:
