@@ -86,19 +86,10 @@ def place(opened_place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(retries, "ATTEMPTS", 2)
     if isinstance(opened_place, Hub):
-        point_to_hub(opened_place.endpoint, monkeypatch)
-        _keep_hub_files_in(tmp_path / "cache", monkeypatch)
+        point_to_hub(opened_place.endpoint, tmp_path / "cache", monkeypatch)
     opened_place.forget()
     yield opened_place
     opened_place.forget()
-
-
-def _keep_hub_files_in(cache: Path, patch: pytest.MonkeyPatch) -> None:
-    """What HF_HUB_CACHE does."""
-    from huggingface_hub import constants
-
-    patch.setenv("HF_HUB_CACHE", str(cache))
-    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 @pytest.fixture(scope="session")

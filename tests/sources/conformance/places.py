@@ -173,7 +173,7 @@ class Hub(Remote):
         return f"org/{name}"
 
     def unreachable(self, name: str, patch: pytest.MonkeyPatch) -> str:
-        point_to_hub(closed_port(), patch)
+        point_to_hub(closed_port(), self._root / "cache", patch)
         return self.location_of(name)
 
     def _sends_data(self, address: str) -> bool:
@@ -274,13 +274,15 @@ class Container(Bucket):
         self._azure.delete(key)
 
 
-def point_to_hub(endpoint: str, patch: pytest.MonkeyPatch) -> None:
-    """Do what HF_ENDPOINT does. The library reads that variable when it is imported, and then never again."""
+def point_to_hub(endpoint: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Do what HF_ENDPOINT and HF_HUB_CACHE do. The library reads them when it is imported, and then never again."""
     from huggingface_hub import constants
 
     patch.setenv("HF_ENDPOINT", endpoint)
+    patch.setenv("HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "ENDPOINT", endpoint)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 def closed_port() -> str:

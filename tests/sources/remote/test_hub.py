@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
-from tests.build import HANG_SECONDS, tree
+from lswap_core import LayerSwap, SourceError, StalePlanError, TensorRef, lay_out, open_checkpoint
+from lswap_core.io import retries
+from lswap_core.sources.places import AnySource
+from tests.build import HANG_SECONDS
+from tests.sources.conformance.places import point_to_hub
+from tests.sources.conformance.reading import check_line, in_file, largest, opened, read
 from tests.sources.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.sources.remote.hub_server import Fault, HubServer
 
 SWAP = ("--bottom", "4", "--top", "2", "--transition", "2")
 RECIPE = LayerSwap(bottom=4, top=2, transition=2)
-
-
-@pytest.fixture(scope="session")
-def expected(experts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The local merge, without what tells the names of the experts."""
-    out = tmp_path_factory.mktemp("local") / "out"
-    merge(RECIPE, math=experts / "math", lang=experts / "lang", into=out)
-    return told_apart(out)
-
-
-def told_apart(out: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(out).items() if name not in ("lswap_manifest.json", "README.md")}
 
 
 def needed_bytes(experts: Path) -> int:
@@ -54,13 +47,14 @@ def test_manifest_and_card_name_the_commits(run: Command, hub: HubServer, expert
     assert hub.sent_bytes <= 1.02 * needed_bytes(experts)
 
 
-@pytest.fixture(scope="session")
-def plan(running_command: Command, experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan made from the hub's headers."""
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    done = running_command("plan", "--math", MATH, "--lang", LANG, *SWAP, "--out", path, "--quiet")
-    assert done.status == 0, done.err
-    return path
+@pytest.fixture
+def source(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TensorRef, AnySource]]:
+    """The largest tensor of math and what reads it, in this process."""
+    point_to_hub(hub.endpoint, tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
+    checkpoint, source = opened(MATH)
+    with source:
+        yield largest(checkpoint), source
 
 
 MENDABLE = {
@@ -73,40 +67,35 @@ MENDABLE = {
 
 @pytest.mark.parametrize("what", MENDABLE)
 def test_what_a_second_try_mends_leaves_no_trace(
-    what: str, plan: Path, run: Command, hub: HubServer, expected: dict[str, bytes], tmp_path: Path
+    what: str, source: tuple[TensorRef, AnySource], hub: HubServer, experts: Path
 ) -> None:
-    hub.faults = MENDABLE[what] + [Fault()] * 20 + MENDABLE[what]  # while files are opened, and while tensors come
-    done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
-    assert done.status == 0, done.err
-    assert told_apart(tmp_path / "out") == expected
-    assert not hub.faults
+    ref, reading = source
+    for faults in (MENDABLE[what], [Fault(), *MENDABLE[what]]):  # at once, and once the address has worked
+        hub.faults = list(faults)
+        while hub.faults:
+            assert read(reading, (ref, 0, ref.size_bytes)) == in_file(experts / "math", (ref, 0, ref.size_bytes))
 
 
 FATAL = {
-    "200 for 206": (Fault(whole=True), 7, "does not serve ranges"),
-    "another range": (Fault(shift=16), 7, "the server sent"),
-    "416": (Fault(status=416), 5, "plan again"),
-    "another ETag": (Fault(etag='"other"'), 5, "changed while it was read"),
-    "too long a wait": (Fault(status=429, headers={"Retry-After": "7200"}), 7, "asks to wait 7200 s"),
+    "200 for 206": (Fault(whole=True), SourceError, "does not serve ranges"),
+    "another range": (Fault(shift=16), SourceError, "the server sent"),
+    "416": (Fault(status=416), StalePlanError, "plan again"),
+    "another ETag": (Fault(etag='"other"'), StalePlanError, "changed while it was read"),
+    "too long a wait": (Fault(status=429, headers={"Retry-After": "7200"}), SourceError, "asks to wait 7200 s"),
 }
 
 
 @pytest.mark.parametrize("what", FATAL)
-def test_what_nothing_mends_is_one_line_and_the_next_run_goes_on(
-    what: str, plan: Path, run: Command, hub: HubServer, experts: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    fault, status, said = FATAL[what]
-    hub.faults = [Fault()] * 50 + [fault] * 500
-    failed = run("apply", plan, "--out", tmp_path / "out", "--quiet", "--workers", "2")
-    assert (failed.status, failed.out) == (status, "")
-    assert said in failed.err, failed.err
-    assert failed.err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_what_nothing_mends_is_one_line(what: str, source: tuple[TensorRef, AnySource], hub: HubServer) -> None:
+    fault, kind, said = FATAL[what]
+    ref, reading = source
+    read(reading, (ref, 0, 8))
     hub.forget()
-    again = run("apply", plan, "--out", tmp_path / "out", "--quiet")
-    assert again.status == 0, again.err
-    assert told_apart(tmp_path / "out") == expected
-    assert hub.sent_bytes < needed_bytes(experts)
+    hub.faults = [fault] * 100
+    with pytest.raises(kind, match=said) as caught:
+        read(reading, (ref, 0, ref.size_bytes))
+    check_line(caught.value, f"hf://{MATH}@{COMMITS[MATH]}/{ref.file}")
+    assert len(hub.faults) == 99
 
 
 REFUSED = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lswap_core import open_checkpoint
-from lswap_core.errors import RecipeError, SourceError, StalePlanError
+from lswap_core.errors import FormatError, RecipeError, SourceError, StalePlanError
 from tests.buckets import moto_store, use
 from tests.sources.conformance.reading import largest, opened, read
 from tests.sources.remote.hub_server import Fault, HubServer
@@ -46,6 +46,45 @@ def test_a_clock_that_is_wrong_is_told_as_such(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
         with pytest.raises(SourceError, match="this machine's clock is wrong"):
             open_checkpoint("s3://models/x", role="math")
+        server.shutdown()
+
+
+class _Azure(BaseHTTPRequestHandler):
+    """One blob, as Azure's REST reference has it: lists give the ETag without quotes, responses with them."""
+
+    data = (8).to_bytes(8, "little") + b'{"a":{}}'
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        etag, date, size = "0x8D1", "Tue, 01 Dec 2026 00:00:00 GMT", len(self.data)
+        headers, body = {"ETag": f'"{etag}"', "Last-Modified": date}, self.data
+        if "comp=list" in self.path:
+            about = f"<Last-Modified>{date}</Last-Modified><Etag>{etag}</Etag><Content-Length>{size}</Content-Length><Content-Type>x/y</Content-Type>"
+            blob = f"<Blob><Name>x/model.safetensors</Name><Properties>{about}</Properties></Blob>"
+            headers, body = {}, f"<EnumerationResults><Blobs>{blob}</Blobs><NextMarker/></EnumerationResults>".encode()
+        elif self.headers.get("If-Match") != f'"{etag}"':
+            return self.send_error(412)
+        else:
+            headers["Content-Range"] = f"bytes 0-{size - 1}/{size}"
+        self.send_response(206 if "Content-Range" in headers else 200)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        return None
+
+
+def test_an_etag_of_azure_is_the_same_with_and_without_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is read as far as its header, which is refused."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Azure) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}/account")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+        with pytest.raises(FormatError, match=r"^az://models/x/model\.safetensors: "):
+            open_checkpoint("az://models/x", role="math")
         server.shutdown()
 
 
