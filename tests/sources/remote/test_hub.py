@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_what_a_second_try_mends_leaves_no_trace(
         hub.faults = list(faults)
         while hub.faults:
             assert read(reading, (ref, 0, ref.size_bytes)) == in_file(experts / "math", (ref, 0, ref.size_bytes))
+
+
+def test_threads_read_on_while_an_address_expires(
+    source: tuple[TensorRef, AnySource], hub: HubServer, experts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them asks the hub for another address. Answers from the earlier one still count."""
+    ref, reading = source
+    wanted = in_file(experts / "math", (ref, 0, ref.size_bytes))
+    monkeypatch.setattr(hub, "latency", 0.005)
+    hub.faults = [Fault(status=403), *[Fault()] * 20] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read(reading, (ref, 0, ref.size_bytes)), range(80)))
+    assert found == [wanted] * 80
+    assert not [fault for fault in hub.faults if fault.status]
 
 
 FATAL = {
