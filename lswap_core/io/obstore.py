@@ -94,7 +94,7 @@ def _aws_credentials() -> dict[str, Any]:
 def translated(where: str, scheme: str, purpose: Purpose) -> Iterator[None]:
     """Translate obstore's errors into this package's, in one line.
 
-    FileNotFoundError for a missing file that is not written, StalePlanError for a changed one, InterruptedTransferError for an
+    FileNotFoundError for a missing file that is looked up, StalePlanError for a changed one, InterruptedTransferError for an
     unknown error in the middle of a stream, and SourceError for anything else.
     """
     from obstore import exceptions
@@ -106,8 +106,10 @@ def translated(where: str, scheme: str, purpose: Purpose) -> Iterator[None]:
     except exceptions.NotSupportedError:
         raise SourceError(f"{where}: the server does not serve ranges; download it first and give the directory") from None
     except (exceptions.BaseError, OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError) and purpose != "write":
+        if isinstance(error, FileNotFoundError) and purpose == "look":
             raise no_such_file(where) from None
+        if isinstance(error, FileNotFoundError) and purpose == "stream":
+            raise SourceError(f"{where}: the server does not have it any more (404); was it removed?") from None
         message, code = _message_of(error)
         refused = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
         if refused or code in _REFUSALS:  # a stream that is written raises one kind of error, whatever the answer was

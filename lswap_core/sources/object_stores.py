@@ -111,6 +111,8 @@ class StoreFile:
         self.path = path
         self.size: int = meta["size"]
         self.etag: str | None = meta["e_tag"]
+        if scheme == "az" and self.etag is not None and not self.etag.startswith(('"', "W/")):
+            self.etag = f'"{self.etag}"'  # Azure's lists leave out the quotes that its responses have
         self._lock = Lock()
 
     def stream(self, begin: int, end: int) -> Generator[memoryview | bytes, None, None]:

@@ -185,6 +185,7 @@ class Gathering:
             what = f"{build.output / wrong[0]} is not what the parts made: its size or its header is another, or it is gone"
             raise RecipeError(f"{what}; remove {build.path} and do all parts again")
         self.shard_sha256: dict[str, str] = {}
+        self._names = {file.name for file in plan.files}
 
     def hash_shard(self, name: str) -> None:
         """Take the SHA-256 of a whole shard."""
@@ -192,7 +193,13 @@ class Gathering:
             self.shard_sha256[name] = file_digest(file, "sha256").hexdigest()
 
     def put(self, name: str, data: bytes) -> None:
-        """Add a small file. Replaces a file that an earlier attempt left."""
+        """Add a small file. Replaces a file that an earlier attempt left.
+
+        Raises RecipeError where this attempt has put a file of that name already, or where a shard has it.
+        """
+        if name in self._names:
+            raise RecipeError(f"{self._build.output / name}: two files of the output would have this name")
+        self._names.add(name)
         folder = self._build.output
         for inner in Path(name).parent.parts:  # never `output` itself, which another process may have published
             folder /= inner
@@ -207,7 +214,11 @@ class Gathering:
         build = self._build
         for folder, _, files in os.walk(build.output, topdown=False):
             for name in files:
-                sync(Path(folder, name))
+                path = Path(folder, name)
+                if path.relative_to(build.output).as_posix() in self._names:
+                    sync(path)
+                else:
+                    path.unlink()
             sync_directory(Path(folder))
         publish(build.output, build.destination)
         sync_name(build.destination)

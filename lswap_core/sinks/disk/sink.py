@@ -12,7 +12,7 @@ from hashlib import file_digest
 from pathlib import Path
 from threading import Lock
 
-from lswap_core.errors import located
+from lswap_core.errors import RecipeError, located
 from lswap_core.io.ports import Source, Tally
 from lswap_core.io.traffic import Traffic
 from lswap_core.options import WriteOptions
@@ -148,8 +148,11 @@ class LocalSink:
         """See `lswap_core.io.ports.Sink`."""
         path = self.partial / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with located(path), open(path, "xb") as handle:  # never over a shard
-            handle.write(data)
+        try:
+            with located(path), open(path, "xb") as handle:  # never over a shard
+                handle.write(data)
+        except FileExistsError:
+            raise RecipeError(f"{path}: two files of the output would have this name") from None
 
     def publish(self) -> None:
         """See `lswap_core.io.ports.Sink`."""

@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         begin, end = (int(asked[1]), min(int(asked[2] or size) + 1, size)) if asked and not fault.whole else (0, size)
         if asked and begin >= size:
             return self.say(416, {"Content-Range": f"bytes */{size}"})
-        begin, end = begin + fault.shift, max(end - fault.shorten, begin + 1)
+        begin, end = begin + fault.shift, max(end - fault.shorten, min(begin + 1, size))
         headers = {"Accept-Ranges": "bytes", "ETag": fault.etag or etag, "Content-Length": str(end - begin), **headers}
         if asked and not fault.whole:
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"

@@ -1,34 +1,27 @@
-"""Merges from the hub: the real client against a server on the loopback interface."""
+"""What only the hub has: commits, tokens, gated models, signed addresses. The laws of every source are in `conformance`."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, lay_out, merge, open_checkpoint
-from lswap_core.verbs.merge import read_plan, travel
-from tests.build import HANG_SECONDS, tree
+from lswap_core import LayerSwap, SourceError, StalePlanError, TensorRef, lay_out, open_checkpoint
+from lswap_core.io import retries
+from lswap_core.sources.places import AnySource
+from tests.build import HANG_SECONDS
+from tests.sources.conformance.places import point_to_hub
+from tests.sources.conformance.reading import check_line, in_file, largest, opened, read
 from tests.sources.remote.conftest import COMMITS, LANG, MATH, Command
 from tests.sources.remote.hub_server import Fault, HubServer
 
 SWAP = ("--bottom", "4", "--top", "2", "--transition", "2")
 RECIPE = LayerSwap(bottom=4, top=2, transition=2)
-
-
-@pytest.fixture(scope="session")
-def expected(experts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The local merge, without what tells the names of the experts."""
-    out = tmp_path_factory.mktemp("local") / "out"
-    merge(RECIPE, math=experts / "math", lang=experts / "lang", into=out)
-    return told_apart(out)
-
-
-def told_apart(out: Path) -> dict[str, bytes]:
-    return {name: data for name, data in tree(out).items() if name not in ("lswap_manifest.json", "README.md")}
 
 
 def needed_bytes(experts: Path) -> int:
@@ -44,92 +37,28 @@ def test_a_plan_tells_how_many_bytes_would_travel(run: Command, hub: HubServer, 
     assert "fetches" not in run("merge", "--math", experts / "math", "--lang", experts / "lang", *SWAP, "--dry-run").out
 
 
-def test_a_merge_from_the_hub_is_the_local_merge(
-    run: Command, hub: HubServer, experts: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_manifest_and_card_name_the_commits(run: Command, hub: HubServer, experts: Path, tmp_path: Path) -> None:
     done = run("merge", "--math", MATH, "--lang", f"hf://{LANG}@main", *SWAP, "--out", tmp_path / "out", "--json")
     assert done.status == 0, done.err
-    assert told_apart(tmp_path / "out") == expected
     manifest = json.loads(done.out)
     assert [(source["name"], source["revision"]) for source in manifest["sources"]] == [(n, COMMITS[n]) for n in (MATH, LANG)]
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"`{name}`, commit `{COMMITS[name]}`" in card for name in (MATH, LANG))
     # Headers, samples and small files were read twice, to plan and to execute; they are a little of 25 MB.
     assert hub.sent_bytes <= 1.02 * needed_bytes(experts)
-    verified = run("verify", tmp_path / "out", "--math", experts / "math", "--lang", experts / "lang")
-    assert verified.status == 0, verified.err
-    verified = run("verify", tmp_path / "out", "--math", f"hf://{MATH}", "--lang", LANG)
-    assert verified.status == 0, verified.err
 
 
-def test_the_other_commands_read_the_hub_too(run: Command, hub: HubServer, experts: Path) -> None:
-    same = run("diff", MATH, experts / "math")
-    assert (same.status, same.err) == (0, "")
-    there = run("analyze", "--math", MATH, "--lang", LANG, "--json")
-    here = run("analyze", "--math", experts / "math", "--lang", experts / "lang", "--json")
-    assert there.status == here.status == 0, there.err
-    theirs, ours = json.loads(there.out), json.loads(here.out)
-    for maps in (theirs, ours):
-        del maps["sources"]
-    assert theirs == ours
-
-
-@pytest.fixture(scope="session")
-def plan(running_command: Command, experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A plan made from the hub's headers."""
-    path = tmp_path_factory.mktemp("plan") / "plan.json"
-    done = running_command("plan", "--math", MATH, "--lang", LANG, *SWAP, "--out", path, "--quiet")
-    assert done.status == 0, done.err
-    return path
-
-
-def test_a_plan_pins_commits_and_fits_local_copies(
-    plan: Path, run: Command, hub: HubServer, experts: Path, tmp_path: Path
-) -> None:
-    here = tmp_path / "here.json"
-    assert run("plan", "--math", experts / "math", "--lang", experts / "lang", *SWAP, "--out", here, "--quiet").status == 0
-    theirs, ours = json.loads(plan.read_text()), json.loads(here.read_text())
-    assert [s["location"] for s in theirs["sources"]] == [f"hf://{name}@{COMMITS[name]}" for name in (MATH, LANG)]
-    for document in (theirs, ours):
-        for source in document["sources"]:
-            del source["location"], source["name"]
-            for file in source["files"]:
-                del file["mtime_ns"]
-    assert theirs == ours
-    done = run("apply", plan, "--math", experts / "math", "--lang", experts / "lang", "--out", tmp_path / "out", "--quiet")
-    assert done.status == 0, done.err
-    assert hub.sent_bytes == 0
-
-
-def test_only_what_the_plan_needs_travels(
-    plan: Path, run: Command, hub: HubServer, experts: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
-    assert done.status == 0, done.err
-    assert told_apart(tmp_path / "out") == expected
-    travelling = travel(read_plan(plan))
-    assert travelling is not None
-    assert needed_bytes(experts) <= travelling.needed < hub.sent_bytes <= 1.01 * travelling.needed
-    shards = sum(file.stat().st_size for role in ("math", "lang") for file in (experts / role).glob("*.safetensors"))
-    assert shards < travelling.download < shards + 10_000
-    from_cdn = [(path, headers["range"]) for _, path, headers in hub.requests if "Signature=" in path]
-    assert len(set(from_cdn)) == len(from_cdn)  # nothing was asked for twice
-
-
-def test_a_swap_without_seams_takes_half_of_what_a_download_would(
-    run: Command, hub: HubServer, experts: Path, tmp_path: Path
-) -> None:
-    made = run("plan", "--math", MATH, "--lang", LANG, "--bottom", "4", "--top", "2", "--out", tmp_path / "p.json", "--quiet")
-    assert made.status == 0, made.err
-    hub.forget()
-    done = run("apply", tmp_path / "p.json", "--out", tmp_path / "out", "--quiet")
-    assert done.status == 0, done.err
-    whole = sum(file.stat().st_size for role in ("math", "lang") for file in (experts / role).rglob("*") if file.is_file())
-    assert hub.sent_bytes <= 0.51 * whole
+@pytest.fixture
+def source(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TensorRef, AnySource]]:
+    """The largest tensor of math and what reads it, in this process."""
+    point_to_hub(hub.endpoint, tmp_path / "cache", monkeypatch)
+    monkeypatch.setattr(retries, "FIRST_WAIT_SECONDS", 0.001)
+    checkpoint, source = opened(MATH)
+    with source:
+        yield largest(checkpoint), source
 
 
 MENDABLE = {
-    "cut": [Fault(cut=n) for n in (0, 1, 65_536, 100_000)],
     "short": [Fault(shorten=1), Fault(shorten=4_096)],
     "busy": [Fault(status=429, headers={"Retry-After": "0"}), Fault(status=429), Fault(status=503), Fault(status=500)],
     "expired": [Fault(status=403)],
@@ -138,45 +67,50 @@ MENDABLE = {
 
 
 @pytest.mark.parametrize("what", MENDABLE)
-@pytest.mark.parametrize("after", [0, 20])
 def test_what_a_second_try_mends_leaves_no_trace(
-    what: str, after: int, plan: Path, run: Command, hub: HubServer, expected: dict[str, bytes], tmp_path: Path
+    what: str, source: tuple[TensorRef, AnySource], hub: HubServer, experts: Path
 ) -> None:
-    hub.faults = [Fault()] * after + MENDABLE[what]
-    done = run("apply", plan, "--out", tmp_path / "out", "--quiet")
-    assert done.status == 0, done.err
-    assert told_apart(tmp_path / "out") == expected
-    assert not hub.faults
+    ref, reading = source
+    for faults in (MENDABLE[what], [Fault(), *MENDABLE[what]]):  # at once, and once the address has worked
+        hub.faults = list(faults)
+        while hub.faults:
+            assert read(reading, (ref, 0, ref.size_bytes)) == in_file(experts / "math", (ref, 0, ref.size_bytes))
+
+
+def test_threads_read_on_while_an_address_expires(
+    source: tuple[TensorRef, AnySource], hub: HubServer, experts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them asks the hub for another address. Answers from the earlier one still count."""
+    ref, reading = source
+    wanted = in_file(experts / "math", (ref, 0, ref.size_bytes))
+    monkeypatch.setattr(hub, "latency", 0.005)
+    hub.faults = [Fault(status=403), *[Fault()] * 20] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: read(reading, (ref, 0, ref.size_bytes)), range(80)))
+    assert found == [wanted] * 80
+    assert not [fault for fault in hub.faults if fault.status]
 
 
 FATAL = {
-    "200 for 206": (Fault(whole=True), 7, "does not serve ranges"),
-    "another range": (Fault(shift=16), 7, "the server sent"),
-    "404": (Fault(status=404), 7, "does not have it (404)"),
-    "416": (Fault(status=416), 5, "plan again"),
-    "another ETag": (Fault(etag='"other"'), 5, "changed while it was read"),
-    "too long a wait": (Fault(status=429, headers={"Retry-After": "7200"}), 7, "asks to wait 7200 s"),
-    "refused": (Fault(status=403), 7, "refuses it (403)"),
-    "broken": (Fault(status=500), 7, "times in a row"),
+    "200 for 206": (Fault(whole=True), SourceError, "does not serve ranges"),
+    "another range": (Fault(shift=16), SourceError, "the server sent"),
+    "416": (Fault(status=416), StalePlanError, "plan again"),
+    "another ETag": (Fault(etag='"other"'), StalePlanError, "changed while it was read"),
+    "too long a wait": (Fault(status=429, headers={"Retry-After": "7200"}), SourceError, "asks to wait 7200 s"),
 }
 
 
 @pytest.mark.parametrize("what", FATAL)
-def test_what_nothing_mends_is_one_line_and_the_next_run_goes_on(
-    what: str, plan: Path, run: Command, hub: HubServer, experts: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    fault, status, said = FATAL[what]
-    hub.faults = [Fault()] * 50 + [fault] * 500
-    failed = run("apply", plan, "--out", tmp_path / "out", "--quiet", "--workers", "2")
-    assert (failed.status, failed.out) == (status, "")
-    assert said in failed.err, failed.err
-    assert failed.err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+def test_what_nothing_mends_is_one_line(what: str, source: tuple[TensorRef, AnySource], hub: HubServer) -> None:
+    fault, kind, said = FATAL[what]
+    ref, reading = source
+    read(reading, (ref, 0, 8))
     hub.forget()
-    again = run("apply", plan, "--out", tmp_path / "out", "--quiet")
-    assert again.status == 0, again.err
-    assert told_apart(tmp_path / "out") == expected
-    assert hub.sent_bytes < needed_bytes(experts)
+    hub.faults = [fault] * 100
+    with pytest.raises(kind, match=said) as caught:
+        read(reading, (ref, 0, ref.size_bytes))
+    check_line(caught.value, f"hf://{MATH}@{COMMITS[MATH]}/{ref.file}")
+    assert len(hub.faults) == 99
 
 
 REFUSED = {
@@ -220,21 +154,3 @@ def test_a_local_directory_wins(hub: HubServer, environment: dict[str, str], exp
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert json.loads(done.stdout)["location"] == str(tmp_path / MATH)
     assert not hub.requests
-
-
-def test_parts_fetch_what_they_need_and_no_more(
-    run: Command, hub: HubServer, experts: Path, plan: Path, expected: dict[str, bytes], tmp_path: Path
-) -> None:
-    """Each worker asks the hub for the ranges of its own part."""
-    sent = []
-    for number in (3, 1, 2):
-        before = hub.sent_bytes
-        done = run("apply", plan, "--out", tmp_path / "out", "--part", f"{number}/3")
-        assert done.status == 0, done.err
-        sent.append(hub.sent_bytes - before)
-    done = run("publish", plan, "--out", tmp_path / "out")
-    assert done.status == 0, done.err
-    assert told_apart(tmp_path / "out") == expected
-    # Every worker reads headers, samples and small files anew.
-    assert sum(sent) <= 1.05 * needed_bytes(experts)
-    assert max(sent) <= 0.5 * needed_bytes(experts)
