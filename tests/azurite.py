@@ -16,6 +16,8 @@ from email.utils import formatdate
 
 import pytest
 
+from tests.build import HANG_SECONDS
+
 ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of Azurite, as its documentation gives them to everybody."""
@@ -50,8 +52,8 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Wait until somebody listens there. Fails after a minute."""
-    for _ in range(600):
+    """Wait until somebody listens there."""
+    for _ in range(int(HANG_SECONDS * 10)):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
         except OSError:

@@ -13,7 +13,7 @@ from lswap_core.checkpoint.dtypes import DTYPES, DType
 from lswap_core.checkpoint.header import Header, size_in_bytes
 from lswap_core.errors import RecipeError
 from lswap_core.recipe.draft import SwapRecord
-from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors, are_shares, in_fp32
+from lswap_core.recipe.expressions import Adapted, Average, Blend, Copy, Expression, Operand, TaskVectors, add_up_to_one, in_fp32
 from lswap_core.text.strict_json import Node
 
 
@@ -123,7 +123,7 @@ def _average_from_json(entry: Node, shape: tuple[int, ...]) -> Average:
     weights = tuple(weight.number(0, 1) for weight in entry["weights"].elements(len(operands)))
     if len(operands) < 3:
         raise entry["average"].refuse(f"an average of {len(operands)}; expected 3 at least, since of two it is a blend")
-    if not are_shares(weights) or any(in_fp32(weight) == 0 for weight in weights):
+    if not add_up_to_one(weights) or any(in_fp32(weight) == 0 for weight in weights):
         raise entry["weights"].refuse("weights of an average are above 0 and add up to 1")
     _check_alike(entry, operands, "averaged")
     return Average(operands, weights)

@@ -31,7 +31,7 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
     keeps_host = shard_size is None and _keeps_shapes(draft)
-    files = tuple(_like_host(draft) if keeps_host else _anew(draft, shard_size))
+    files = tuple(_like_primary(draft) if keeps_host else _in_new_files(draft, shard_size))
     sources = tuple(
         PlanSource(role, source.name, source.location, tuple(map(_source_file, source.files)))
         for role in in_order(draft.sources)
@@ -60,7 +60,7 @@ def _metadata(draft: Draft, of_file: Mapping[str, str]) -> dict[str, str]:
     return {**of_file, **draft.tags, "format": "pt"}
 
 
-def _like_host(draft: Draft) -> Iterator[OutputFile]:
+def _like_primary(draft: Draft) -> Iterator[OutputFile]:
     shards = draft.primary.shards
     for shard in shards:
         header = shard.header
@@ -70,7 +70,7 @@ def _like_host(draft: Draft) -> Iterator[OutputFile]:
         yield _output(draft, name, header)
 
 
-def _anew(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
+def _in_new_files(draft: Draft, shard_size: int | None) -> Iterator[OutputFile]:
     groups = split(draft.tensors, DEFAULT_SHARD_BYTES if shard_size is None else shard_size)
     for number, group in enumerate(groups, 1):
         name = SINGLE_FILE if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"

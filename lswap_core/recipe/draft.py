@@ -24,7 +24,7 @@ from lswap_core.recipe.expressions import (
     Expression,
     Operand,
     TaskVectors,
-    are_shares,
+    add_up_to_one,
     copies,
     in_fp32,
     operand_in,
@@ -149,7 +149,7 @@ class Draft:
 
     def _average(self, selector: Selector, given: Sequence[tuple[Checkpoint, float]], cast: bool) -> Draft:
         weights = [float(weight) for _, weight in given]
-        if not are_shares(weights):
+        if not add_up_to_one(weights):
             said = f"{', '.join(map(repr, weights[:-1]))} and {weights[-1]!r}"
             raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {said}")
         used = [(source, weight) for (source, _), weight in zip(given, weights, strict=True) if in_fp32(weight) > 0]

@@ -179,6 +179,6 @@ def in_fp32(weight: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", weight))[0])
 
 
-def are_shares(weights: Sequence[float]) -> bool:
+def add_up_to_one(weights: Sequence[float]) -> bool:
     """Whether every weight is from 0 to 1, and their sum is 1, to 1e-6."""
     return all(0 <= weight <= 1 for weight in weights) and math.isclose(math.fsum(weights), 1, rel_tol=0, abs_tol=1e-6)

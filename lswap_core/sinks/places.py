@@ -13,9 +13,9 @@ from lswap_core.options import WriteOptions, check_options
 from lswap_core.plan.division import Part
 from lswap_core.plan.plan import Plan
 from lswap_core.sinks.disk.build_directory import Build
-from lswap_core.sinks.disk.part_sink import Gathering, SharedSink
+from lswap_core.sinks.disk.part_sink import DiskParts, DiskPartSink
 from lswap_core.sinks.disk.partial_directory import check_destination
-from lswap_core.sinks.disk.sink import LocalSink
+from lswap_core.sinks.disk.sink import DiskSink
 from lswap_core.sinks.part_records import Terms
 
 SCHEMES = ("s3", "gs", "az")
@@ -43,15 +43,15 @@ def open_sink(
 ) -> Sink:
     """Return the sink for an output at `into`. Raises RecipeError for an impossible place."""
     if not is_url(into):
-        return LocalSink(into, sources=sources, options=options, traffic=traffic, restart=restart)
+        return DiskSink(into, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_url(os.fspath(into), sources)
     if not url.startswith("s3://"):
         from lswap_core.sinks.gcs_azure import StreamSink
 
         return StreamSink(url, options=options, traffic=traffic)
-    from lswap_core.sinks.s3.sink import StoreSink
+    from lswap_core.sinks.s3.sink import S3Sink
 
-    return StoreSink(url, options=options, traffic=traffic, restart=restart)
+    return S3Sink(url, options=options, traffic=traffic, restart=restart)
 
 
 def open_part(
@@ -69,11 +69,11 @@ def open_part(
     place.
     """
     if not is_url(into):
-        return SharedSink(into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
+        return DiskPartSink(into, plan, part, sources=sources, options=options, traffic=traffic, restart=restart)
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks.s3.part_sink import StorePartSink
+    from lswap_core.sinks.s3.part_sink import S3PartSink
 
-    return StorePartSink(url, plan, part, source, options=options, traffic=traffic, restart=restart)
+    return S3PartSink(url, plan, part, source, options=options, traffic=traffic, restart=restart)
 
 
 def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str]) -> FinishedParts:
@@ -81,11 +81,11 @@ def open_parts(into: str | os.PathLike[str], plan: Plan, *, sources: Iterable[st
     missing.
     """
     if not is_url(into):
-        return Gathering(into, plan, sources=sources)
+        return DiskParts(into, plan, sources=sources)
     url = _checked_shared_url(os.fspath(into), sources)
-    from lswap_core.sinks.s3.part_sink import StoreGathering
+    from lswap_core.sinks.s3.part_sink import S3Parts
 
-    return StoreGathering(url, plan)
+    return S3Parts(url, plan)
 
 
 def find_parts(

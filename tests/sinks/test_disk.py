@@ -7,21 +7,17 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lswap_core import LayerSwap, WriteOptions, kernels, merge
-from lswap_core.engine import executor
-from lswap_core.engine.evaluate import Evaluator
+from lswap_core import LayerSwap, merge
 from lswap_core.errors import FormatError, RecipeError, StalePlanError
 from lswap_core.io.per_thread import Descriptors
-from lswap_core.io.traffic import Traffic
 from lswap_core.plan.layout import lay_out
 from lswap_core.plan.plan import Plan
 from lswap_core.recipe.draft import Draft
-from lswap_core.sinks.disk.sink import LocalSink
+from lswap_core.sinks.disk.sink import DiskSink
 from lswap_core.sources.local import LocalSource, open_local
 from tests.build import llama_pair, tree
 
@@ -114,59 +110,12 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o640, file
 
 
-def test_an_output_without_a_finished_step_leaves_nothing(tmp_path: Path) -> None:
-    plan, source = plan_of(tmp_path)
-    sink = LocalSink(tmp_path / "out")
-    with source:
-        assert sink.begin(plan, source) == {}
-    assert [path.name for path in tmp_path.iterdir() if path.name != "sources"] == [".out.partial"]
-    sink.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
-
-
-def test_an_unpublished_output_is_gone_on_from(tmp_path: Path) -> None:
-    plan, source = plan_of(tmp_path)
-    with source:
-        sink = LocalSink(tmp_path / "out")
-        first = executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
-        sink.close()
-        assert [path.name for path in tmp_path.iterdir() if path.name != "sources"] == [".out.partial"]
-        traffic = Traffic()
-        again = LocalSink(tmp_path / "out", traffic=traffic)
-        assert executor.run(plan, source, again, Evaluator(source, kernels), progress=Quiet(), workers=2) == first
-        assert traffic.bytes_by_method == {"resume": sum(step.size_bytes for step in plan.steps)}
-        again.close()
-        anew = LocalSink(tmp_path / "out", restart=True)
-        assert anew.begin(plan, source) == {}
-        anew.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
-
-
-def test_an_unfinished_merge_of_another_plan_is_refused_by_name(tmp_path: Path) -> None:
-    plan, source = plan_of(tmp_path)
-    with source:
-        sink = LocalSink(tmp_path / "out")
-        executor.run(plan, source, sink, Evaluator(source, kernels), progress=Quiet(), workers=2)
-        sink.close()
-        before = tree(tmp_path)
-        other = replace(plan, sidecars=())
-        sink = LocalSink(tmp_path / "out")
-        with pytest.raises(RecipeError, match=r"\.out\.partial holds an unfinished merge of another plan; .*--restart"):
-            sink.begin(other, source)
-        sink.close()
-        sink = LocalSink(tmp_path / "out", options=WriteOptions(digest="none"))
-        with pytest.raises(RecipeError, match=r"\.out\.partial holds an unfinished merge begun with --digest auto"):
-            sink.begin(plan, source)
-        sink.close()
-        assert tree(tmp_path) == before
-
-
 def test_two_writers_of_one_output(tmp_path: Path) -> None:
-    first = LocalSink(tmp_path / "out")
+    first = DiskSink(tmp_path / "out")
     with pytest.raises(RecipeError, match="is being written by another process"):
-        LocalSink(tmp_path / "out")
+        DiskSink(tmp_path / "out")
     first.close()
-    LocalSink(tmp_path / "out").close()
+    DiskSink(tmp_path / "out").close()
 
 
 def test_leftovers_of_a_killed_run_are_cleared_and_nobody_elses(tmp_path: Path) -> None:
@@ -174,16 +123,16 @@ def test_leftovers_of_a_killed_run_are_cleared_and_nobody_elses(tmp_path: Path) 
     (partial / "sub").mkdir(parents=True)
     (partial / "precious").write_text("mine")
     with pytest.raises(RecipeError, match="is in the way and not of this program's making"):
-        LocalSink(tmp_path / "out")
+        DiskSink(tmp_path / "out")
     assert (partial / "precious").read_text() == "mine"
     (partial / ".lswap-partial").touch()
-    LocalSink(tmp_path / "out").close()
+    DiskSink(tmp_path / "out").close()
     assert not partial.exists()
 
 
 def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     plan, source = plan_of(tmp_path)
-    sink = LocalSink(tmp_path / "out")
+    sink = DiskSink(tmp_path / "out")
     sink.begin(plan, source)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "theirs").touch()

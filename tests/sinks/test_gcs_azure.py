@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import os
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
-from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
-import obstore
 import pytest
-from obstore.store import AzureStore, S3Store
+from obstore.store import S3Store
 
 from lswap_core import LayerSwap, RecipeError, merge
 from lswap_core.errors import SourceError
-from lswap_core.options import WriteOptions
 from lswap_core.sinks import gcs_azure
+from tests.azurite import azurite
 from tests.buckets import KEYS, Store, large_pair, moto_store
-from tests.build import HANG_SECONDS, Pair, tree
+from tests.build import Pair, tree
 
 SWAP = LayerSwap(bottom=2, top=1, transition=1)
 ACCOUNT = "devstoreaccount1"
@@ -93,64 +81,9 @@ def test_a_stream_that_fails_shows_nothing(over_s3: Store, pair: Pair) -> None:
     assert over_s3.tree("streams", "b/out") == {}
 
 
-def test_what_only_a_disk_can_do_is_refused(over_s3: Store, pair: Pair) -> None:
-    with pytest.raises(RecipeError, match="--digest sha256"):
-        merge(SWAP, math=pair.math, lang=pair.lang, into="gs://streams/c/out", options=WriteOptions(digest="sha256"))
-
-
-@pytest.fixture(scope="module")
-def azure() -> Iterator[None]:
-    """Azurite, Microsoft's own server for tests, with an empty container `models`."""
-    program = shutil.which("azurite-blob")
-    if program is None:
-        pytest.skip("azurite-blob is not on the PATH (npm has it as azurite)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = ["--silent", "--inMemoryPersistence", "--blobHost", "127.0.0.1", "--skipApiVersionCheck", "--disableTelemetry"]
-    process = subprocess.Popen([program, "--blobPort", str(port), *flags], stdout=subprocess.DEVNULL)
-    before = {name: os.environ.get(name) for name in os.environ if name.startswith("AZURE_")}
-    try:
-        _wait_for(port)
-        endpoint = f"http://127.0.0.1:{port}/{ACCOUNT}"
-        os.environ |= {
-            "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT, "AZURE_STORAGE_ACCOUNT_KEY": ACCOUNT_KEY, "AZURE_STORAGE_ENDPOINT": endpoint,
-        }  # fmt: skip
-        _make_container(endpoint, "models")
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-        for name in [name for name in os.environ if name.startswith("AZURE_")]:
-            del os.environ[name]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def _wait_for(port: int) -> None:
-    for _ in range(int(HANG_SECONDS / 0.1)):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    pytest.fail("azurite does not listen")
-
-
-def _make_container(endpoint: str, name: str) -> None:
-    date, blank = formatdate(usegmt=True), "\n" * 12
-    signed = f"PUT{blank}x-ms-date:{date}\nx-ms-version:2021-08-06\n/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container"
-    signature = base64.b64encode(hmac.new(base64.b64decode(ACCOUNT_KEY), signed.encode(), hashlib.sha256).digest()).decode()
-    headers = {"x-ms-date": date, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {ACCOUNT}:{signature}"}
-    with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{name}?restype=container", method="PUT", headers=headers)):
-        pass
-
-
-def test_azure_has_the_same_bytes(azure: None, pair: Pair, expected: dict[str, bytes], tmp_path: Path) -> None:
-    merge(SWAP, math=pair.math, lang=pair.lang, into="az://models/a/out")
-    store = AzureStore("models", prefix="a/out", client_options={"allow_http": True})
-    assert {m["path"]: bytes(store.get(m["path"]).bytes()) for page in obstore.list(store) for m in page} == expected
-    with pytest.raises(RecipeError, match="not empty"):
-        merge(SWAP, math=pair.math, lang=pair.lang, into="az://models/a/out")
-    with pytest.raises(SourceError, match="ContainerNotFound: .*; check the address"):
-        merge(SWAP, math=pair.math, lang=pair.lang, into="az://absent/out")
+def test_a_container_that_is_not_there(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    with azurite("models") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SourceError, match="ContainerNotFound: .*; check the address"):
+            merge(SWAP, math=pair.math, lang=pair.lang, into="az://absent/out")

@@ -18,7 +18,7 @@ from lswap_core.plan.manifest import StepRecord
 from lswap_core.plan.plan import MANIFEST_FILE, Plan
 from lswap_core.sinks.disk.journal import Journal, JournalContents, read_journal
 from lswap_core.sinks.disk.partial_directory import JOURNAL_FILE
-from lswap_core.sinks.disk.sink import LocalSink
+from lswap_core.sinks.disk.sink import DiskSink
 from lswap_core.sources.local import LocalSource
 from tests.build import Pair, llama_pair, tree
 
@@ -103,7 +103,7 @@ def unfinished(tmp_path: Path) -> tuple[Plan, Pair]:
     sources = {role: open_checkpoint(getattr(pair, role), role=role) for role in ("math", "lang")}
     plan = lay_out(LayerSwap(bottom=2, transition=1).draft(**sources))
     merge(LayerSwap(bottom=2, transition=1), math=pair.math, lang=pair.lang, into=tmp_path / "expected")
-    sink = LocalSink(tmp_path / "out")
+    sink = DiskSink(tmp_path / "out")
     with LocalSource({"math": sources["math"], "lang": sources["lang"]}) as source:
         executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=2)
     sink.close()

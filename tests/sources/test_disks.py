@@ -11,7 +11,7 @@ from lswap_core.checkpoint.catalogue import Role, TensorRef
 from lswap_core.engine import executor
 from lswap_core.engine.evaluate import Evaluator
 from lswap_core.io.ports import Silence
-from lswap_core.sinks.disk.sink import LocalSink
+from lswap_core.sinks.disk.sink import DiskSink
 from lswap_core.sources.disks import mount_of, reads_best_in_order
 from lswap_core.sources.local import LocalSource
 from tests.build import llama_pair, tree
@@ -108,7 +108,7 @@ def test_a_source_is_read_in_order_where_that_pays(tmp_path: Path, sequential: b
     pair = llama_pair(tmp_path / "sources")
     sources = {role: open_checkpoint(path, role=role) for role, path in (("math", pair.math), ("lang", pair.lang))}
     plan = lay_out(LayerSwap(bottom=3, top=2).draft(**sources))
-    sink = LocalSink(tmp_path / str(sequential))
+    sink = DiskSink(tmp_path / str(sequential))
     with Watched({"math": sources["math"], "lang": sources["lang"]}) as source:
         source.asked, source.sequential = [], sequential
         done = executor.run(plan, source, sink, Evaluator(source, kernels), progress=Silence(), workers=1)

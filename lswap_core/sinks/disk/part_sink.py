@@ -26,12 +26,12 @@ from lswap_core.sinks.disk.writing import Mover
 from lswap_core.sinks.part_records import Terms, covers, gather
 
 
-class SharedSink:
+class DiskPartSink:
     """Writes the steps of one part at their final places. Workers need not know of each other. Two workers may do the same
     part: they write the same bytes.
 
-    Where no extents are shared, the records equal those of `LocalSink`, for any number of parts. Where extents are shared,
-    `--digest auto` takes no digest of a tensor with bytes in shared blocks. `LocalSink` can clone a whole file and so shares
+    Where no extents are shared, the records equal those of `DiskSink`, for any number of parts. Where extents are shared,
+    `--digest auto` takes no digest of a tensor with bytes in shared blocks. `DiskSink` can clone a whole file and so shares
     more of them, and the blocks that can be shared at the ends of runs depend on the number of parts. Digests of every other
     kind, and the files, are always the same.
     """
@@ -159,7 +159,7 @@ class SharedSink:
             os.close(fd)
 
 
-class Gathering:
+class DiskParts:
     """The finished parts of an output, to be published."""
 
     def __init__(self, destination: str | os.PathLike[str], plan: Plan, *, sources: Iterable[str] = ()) -> None:

@@ -30,7 +30,7 @@ _COMMIT_SECONDS = 5.0
 """Most work that a power cut loses, in seconds, beside the steps in progress."""
 
 
-class LocalSink:
+class DiskSink:
     """Writes to `.<name>.partial` beside `destination`. Finished work stays there when a run fails, for the next run."""
 
     in_order = False

@@ -163,7 +163,7 @@ class BucketPrefix:
         Raises StalePlanError where the object no longer has `etag`, and UnknownCallError.
         """
         bucket, key = split_url(source)
-        with told(source):
+        with translated(source):
             answer = self._client.upload_part_copy(
                 **self._at(name),
                 UploadId=upload,
@@ -202,7 +202,7 @@ class BucketPrefix:
 
     def get(self, name: str) -> bytes:
         """Return the content of a small object. Raises GoneError."""
-        with told(self.url(name)):
+        with translated(self.url(name)):
             return bytes(self._client.get_object(**self._at(name))["Body"].read())
 
     def delete(self, name: str) -> None:
@@ -217,14 +217,14 @@ class BucketPrefix:
             return None
 
     def _call(self, call: str, name: str, **given: Any) -> Any:
-        with told(self.url(name)):
+        with translated(self.url(name)):
             return getattr(self._client, call)(**self._at(name), **given)
 
     def _below(self, call: str, member: str) -> list[Any]:
         return self._listed(call, member, self.url(), Bucket=self.bucket, Prefix=self._key(""))
 
     def _listed(self, call: str, member: str, where: str, **asked: Any) -> list[Any]:
-        with told(where):
+        with translated(where):
             pages = self._client.get_paginator(call).paginate(**asked)
             return [entry for page in pages for entry in page.get(member, ())]
 
@@ -238,7 +238,7 @@ class BucketPrefix:
 def look(client: Any, url: str) -> Stored:
     """Size, ETag and plan of the object at `url`. Raises GoneError."""
     bucket, key = split_url(url)
-    with told(url):
+    with translated(url):
         answer = client.head_object(Bucket=bucket, Key=key)
     return Stored(int(answer["ContentLength"]), str(answer["ETag"]), answer.get("Metadata", {}).get(PLAN_KEY))
 
@@ -246,13 +246,13 @@ def look(client: Any, url: str) -> Stored:
 def read_head(client: Any, url: str, etag: str, size: int) -> bytes:
     """Return the first `size` bytes of the object at `url`. Raises StalePlanError where it no longer has `etag`."""
     bucket, key = split_url(url)
-    with told(url):
+    with translated(url):
         answer = client.get_object(Bucket=bucket, Key=key, IfMatch=etag, Range=f"bytes=0-{size - 1}")
         return bytes(answer["Body"].read())
 
 
 @contextmanager
-def told(where: str) -> Iterator[None]:
+def translated(where: str) -> Iterator[None]:
     """Raise the error of a call to the store, in one line, as SourceError, StalePlanError, GoneError or UnknownCallError."""
     from botocore import exceptions
     from urllib3.exceptions import HTTPError

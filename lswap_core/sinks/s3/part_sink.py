@@ -21,9 +21,9 @@ from lswap_core.sinks.s3.sender import Sender, Sending
 from lswap_core.sinks.s3.uploads import Publishing
 
 
-class StorePartSink(Sending):
+class S3PartSink(Sending):
     """Sends one part to uploads that all workers share. Workers need not know of each other. Two workers may do the same
-    part: they send the same bytes under the same numbers. Nothing is visible before `StoreGathering` publishes it.
+    part: they send the same bytes under the same numbers. Nothing is visible before `S3Parts` publishes it.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class StorePartSink(Sending):
         """Do nothing: nothing is open."""
 
 
-class StoreGathering(Publishing):
+class S3Parts(Publishing):
     """The finished parts of an output in a store, to be published."""
 
     def __init__(self, destination: str, plan: Plan) -> None:

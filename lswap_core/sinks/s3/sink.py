@@ -27,7 +27,7 @@ _SAVE_SECONDS = 5.0
 """Most work that a kill loses, in seconds, beside the steps in progress."""
 
 
-class StoreSink(Sending, Publishing):
+class S3Sink(Sending, Publishing):
     """Writes below `s3://bucket/prefix`. Nothing is visible before everything is sent; the manifest appears last.
 
     Where workers have begun the same output in parts, this does the parts that are left; else the whole output is one part.

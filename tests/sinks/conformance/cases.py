@@ -51,7 +51,7 @@ class Case:
 
     @property
     def sidecars(self) -> dict[str, bytes]:
-        return {sidecar.name: sidecar.read() for sidecar in self.checkpoints[self.plan.host].sidecars}
+        return {sidecar.name: sidecar.read() for sidecar in self.checkpoints[self.plan.primary].sidecars}
 
     @property
     def read_bytes(self) -> int:
@@ -197,7 +197,7 @@ def fail_after(count: int, error: BaseException) -> Callable[[int], None]:
 
 
 @dataclass
-class Told:
+class RunReport:
     """What one command tells. read_bytes: of its sources. kept, partial: what a sink of whole outputs said at the end."""
 
     read_bytes: int = 0
@@ -215,20 +215,20 @@ def write(
     options: WriteOptions = COPIED,
     restart: bool = False,
     evaluator: Callable[[Source], Evaluator] = lambda source: Evaluator(source, kernels),
-    told: Told | None = None,
+    report: RunReport | None = None,
     parts: int | None = None,
     only: Sequence[int] | None = None,
     publish: bool = True,
-) -> Told:
+) -> RunReport:
     """What a command does, or all that do parts and the one that publishes. seed: of the order of runs and parts. only: these
     parts.
     """
-    told = told or Told()
+    report = report or RunReport()
     with case.source() as inner:
         source = Watched(inner, before=before, seed=seed)
         try:
             if place.parts is None:
-                _write_whole(place, case, source, workers, options, restart, evaluator(source), told, publish)
+                _write_whole(place, case, source, workers, options, restart, evaluator(source), report, publish)
             else:
                 order = _order(parts or place.parts, seed) if only is None else only
                 count = parts or place.parts
@@ -237,13 +237,13 @@ def write(
                     output = open_parts(place.into, case.plan, sources=())
                     complete(case.plan, output.records, output, case.sidecars, digest=output.digest, workers=workers)
         finally:
-            told.read_bytes = source.read_bytes
-    return told
+            report.read_bytes = source.read_bytes
+    return report
 
 
 def _write_whole(
     place: Place, case: Case, source: Watched, workers: int, options: WriteOptions, restart: bool, evaluator: Evaluator,
-    told: Told, publish: bool,
+    report: RunReport, publish: bool,
 ) -> None:  # fmt: skip
     traffic = Traffic()
     with closing(open_sink(place.into, sources=(), options=options, traffic=traffic, restart=restart)) as sink:
@@ -253,7 +253,7 @@ def _write_whole(
             if publish:
                 complete(case.plan, records, sink, case.sidecars, digest=options.digest, workers=workers)
         finally:
-            told.kept, told.partial = sink.kept, str(sink.partial)
+            report.kept, report.partial = sink.kept, str(sink.partial)
 
 
 def _write_parts(

@@ -35,7 +35,7 @@ class Place(ABC):
     has_sha256 = False
 
     @property
-    def goes_on(self) -> bool:
+    def can_resume(self) -> bool:
         """What is kept need not be read again."""
         return self.keeps
 
@@ -121,8 +121,8 @@ class Bucket(Place):
         client, found = self.store.client(), self.store.tree(BUCKET, self.prefix)
         for entry in client.list_multipart_uploads(Bucket=BUCKET, Prefix=f"{self.prefix}/").get("Uploads", ()):
             parts = client.list_parts(Bucket=BUCKET, Key=entry["Key"], UploadId=entry["UploadId"]).get("Parts", ())
-            told = json.dumps([(part["PartNumber"], part["ETag"]) for part in parts])
-            found[f"{entry['Key'].removeprefix(self.prefix)}?{entry['UploadId']}"] = told.encode()
+            report = json.dumps([(part["PartNumber"], part["ETag"]) for part in parts])
+            found[f"{entry['Key'].removeprefix(self.prefix)}?{entry['UploadId']}"] = report.encode()
         return found
 
     def occupy(self, name: str) -> None:
@@ -151,7 +151,7 @@ class OtherBucket(Bucket):
         super().__init__(store, prefix, parts)
 
     @property
-    def goes_on(self) -> bool:
+    def can_resume(self) -> bool:
         return self.parts is not None
 
     def everything(self) -> dict[str, bytes]:

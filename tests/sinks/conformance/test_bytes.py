@@ -83,9 +83,9 @@ def test_digests_are_taken_as_asked_for(place: Place, cases: dict[str, Case], di
     found = place.visible()
     case.check(found, digest)
     assert {name for name, data in found.items() if data != case.files[name]} <= {"lswap_manifest.json", "README.md"}
-    told = {shard["name"]: shard.get("sha256") for shard in json.loads(found["lswap_manifest.json"])["shards"]}
+    recorded = {shard["name"]: shard.get("sha256") for shard in json.loads(found["lswap_manifest.json"])["shards"]}
     taken = {file.name: hashlib.sha256(found[file.name]).hexdigest() for file in case.plan.files}
-    assert told == (taken if digest == "sha256" else dict.fromkeys(taken))
+    assert recorded == (taken if digest == "sha256" else dict.fromkeys(taken))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,7 @@ from lswap_core import RecipeError, StalePlanError
 from lswap_core.plan.division import Part
 from lswap_core.sinks.places import open_part, open_sink
 from tests.build import llama_pair
-from tests.sinks.conformance.cases import COPIED, Case, Told, fail_after, swap_case, write
+from tests.sinks.conformance.cases import COPIED, Case, RunReport, fail_after, swap_case, write
 from tests.sinks.conformance.conftest import Opener, on_every_server
 from tests.sinks.conformance.places import Place
 
@@ -28,20 +28,20 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 @on_every_server
 @pytest.mark.parametrize(("share", "kind"), [(0.0, "an error"), (0.4, "an interruption"), (0.8, "an error")])
 def test_a_source_that_fails_costs_nothing_but_time(place: Place, cases: dict[str, Case], share: float, kind: str) -> None:
-    """Nothing is seen. What is kept is told of, is there, and is not read again."""
-    case, told = cases["a swap"], Told()
+    """Nothing is seen. What is kept is reported, is there, and is not read again."""
+    case, report = cases["a swap"], RunReport()
     with pytest.raises((OSError, KeyboardInterrupt)):
-        write(place, case, before=fail_after(int(share * case.read_bytes), ERRORS[kind]()), workers=1, told=told)
+        write(place, case, before=fail_after(int(share * case.read_bytes), ERRORS[kind]()), workers=1, report=report)
     assert place.visible() == {}
     if place.parts is None:
-        assert told.kept == bool(place.everything())
-        assert not told.kept or place.has(told.partial)
+        assert report.kept == bool(place.everything())
+        assert not report.kept or place.has(report.partial)
     again = write(place, case, workers=1)
     assert place.visible() == case.files
     assert place.everything() == case.files
     assert not again.kept
     assert again.read_bytes <= case.read_bytes
-    if share > 0.7 and place.goes_on:
+    if share > 0.7 and place.can_resume:
         assert again.read_bytes < 0.9 * case.read_bytes
 
 

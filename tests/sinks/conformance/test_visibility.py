@@ -19,7 +19,7 @@ def test_what_is_done_is_not_seen_before_it_is_published_and_not_read_again(plac
     assert place.visible() == {}
     assert bool(place.everything()) == place.keeps
     again = write(place, case)
-    assert again.read_bytes == (0 if place.goes_on else case.read_bytes)
+    assert again.read_bytes == (0 if place.can_resume else case.read_bytes)
     assert place.visible() == case.files
 
 
@@ -77,7 +77,7 @@ def test_a_published_output_is_not_published_again(place: Place, cases: dict[str
 @pytest.mark.parametrize("inside", [False, True])
 def test_a_place_in_or_around_a_source_is_refused(place: Place, inside: bool) -> None:
     source = place.into.rpartition("/")[0] if inside else f"{place.into}/source"
-    with pytest.raises(RecipeError, match="is, holds or lies in the source"):
+    with pytest.raises(RecipeError, match="is, contains or is inside the source"):
         open_sink(place.into, sources=(source,), options=COPIED, traffic=None, restart=False)
     assert place.everything() == {}
 
