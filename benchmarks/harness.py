@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,11 +117,12 @@ def _tree(pid: int) -> list[int]:
     """The process and its descendants, as far as they still are."""
     found = [pid]
     for each in found:  # grows as it goes
-        for children in Path(f"/proc/{each}/task").glob("*/children"):
-            try:
+        threads: list[Path] = []
+        with suppress(FileNotFoundError, ProcessLookupError):  # the process has ended
+            threads += Path(f"/proc/{each}/task").glob("*/children")
+        for children in threads:
+            with suppress(FileNotFoundError, ProcessLookupError):  # the thread has
                 found.extend(map(int, children.read_text().split()))
-            except (FileNotFoundError, ProcessLookupError):
-                continue
     return found
 
 
