@@ -82,7 +82,7 @@ def stretch_file(file: OutputFile, stored: Collection[tuple[Role, str]], header_
     size = file.header.file_size
     if size > MOST_PARTS * MOST_BYTES:
         raise _too_large(file.name)
-    stretches = list(_joined(_stretches(file, stored, header_of)))
+    stretches = _joined(_stretches(file, stored, header_of))
     factor = 1
     while True:
         least = LEAST_BYTES * factor
@@ -125,21 +125,18 @@ def _stretches(file: OutputFile, stored: Collection[tuple[Role, str]], header_of
         yield Stretch(step.begin, step.end, Origin(ref.role, ref.file, ref.begin) if copied else None)
 
 
-def _joined(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
-    """Join neighbours that are also neighbours in the source."""
-    pending: Stretch | None = None
+def _joined(stretches: Iterable[Stretch]) -> list[Stretch]:
+    """Join neighbours that are also neighbours in the source, and leave out empty stretches."""
+    joined: list[Stretch] = []
     for stretch in stretches:
+        last = joined[-1] if joined else None
         if stretch.size_bytes == 0:
             continue
-        if pending is None:
-            pending = stretch
-        elif (pending.origin and pending.origin.after(pending.size_bytes)) == stretch.origin:
-            pending = Stretch(pending.begin, stretch.end, pending.origin)
+        if last is not None and (last.origin and last.origin.after(last.size_bytes)) == stretch.origin:
+            joined[-1] = Stretch(last.begin, stretch.end, last.origin)
         else:
-            yield pending
-            pending = stretch
-    if pending is not None:
-        yield pending
+            joined.append(stretch)
+    return joined
 
 
 def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
@@ -148,7 +145,7 @@ def _padded(stretches: Iterable[Stretch], least: int) -> list[Stretch]:
     A sent stretch that is too short takes bytes from the copied ones around it, or absorbs them.
     """
     short = [Stretch(s.begin, s.end, s.origin if s.size_bytes >= least else None) for s in stretches]
-    left = list(reversed(list(_joined(short))))
+    left = list(reversed(_joined(short)))
     done: list[Stretch] = []
     while left:
         stretch = left.pop()

@@ -13,7 +13,7 @@ from lswap_core.checkpoint.dtypes import DTYPES
 from lswap_core.checkpoint.header import build_header
 from lswap_core.errors import RecipeError
 from lswap_core.plan.plan import OutputFile
-from lswap_core.plan.upload_parts import UploadPart, cut_parts, stretch_file
+from lswap_core.plan.upload_parts import Stretch, Stretches, UploadPart, cut_parts, stretch_file
 from lswap_core.recipe.expressions import Blend, Copy, Expression
 
 MIB = 2**20
@@ -132,3 +132,20 @@ def test_copies_at_other_offsets_are_spliced_from_where_they_are() -> None:
     parts = parts_of(file, STORED)
     check(file, parts)
     assert sum(part.size_bytes for part in parts if part.origin is not None) > 89 * MIB
+
+
+def test_cuts_that_give_too_many_parts_make_the_others_larger() -> None:
+    size = 9_990 * 16 * MIB
+    stretches = Stretches((Stretch(0, size, None),), 5 * MIB)
+    assert len(cut_parts("m", stretches)) == 9_990
+    cuts = [(16 * number + 8) * MIB for number in range(100)]
+    parts = cut_parts("m", stretches, cuts)
+    assert len(parts) <= 10_000
+    assert {part.end for part in parts} >= {*cuts}
+    assert (parts[0].begin, parts[-1].end) == (0, size)
+    assert all(one.end == two.begin for one, two in pairwise(parts))
+
+
+def test_more_cuts_than_parts_there_may_be() -> None:
+    with pytest.raises(RecipeError, match="model-1 would take more than 10000 parts"):
+        cut_parts("model-1", Stretches((Stretch(0, 20_000, None),), 5 * MIB), range(1, 20_000))

@@ -207,3 +207,8 @@ def test_layers_are_not_reverted_to_a_base_of_another_shape(tmp_path: Path, trio
             LayerSwap(bottom=1, revert_layers=(2,)),
             math=tmp_path / "math", lang=tmp_path / "lang", base=tmp_path / "other", into=tmp_path / "out",
         )  # fmt: skip
+
+
+def test_a_sum_by_another_method_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--method is 'slerp'; expected one of"):
+        TaskSum("slerp")  # type: ignore[arg-type]
