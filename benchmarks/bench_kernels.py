@@ -186,6 +186,8 @@ CONTENDERS: dict[str, Callable[[Operands, int], Work]] = {
     "torch, obvious": blend_in_torch,
     "numpy, chunked": blend_in_numpy,
 }
+OPTIONAL = tuple(CONTENDERS)[2:]
+"""Those that may be left out. What is measured, and what it is compared to first, may not."""
 
 
 def gate(o: Operands) -> None:
@@ -210,6 +212,8 @@ def measure(o: Operands, threads: int, rounds: int, skip: set[str], clock: Calla
             works[name] = make(o, threads)
             works[name]()
         except (RuntimeError, NotImplementedError) as error:  # torch lacks some operations on fp8
+            if name not in OPTIONAL:
+                raise
             works.pop(name, None)
             notes[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -242,7 +246,7 @@ def main() -> None:
     parser.add_argument("--dtype", action="append", choices=list(TORCH), help="may be repeated; BF16 unless given")
     parser.add_argument("--mib", type=int, default=64, help="MiB of each operand")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--skip", action="append", choices=list(CONTENDERS)[2:], default=[])
+    parser.add_argument("--skip", action="append", choices=OPTIONAL, default=[])
     parser.add_argument("--cpu", action="store_true", help="one thread, in processor time")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

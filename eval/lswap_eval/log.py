@@ -101,7 +101,7 @@ class Log:
             raise RecipeError(f"{path} is there already; continue it with --resume, or choose another name") from None
         try:
             return cls._start(path, fd, header)
-        except BaseException:
+        except BaseException:  # whatever it was, the descriptor and its lock must not stay
             os.close(fd)
             raise
 

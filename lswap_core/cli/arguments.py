@@ -131,7 +131,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     other = parser.add_argument_group("other methods")
     other.add_argument("--method", choices=METHODS, default="layer-swap", help="how to merge (default: layer-swap)")
     other.add_argument("--scale", type=float, metavar="S", help="task-arithmetic (0.4), ties (1): what changes are multiplied by")
-    other.add_argument("--density", type=float, metavar="D", help="ties: the share of each change that is kept (default: 0.2)")
+    other.add_argument("--density", type=float, metavar="D", help="ties: the fraction of each change that is kept (default: 0.2)")
     other.add_argument(
         "--source",
         action="append",

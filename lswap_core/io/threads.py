@@ -59,7 +59,7 @@ def run_all(
             raise _StoppedError
         try:
             result = work(item, tally)
-        except BaseException as error:
+        except BaseException as error:  # the waiting thread raises it, whatever it is
             failed.append(error)
             raise
         finished.append(item)

@@ -106,11 +106,11 @@ def expression_from_json(entry: Node, dtype: DType, shape: tuple[int, ...]) -> E
         base, *experts = (_operand_from_json(side, shape) for side in entry["task_vectors"].elements())
         scales = tuple(scale.number() for scale in entry["scales"].elements(len(experts)))
         density = entry["density"].optional()
-        share = None if density is None else density.number(0, 1)
-        if not experts or share == 0:
+        kept = None if density is None else density.number(0, 1)
+        if not experts or kept == 0:
             raise entry.refuse("task vectors need an expert at least, and a density above 0")
         _check_alike(entry, (base, *experts), "added up")
-        made_of = TaskVectors(base, tuple(experts), scales, share, entry["strength"].number())
+        made_of = TaskVectors(base, tuple(experts), scales, kept, entry["strength"].number())
     else:
         made_of = _operand_from_json(entry, shape)
     if made_of.dtype != dtype:
@@ -230,7 +230,7 @@ def swap_from_json(entry: Node, tensors: Collection[str]) -> SwapRecord:
             Soup.from_json(options)
         except RecipeError as error:
             raise entry["options"].refuse(str(error)) from None
-    weights = tuple(share.number(0, 1) for share in entry["shares"].elements())
+    weights = tuple(weight.number(0, 1) for weight in entry["shares"].elements())
     if not weights and "method" not in options:
         raise entry["shares"].refuse("a model has at least one layer")
     notes = tuple(note.text() for note in entry["notes"].elements())

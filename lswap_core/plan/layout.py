@@ -30,8 +30,8 @@ def lay_out(draft: Draft, shard_size: int | None = None) -> Plan:
     """
     if shard_size is not None and shard_size < 1:
         raise RecipeError(f"a shard size of {shard_size} bytes holds nothing")
-    keeps_host = shard_size is None and _keeps_shapes(draft)
-    files = tuple(_like_primary(draft) if keeps_host else _in_new_files(draft, shard_size))
+    keeps_layout = shard_size is None and _keeps_shapes(draft)
+    files = tuple(_like_primary(draft) if keeps_layout else _in_new_files(draft, shard_size))
     sources = tuple(
         PlanSource(role, source.name, source.location, tuple(map(_source_file, source.files)))
         for role in in_order(draft.sources)

@@ -67,7 +67,7 @@ class PlanSource:
 
 @dataclass(frozen=True, slots=True)
 class PlanSidecar:
-    """A small file that is copied from the host."""
+    """A small file that is copied from the primary source."""
 
     name: str
     size: int

@@ -90,17 +90,17 @@ class Soup:
         if set(roles) != set(weights):
             raise RecipeError(f"the soup has weights for {listed(list(weights))}, but its experts are {listed(roles)}")
         total = numbers.fsum(weights.values())
-        shares = [weights[role] / total for role in roles]
-        if small := [role for role, share in zip(roles, shares, strict=True) if not in_fp32(share)]:
+        fractions = [weights[role] / total for role in roles]
+        if small := [role for role, fraction in zip(roles, fractions, strict=True) if not in_fp32(fraction)]:
             raise RecipeError(f"the weight of {small[0]} in the soup is too small beside the others to count; leave it out")
         first, *others = experts
         comparisons = [compare(first, other, allow_cast=self.cast) for other in others]
         if issues := [issue for comparison in comparisons for issue in comparison.issues]:
             raise MismatchError(f"{listed([expert.location for expert in experts])} cannot be combined", issues)
         chosen, notes = _floating(first)
-        (one, two, *more) = zip(experts, shares, strict=True)
+        (one, two, *more) = zip(experts, fractions, strict=True)
         draft = Draft.of(first, *others).blend(one_of(chosen), one, two, *more, cast=self.cast)
-        how = f"average of {listed([f'{role} ({share:.6g})' for role, share in zip(roles, shares, strict=True)])}"
+        how = f"average of {listed([f'{role} ({fraction:.6g})' for role, fraction in zip(roles, fractions, strict=True)])}"
         notes = [how, *notes, *dict.fromkeys(note for comparison in comparisons for note in comparison.notes)]
         options = replace(self, weights={role: weights[role] for role in roles}).to_json()
         return draft.record(SwapRecord(options, "", (), {}, tuple(notes)))
@@ -144,7 +144,7 @@ class TaskSum:
         if self.density is not None and self.method != "ties":
             raise RecipeError("--density has no effect without --method ties")
         if self.density is not None and not (type(self.density) in (int, float) and 0 < self.density <= 1):
-            raise RecipeError(f"--density is {self.density!r}; expected a share above 0, 1 at most")
+            raise RecipeError(f"--density is {self.density!r}; expected a fraction above 0, 1 at most")
 
     def to_json(self) -> dict[str, Any]:
         """Return the options that were given, as JSON."""

@@ -38,9 +38,9 @@ from lswap_core.text.strict_json import is_unicode
 class SwapRecord:
     """What a recipe decided, for people: the plan, the manifest and the model card include it.
 
-    options: the recipe as JSON. prefix: where the layers are. shares: lang's weight in each layer (0 is math, 1 lang); empty
+    options: the recipe as JSON. prefix: where the layers are. weights: lang's weight in each layer (0 is math, 1 lang); empty
     for a method that does not go by layers, which `options` then names. outside: part of the model outside the layers -> (its
-    source, its tensors). notes: one sentence each. base: name of the base from which shares were computed, None where none
+    source, its tensors). notes: one sentence each. base: name of the base from which weights were computed, None where none
     was needed.
     """
 
@@ -139,8 +139,8 @@ class Draft:
         if not (0 <= y_weight <= 1 and math.isclose(x_weight + y_weight, 1, rel_tol=0, abs_tol=1e-6)):
             raise RecipeError(f"blend: weights must be from 0 to 1 and add up to 1, not {x_weight!r} and {y_weight!r}")
         chosen = self.select(selector)
-        if (share := in_fp32(y_weight)) in (0, 1):
-            return self.replace(selector, y_source if share else x_source, cast=cast)
+        if (weight := in_fp32(y_weight)) in (0, 1):
+            return self.replace(selector, y_source if weight else x_source, cast=cast)
         x_side = self._taken(chosen, x_source, cast)
         y_side = self._taken(chosen, y_source, cast)
         self._refuse_uncomputable(chosen, x_side)
@@ -160,8 +160,8 @@ class Draft:
         chosen = self.select(selector)
         sides = [self._taken(chosen, source, cast) for source, _ in used]
         self._refuse_uncomputable(chosen, sides[0])
-        shares = tuple(weight for _, weight in used)
-        averages = {name: Average(tuple(side[name] for side in sides), shares) for name in chosen}
+        weights = tuple(weight for _, weight in used)
+        averages = {name: Average(tuple(side[name] for side in sides), weights) for name in chosen}
         return self._with(self.tensors | averages, *(source for source, _ in used))
 
     def add_task_vectors(
@@ -178,7 +178,7 @@ class Draft:
         For arithmetic, scales and density see `lswap_core.recipe.expressions.TaskVectors`. Raises MismatchError as `blend`.
         """
         if density is not None and not 0 < density <= 1:
-            raise RecipeError(f"add_task_vectors: the density is {density!r}; expected a share above 0, 1 at most")
+            raise RecipeError(f"add_task_vectors: the density is {density!r}; expected a fraction above 0, 1 at most")
         if not all(math.isfinite(scale) for scale in (strength, *(scale for _, scale in experts))):
             raise RecipeError("add_task_vectors: a scale is not finite")
         chosen = self.select(selector)

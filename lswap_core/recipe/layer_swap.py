@@ -112,7 +112,7 @@ class LayerSwap:
         if self.ramp not in RAMPS:
             raise RecipeError(f"--ramp is {self.ramp!r}; expected one of {', '.join(RAMPS)}")
         if self.ramp == "linear" and self.weight != 0.5 and "blend" not in (self.embed, self.norm, self.head):
-            raise RecipeError(f"--weight {self.weight} has no effect with --ramp linear, which sets every blended layer's share")
+            raise RecipeError(f"--weight {self.weight} has no effect with --ramp linear, which sets every blended layer's weight")
         if self.swap is not None and (not self.swap or not set(self.swap) <= set(MODULES)):
             raise RecipeError(f"--swap is {','.join(self.swap)!r}; expected some of {', '.join(MODULES)}")
         for name in ("embed", "norm", "head"):
@@ -147,7 +147,7 @@ class LayerSwap:
     def zones(self, layer_count: int, weights: Mapping[int, float] | None = None) -> Zones:
         """Return lang's weight in each of `layer_count` layers. Raises RecipeError where the zones do not fit.
 
-        shares: the weights in blended layers, for `ramp="mav"`.
+        weights: those in blended layers, for `ramp="mav"`.
         """
         if self.ramp == "mav":
             resolved = list(replace(self, ramp="constant", weight=0.5).zones(layer_count).weights)

@@ -90,7 +90,7 @@ def repeat_command(plan: Plan | Manifest, swap: SwapRecord) -> str:
 
 
 def _soup(plan: Plan | Manifest, swap: SwapRecord) -> list[str]:
-    """The options of a soup. The first expert, whose layout the output takes, is the plan's host."""
+    """The options of a soup. The first expert, whose layout the output takes, is the plan's primary source."""
     weights = swap.options["weights"]
     names = {source.role: source.name for source in plan.sources}
     words = ["--method", "soup"]

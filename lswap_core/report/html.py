@@ -85,7 +85,7 @@ def _summary(page: Page) -> str:
 def _tiles(page: Page) -> str:
     tiles = [("tensors", f"{page.tensors:,}"), ("size", format_size(page.size_bytes))]
     if page.shares:
-        blended = sum(0 < share < 1 for share in page.shares)
+        blended = sum(0 < weight < 1 for weight in page.shares)
         counts = [("layers", str(len(page.shares))), ("from lang", str(page.shares.count(1.0)))]
         tiles = [*counts, ("blended", str(blended)), ("from math", str(page.shares.count(0.0))), *tiles]
     return "".join(f"<div class=tile><dt>{title}</dt><dd>{value}</dd></div>" for title, value in tiles)
@@ -152,7 +152,7 @@ def _changes(page: Page) -> str:
         hint = (
             '<p class="hint">A merge measures the experts only where it blends them. For all layers, and for what each expert '
             "changed of the base:</p><pre class=box tabindex=0>lswap-core analyze --math A --lang B --base X --json &gt; "
-            "changes.json\nlswap_core report OUT --changes changes.json</pre>"
+            "changes.json\nlswap-core report OUT --changes changes.json</pre>"
         )
     elif page.base is None:
         hint = '<p class="hint">Measured without a base; <code>analyze --base X</code> shows what each expert changed of it.</p>'

@@ -108,7 +108,7 @@ def prepare(
 def primary_sidecars(plan: Plan, locations: Mapping[str, StrPath] | None) -> Mapping[str, bytes]:
     """The content of the files to copy beside the shards, by name. Opens only the primary source.
 
-    Raises StalePlanError where the host has changed; tensors of a remote host are not checked.
+    Raises StalePlanError where the primary source has changed; tensors of a remote one are not checked.
     """
     moved = _given(locations or {}, {source.role for source in plan.sources})
     return reopen(Places(), plan, plan.primary, moved.get(plan.primary), tensors=False, sidecars=True).sidecars
@@ -205,7 +205,7 @@ def execute(plan: Plan, *, into: StrPath, locations: Mapping[str, StrPath] | Non
                 done = run.run(plan, source, sink, ready)
             sidecars = ready.sources[plan.primary].sidecars
             manifest = complete(plan, done, sink, sidecars, digest=run.options.digest, workers=ready.threads)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too: the note says where the work is
             if sink.kept:
                 error.add_note(
                     f"what is done is kept in {sink.partial}; the same command goes on from there (--restart: begin again)"

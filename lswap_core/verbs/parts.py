@@ -52,7 +52,7 @@ def apply_part(
         if anew:
             try:
                 sink.seal(run.run(plan, source, sink, ready, steps))
-            except BaseException as error:
+            except BaseException as error:  # Ctrl-C, too: the note says how to go on
                 error.add_note(f"other parts are not touched by that; the same command does part {part} again")
                 raise
             finally:

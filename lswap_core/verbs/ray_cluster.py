@@ -76,7 +76,7 @@ def execute_on_ray(
             while pending:
                 done, pending = ray.wait(pending)
                 bar.advance(ray.get(done[0]))
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C, too: tasks would go on without this process
             _cancel(ray, pending)
             error.add_note(
                 f"parts that are done are kept {'in' if is_url(place) else 'beside'} {place}; the same command goes on from there"

@@ -37,7 +37,7 @@ _PROBE_BYTES = 4096
 class ResidentModel:
     """A loaded model, and the draft that it holds now.
 
-    model: as transformers loaded it from `host`, unchanged since, on any device. sources: by role, with `host`; every draft
+    model: as transformers loaded it from `primary`, unchanged since, on any device. sources: by role, with `primary`; every draft
     uses these. Raises RecipeError where transformers keeps this architecture's tensors under other names or in another form
     than the files. Not safe to use from several threads. Call `close`, or use it as a context manager.
     """
@@ -106,7 +106,7 @@ class ResidentModel:
 
     def _attach(self, sources: Mapping[Role, Checkpoint]) -> None:
         if sources.get(self._primary.role) != self._primary:
-            raise ValueError(f"the host, {self._primary.location}, is not among the sources")
+            raise ValueError(f"the primary source, {self._primary.location}, is not among the sources")
         self.close()
         self._sources = LocalSource(sources)
 

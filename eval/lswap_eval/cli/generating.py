@@ -232,8 +232,8 @@ def _show_settings(pairs: Sequence[Pair]) -> None:
         first: dict[str, str] = {}
         for run in pair.runs:
             same = first.setdefault(run.identity.digest, run.setting.id)
-            shares = "as it is" if run.draft.swap is None else " ".join(f"{share:g}" for share in run.draft.swap.weights)
-            made_of = shares if same == run.setting.id else f"the same model as {same}"
+            weights = "as it is" if run.draft.swap is None else " ".join(f"{weight:g}" for weight in run.draft.swap.weights)
+            made_of = weights if same == run.setting.id else f"the same model as {same}"
             _say(f"  {run.setting.id}: {made_of} ({run.setting.why})")
         if (swap := next((run.draft.swap for run in pair.runs if run.draft.swap is not None), None)) is not None:
             outside = ", ".join(f"{part} {giver}" for part, (giver, tensors) in swap.outside.items() if tensors)

@@ -36,7 +36,7 @@ every large model, in well under a second."""
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A model in a log. shares: lang's weight in each layer. outside: the source of each part outside the layers. Both are
+    """A model in a log. weights: lang's weight in each layer. outside: the source of each part outside the layers. Both are
     None where the model is no layer swap.
     """
 
@@ -85,7 +85,7 @@ def identify_draft(draft: Draft, *, name: str) -> Identity:
 
 
 def _is_plain(swap: SwapRecord) -> bool:
-    """Whether shares, the policy outside the layers and the experts determine the model completely."""
+    """Whether weights, the policy outside the layers and the experts determine the model completely."""
     return bool(swap.weights) and not {"method", "swap", "revert_layers"} & swap.options.keys()
 
 

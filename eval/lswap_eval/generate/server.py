@@ -80,7 +80,7 @@ class HttpGenerator:
             asked = [pool.submit(self._complete, prompt, list(stop), seed) for prompt in prompts]
             try:
                 return [future.result() for future in asked]
-            except BaseException:
+            except BaseException:  # Ctrl-C, too: no request of the rest is sent
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 

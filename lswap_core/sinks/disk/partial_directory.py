@@ -110,7 +110,7 @@ class Partial:
             raise
         try:
             self._mark(directory)
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: a later call in this process must find no lock
             os.close(directory)
             raise
         return directory

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -38,15 +40,24 @@ class _Skewed(BaseHTTPRequestHandler):
         self.wfile.write(told)
 
 
-def test_a_clock_that_is_wrong_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Skewed) as server:
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server that answers with `handler`."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_clock_that_is_wrong_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    with _serving(_Skewed) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
         with pytest.raises(SourceError, match="this machine's clock is wrong"):
             open_checkpoint("s3://models/x", role="math")
-        server.shutdown()
 
 
 class _Azure(BaseHTTPRequestHandler):
@@ -78,14 +89,12 @@ class _Azure(BaseHTTPRequestHandler):
 
 def test_an_etag_of_azure_is_the_same_with_and_without_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is read as far as its header, which is refused."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Azure) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"http://127.0.0.1:{server.server_port}/account")
+    with _serving(_Azure) as address:
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", f"{address}/account")
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
         monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
         with pytest.raises(FormatError, match=r"^az://models/x/model\.safetensors: "):
             open_checkpoint("az://models/x", role="math")
-        server.shutdown()
 
 
 @pytest.mark.parametrize("url", ["s3://", "ftp://host/x", "https://host/x?y=1"])
