@@ -160,8 +160,8 @@ class Draft:
         chosen = self.select(selector)
         sides = [self._taken(chosen, source, cast) for source, _ in used]
         self._refuse_uncomputable(chosen, sides[0])
-        weights = tuple(weight for _, weight in used)
-        averages = {name: Average(tuple(side[name] for side in sides), weights) for name in chosen}
+        above_zero = tuple(weight for _, weight in used)
+        averages = {name: Average(tuple(side[name] for side in sides), above_zero) for name in chosen}
         return self._with(self.tensors | averages, *(source for source, _ in used))
 
     def add_task_vectors(
